@@ -1,4 +1,4 @@
-"""Examples, our one JSONL format, and the prompts of student and teacher. Needs no package.
+"""Examples, our one JSONL format, and the prompts of student and teacher. Needs no package; the tokenizer is the caller's.
 
 A line of a file is one JSON object:
 
@@ -83,6 +83,25 @@ def encode_prompt(tokenizer, messages):
     if tokenizer.chat_template is None:
         raise ValueError("the model's tokenizer has no chat template; choose an instruction-tuned model")
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+
+
+@dataclass
+class Pair:
+    """A training example as token ids: s = Ctx_S(x) and t = Ctx_T(x, c)."""
+    id: str
+    student_prompt: list
+    teacher_prompt: list
+
+
+def encode_pairs(tokenizer, examples, context, max_prompt_tokens, max_teacher_prompt_tokens):
+    """(pairs that fit both limits, pairs that do not). Nothing is ever cut: half a question is another question."""
+    fitting, too_long = [], []
+    for example in examples:
+        pair = Pair(example.id, encode_prompt(tokenizer, student_messages(example)),
+                    encode_prompt(tokenizer, teacher_messages(example, context)))
+        fits = len(pair.student_prompt) <= max_prompt_tokens and len(pair.teacher_prompt) <= max_teacher_prompt_tokens
+        (fitting if fits else too_long).append(pair)
+    return fitting, too_long
 
 
 # ---- reading ----

@@ -1,4 +1,4 @@
-"""Scorers, greedy accuracy and drift.  python eval.py --model DIR --task NAME [--context demonstration]
+"""Scorers, greedy accuracy, the preflight and drift.  python eval.py --model DIR --task NAME [--context demonstration]
 
 Needs torch, transformers and tqdm, and data.py, sampling.py, models.py and kl_estimators.py beside it.
 """
@@ -9,6 +9,7 @@ import json
 import math
 import re
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,6 +131,36 @@ def format_table(rows, chance=None):
     if chance is not None:
         lines.append(f"chance, for a well-formed answer: {chance:.0%}; ± is one standard error")
     return "\n".join(lines)
+
+
+# ---- preflight: is there anything to learn? ----
+
+@torch.no_grad()
+def preflight(model, tokenizer, examples, context, max_new_tokens):
+    """What the model can do alone and as its own teacher, before it is trained -> a dict.
+
+    student, teacher           summaries of `evaluate`, without and with the teacher's context
+    copied                     share of teacher answers that are the demonstration word for word
+    kl_teacher_student         KL(teacher || student) in nats a token, on the teacher's answers: what there is to learn
+    sampling_tokens_per_s, scoring_tokens_per_s    of new tokens, and of one forward pass: they price a step
+    """
+    started = time.perf_counter()
+    student, answers = evaluate(model, tokenizer, examples, max_new_tokens=max_new_tokens, description="preflight: student")
+    sampling_speed = sum(len(answer.ids) for answer in answers) / (time.perf_counter() - started)
+    teacher, answers = evaluate(model, tokenizer, examples, context=context, max_new_tokens=max_new_tokens, description="preflight: teacher")
+    copied = [answer.text.split() == example.demonstration.split() for answer, example in zip(answers, examples)]
+
+    kl, tokens, scored, started = 0.0, 0, 0, time.perf_counter()
+    for example, answer in zip(examples, answers):
+        ids_BT = torch.tensor([answer.ids], device=model.device)
+        prompts = [encode_prompt(tokenizer, messages) for messages in (example.messages, teacher_messages(example, context))]
+        student_hidden_BTD, teacher_hidden_BTD = (completion_hidden(model, [prompt], ids_BT, torch.ones_like(ids_BT, dtype=torch.bool))
+                                                  for prompt in prompts)
+        kl_BT, _, _ = compare_completions(student_hidden_BTD, model.lm_head, teacher_hidden_BTD, model.lm_head, ids_BT, "forward")
+        kl, tokens = kl + kl_BT.sum().item(), tokens + len(answer.ids)
+        scored += sum(len(prompt) + len(answer.ids) for prompt in prompts)
+    return {"student": student, "teacher": teacher, "copied": sum(copied) / len(copied), "kl_teacher_student": kl / tokens,
+            "sampling_tokens_per_s": sampling_speed, "scoring_tokens_per_s": scored / (time.perf_counter() - started)}
 
 
 # ---- forgetting: how far a model has moved on what it was never trained on ----

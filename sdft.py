@@ -21,6 +21,7 @@ import math
 import signal
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,8 +29,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import CONTEXTS, encode_prompt, load_task, student_messages, teacher_messages
-from eval import CHANCE, answer_greedily, drift_from_base, evaluate, format_table, sample_base_answers, score
+from data import CONTEXTS, encode_pairs, load_task, teacher_messages
+from eval import CHANCE, drift_from_base, evaluate, format_table, preflight, sample_base_answers
 from kl_estimators import (DIVERGENCES, analytic_surrogate, compare_completions, rao_blackwell_surrogate, sequence_mean,
                            sequence_sum, token_surrogate)
 from models import list_checkpoints, load_checkpoint, load_model, load_weights, read_state, save_checkpoint, save_model, stop_tokens
@@ -124,14 +125,6 @@ REDUCTIONS = {"mean": sequence_mean, "sum": sequence_sum}
 
 
 @dataclass
-class Pair:
-    """A training example as token ids: s = Ctx_S(x) and t = Ctx_T(x, c)."""
-    id: str
-    student_prompt: list
-    teacher_prompt: list
-
-
-@dataclass
 class Batch:
     """What one step needs; a function of (seed, step) alone, so that a resumed run repeats it."""
     ids: list
@@ -193,7 +186,7 @@ def micro_batches(batch, rollout, config):
 
 @dataclass
 class Data:
-    train: list                 # of Pair
+    train: list                 # of data.Pair
     validation: list            # of Example
     reports: dict               # name -> list of Example, for the table before and after
     general: list               # of Example, never trained on: they measure forgetting
@@ -215,71 +208,42 @@ def load_data(config):
     return train_examples, validation, reports, load_task("general", "test")
 
 
-def encode_pairs(tokenizer, examples, config):
-    """Train examples as token ids -> (pairs that fit, one line about those that do not). Nothing is ever cut."""
-    pairs, too_long = [], []
-    for example in examples:
-        pair = Pair(example.id, encode_prompt(tokenizer, student_messages(example)),
-                    encode_prompt(tokenizer, teacher_messages(example, config.teacher_context)))
-        fits = (len(pair.student_prompt) <= config.max_prompt_tokens and len(pair.teacher_prompt) <= config.max_teacher_prompt_tokens)
-        (pairs if fits else too_long).append(pair)
+def check_lengths(pairs, too_long, config):
+    """One line about the prompts; ValueError where none fits, or one does not and --too-long is stop."""
     longest = [max(len(prompt) for prompt in prompts) for prompts in zip(*((p.student_prompt, p.teacher_prompt) for p in pairs + too_long))]
-    report = (f"{len(pairs)} of {len(examples)} fit; longest student prompt {longest[0]} tokens (limit {config.max_prompt_tokens}), "
+    report = (f"{len(pairs)} of {len(pairs) + len(too_long)} fit; longest student prompt {longest[0]} tokens (limit {config.max_prompt_tokens}), "
               f"longest teacher prompt {longest[1]} (limit {config.max_teacher_prompt_tokens})")
     if too_long:
         report += f"\n               left out: {', '.join(pair.id for pair in too_long[:5])}{' …' if len(too_long) > 5 else ''}"
     if not pairs or (too_long and config.too_long == "stop"):
         raise ValueError(f"prompts: {report}\nRaise --max-prompt-tokens or --max-teacher-prompt-tokens, or shorten these examples"
                          + (", or leave them out with --too-long drop" if pairs else ""))
-    return pairs, report
+    return report
 
 
-@torch.no_grad()
-def preflight(model, tokenizer, data, config, prompts_report):
-    """Is the teacher better than the student? Otherwise SDFT has nothing to teach. Prints a verdict -> its figures."""
-    examples = data.validation
-    started = time.perf_counter()
-    student, student_answers = evaluate(model, tokenizer, examples, max_new_tokens=config.max_new_tokens, description="preflight: student")
-    sampling_speed = sum(len(answer.ids) for answer in student_answers) / (time.perf_counter() - started)
-    teacher, teacher_answers = evaluate(model, tokenizer, examples, context=config.teacher_context,
-                                        max_new_tokens=config.max_new_tokens, description="preflight: teacher")
-    copied = sum(answer.text.split() == example.demonstration.split() for answer, example in zip(teacher_answers, examples)) / len(examples)
+def print_preflight(figures, model, pairs, lengths_report, config):
+    """What the preflight found, what the run will cost, and a verdict."""
+    def scores(summary):
+        return f"{summary['correct']:.1%} right" + (f", {summary['well_formed']:.1%} well formed" if "well_formed" in summary else "")
 
-    # KL(teacher || student) on the teacher's answers: what the student would have to learn
-    kl_sum = tokens = scored = 0
-    started = time.perf_counter()
-    for example, answer in zip(examples, teacher_answers):
-        ids_BT = torch.tensor([answer.ids], device=model.device)
-        hidden = [completion_hidden(model, [encode_prompt(tokenizer, messages)], ids_BT, torch.ones_like(ids_BT, dtype=torch.bool))
-                  for messages in (student_messages(example), teacher_messages(example, config.teacher_context))]
-        kl_BT, _, _ = compare_completions(hidden[0], model.lm_head, hidden[1], model.lm_head, ids_BT, "forward")
-        kl_sum, tokens = kl_sum + kl_BT.sum().item(), tokens + len(answer.ids)
-        scored += sum(len(encode_prompt(tokenizer, m)) for m in (example.messages, teacher_messages(example, config.teacher_context))) + 2 * len(answer.ids)
-    scoring_speed = scored / (time.perf_counter() - started)
-
-    # a step: sampling, one forward pass of the teacher, and of the student one forward and one backward (two forwards' work)
-    T, n = student["completion_tokens"], len(data.train)
-    prompt, teacher_prompt = (sum(len(getattr(pair, name)) for pair in data.train) / n for name in ("student_prompt", "teacher_prompt"))
-    step_seconds = config.batch_size * (T / sampling_speed + ((teacher_prompt + T) + 3 * (prompt + T)) / scoring_speed)
-    steps = total_steps(config, n)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    copies = 4 + (config.teacher != "student")
-
-    def line(summary):
-        return f"{summary['correct']:>6.1%} right" + (f", {summary['well_formed']:.1%} well formed" if "well_formed" in summary else "")
-    print(f"preflight on {len(examples)} validation examples")
-    print(f"  student      {line(student)}")
-    print(f"  teacher      {line(teacher)}; it sees {config.teacher_context}, and copies the demonstration word for word in {copied:.1%}")
-    print(f"  to learn     KL(teacher || student) = {kl_sum / tokens:.2f} nats a token on the teacher's answers")
-    print(f"  prompts      {prompts_report}")
-    print(f"  estimate     {steps} steps of about {step_seconds:.0f} s = {steps * step_seconds / 60:.0f} minutes; "
-          f"{parameters * 4 * copies / 1e9:.1f} GB for weights, gradient, moments{' and teacher' if copies > 4 else ''}, plus activations")
-    if teacher["correct"] > student["correct"]:
-        print("  verdict      go: in context, the model can do what it cannot do alone")
+    # a step: sampling, a forward pass of the teacher, and of the student one forward and one backward (the work of two)
+    T = figures["student"]["completion_tokens"]
+    scored = sum(len(pair.teacher_prompt) + T + 3 * (len(pair.student_prompt) + T) for pair in pairs) / len(pairs)
+    step_seconds = config.batch_size * (T / figures["sampling_tokens_per_s"] + scored / figures["scoring_tokens_per_s"])
+    steps = total_steps(config, len(pairs))
+    copies = 5 if config.teacher != "student" else 4  # weights, gradient, two moments, teacher
+    gigabytes = copies * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e9
+    print(f"""preflight on {figures["student"]["n"]} validation examples
+  student      {scores(figures["student"])}
+  teacher      {scores(figures["teacher"])}; it sees {config.teacher_context} and repeats the demonstration word for word in {figures["copied"]:.1%}
+  to learn     KL(teacher || student) = {figures["kl_teacher_student"]:.2f} nats a token on the teacher's answers
+  prompts      {lengths_report}
+  estimate     {steps} steps of about {step_seconds:.0f} s = {steps * step_seconds / 60:.0f} minutes; {gigabytes:.1f} GB, plus activations""")
+    if figures["teacher"]["correct"] > figures["student"]["correct"]:
+        print("  verdict      go: with the demonstration the model can do what it cannot do alone")
     else:
         print("  verdict      WARNING: the teacher is no better than the student, so SDFT has nothing to teach here. Try a larger\n"
               "               --model, another --teacher-context, or demonstrations in a form that this model would say anyway")
-    return {"student": student, "teacher": teacher, "copied": copied, "kl_teacher_student": kl_sum / tokens}
 
 
 def validate(student, tokenizer, examples, step, best, config, run_folder):
@@ -312,16 +276,27 @@ def start_log(file, step):
     return open(file, "a", buffering=1)
 
 
-class finish_step_on_signal(list):
-    """with finish_step_on_signal() as interrupted: Ctrl-C or SIGTERM makes `interrupted` true and lets the step end."""
+@contextmanager
+def finish_step_on_signal():
+    """with finish_step_on_signal() as interrupted: the first Ctrl-C or SIGTERM fills the list and lets the step end; a second stops at once."""
+    interrupted = []
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def __enter__(self):
-        self.previous = {number: signal.signal(number, lambda *_: self.append(1)) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self.previous.items():
+    def restore(*_):
+        for number, handler in previous.items():
             signal.signal(number, handler)
+
+    def note(number, _frame):
+        interrupted.append(number)
+        restore()
+        tqdm.write("stopping: this step is finished and saved first")
+
+    for number in previous:
+        signal.signal(number, note)
+    try:
+        yield interrupted
+    finally:
+        restore()
 
 
 # ---- configuration: each field is a flag, with dashes ----
@@ -468,18 +443,20 @@ def main(argv=None):
         print(about_preset + ("" if config.data else "; data: our own small samples, since no --data is given"))
         train_examples, validation, reports, general = load_data(config)
         student, tokenizer = load_model(config.model, "cuda" if torch.cuda.is_available() else "cpu")
-        pairs, prompts_report = encode_pairs(tokenizer, train_examples, config)
+        pairs, too_long = encode_pairs(tokenizer, train_examples, config.teacher_context, config.max_prompt_tokens, config.max_teacher_prompt_tokens)
+        lengths_report = check_lengths(pairs, too_long, config)
         run_folder = checkpoint.parent if checkpoint else new_run_folder(config)
     except ValueError as error:
         sys.exit(f"error: {error}")
     data = Data(pairs, validation, reports, general)
 
     base_answers = sample_base_answers(student, tokenizer, general, config.general_tokens)
-    if (run_folder / "before.json").exists():
+    if checkpoint:
         before = json.loads((run_folder / "before.json").read_text())
     else:
-        before = {"preflight": preflight(student, tokenizer, data, config, prompts_report),
-                  "before": report(student, tokenizer, data, config, base_answers, "before")}
+        before = {"preflight": preflight(student, tokenizer, validation, config.teacher_context, config.max_new_tokens)}
+        print_preflight(before["preflight"], student, pairs, lengths_report, config)
+        before["before"] = report(student, tokenizer, data, config, base_answers, "before")
         (run_folder / "before.json").write_text(json.dumps(before, indent=1) + "\n")
 
     try:
