@@ -103,13 +103,16 @@ def compare_completions(student_hidden_BTD, student_head, teacher_hidden_BTD, te
         with torch.no_grad():
             teacher_logprobs_NV = _log_softmax(teacher_head(teacher_hidden_ND))
         student_logprobs_NV = _log_softmax(student_head(student_hidden_ND))
-        kl_N = DIVERGENCES[divergence](student_logprobs_NV, teacher_logprobs_NV)
-        return kl_N, student_logprobs_NV.gather(1, ids_N[:, None])[:, 0], teacher_logprobs_NV.gather(1, ids_N[:, None])[:, 0]
+        positions = torch.arange(len(ids_N), device=ids_N.device)
+        # one tensor, so that backward visits all of the chunk, whichever of the three a loss uses: what it does not visit
+        # would stay in memory until the last chunk is done. Indexed, because gather would keep its [N, V] input
+        return torch.stack([DIVERGENCES[divergence](student_logprobs_NV, teacher_logprobs_NV),
+                            student_logprobs_NV[positions, ids_N], teacher_logprobs_NV[positions, ids_N]])
 
     chunks = zip(student_hidden_BTD.flatten(0, 1).split(chunk_size), teacher_hidden_BTD.flatten(0, 1).split(chunk_size),
                  completion_ids_BT.flatten().split(chunk_size))
     results = [checkpoint(compare_chunk, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
-    return tuple(torch.cat(parts).view(B, T) for parts in zip(*results))
+    return torch.cat(results, dim=1).view(3, B, T).unbind()
 
 
 def _log_softmax(logits_NV):
