@@ -163,6 +163,25 @@ def preflight(model, tokenizer, examples, context, max_new_tokens):
             "sampling_tokens_per_s": sampling_speed, "scoring_tokens_per_s": scored / (time.perf_counter() - started)}
 
 
+def format_preflight(figures, context, lengths_report, estimate):
+    """The preflight's figures and a verdict, as lines of text."""
+    def scores(summary):
+        return f"{summary['correct']:.1%} right" + (f", {summary['well_formed']:.1%} well formed" if "well_formed" in summary else "")
+
+    if figures["teacher"]["correct"] > figures["student"]["correct"]:
+        verdict = "go: with its context the model can do what it cannot do alone"
+    else:
+        verdict = ("WARNING: the teacher is no better than the student, so SDFT has nothing to teach here. Try a larger\n"
+                   "               --model, another --teacher-context, or demonstrations in a form that this model would say anyway")
+    return f"""preflight on {figures["student"]["n"]} validation examples
+  student      {scores(figures["student"])}
+  teacher      {scores(figures["teacher"])}; it sees {context} and repeats the demonstration word for word in {figures["copied"]:.1%}
+  to learn     KL(teacher || student) = {figures["kl_teacher_student"]:.2f} nats a token on the teacher's answers
+  prompts      {lengths_report}
+  estimate     {estimate}
+  verdict      {verdict}"""
+
+
 # ---- forgetting: how far a model has moved on what it was never trained on ----
 
 @dataclass

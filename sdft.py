@@ -30,7 +30,7 @@ import torch
 from tqdm import tqdm
 
 from data import CONTEXTS, encode_pairs, load_task, teacher_messages
-from eval import CHANCE, drift_from_base, evaluate, format_table, preflight, sample_base_answers
+from eval import CHANCE, drift_from_base, evaluate, format_preflight, format_table, preflight, sample_base_answers
 from kl_estimators import (DIVERGENCES, analytic_surrogate, compare_completions, rao_blackwell_surrogate, sequence_mean,
                            sequence_sum, token_surrogate)
 from models import list_checkpoints, load_checkpoint, load_model, load_weights, read_state, save_checkpoint, save_model, stop_tokens
@@ -221,29 +221,16 @@ def check_lengths(pairs, too_long, config):
     return report
 
 
-def print_preflight(figures, model, pairs, lengths_report, config):
-    """What the preflight found, what the run will cost, and a verdict."""
-    def scores(summary):
-        return f"{summary['correct']:.1%} right" + (f", {summary['well_formed']:.1%} well formed" if "well_formed" in summary else "")
-
+def estimate(figures, model, pairs, config):
+    """One line of what the run will cost, from the speeds that the preflight has seen."""
     # a step: sampling, a forward pass of the teacher, and of the student one forward and one backward (the work of two)
     T = figures["student"]["completion_tokens"]
     scored = sum(len(pair.teacher_prompt) + T + 3 * (len(pair.student_prompt) + T) for pair in pairs) / len(pairs)
     step_seconds = config.batch_size * (T / figures["sampling_tokens_per_s"] + scored / figures["scoring_tokens_per_s"])
     steps = total_steps(config, len(pairs))
-    copies = 5 if config.teacher != "student" else 4  # weights, gradient, two moments, teacher
+    copies = 4 + (config.teacher != "student")  # weights, gradient, two moments, teacher
     gigabytes = copies * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e9
-    print(f"""preflight on {figures["student"]["n"]} validation examples
-  student      {scores(figures["student"])}
-  teacher      {scores(figures["teacher"])}; it sees {config.teacher_context} and repeats the demonstration word for word in {figures["copied"]:.1%}
-  to learn     KL(teacher || student) = {figures["kl_teacher_student"]:.2f} nats a token on the teacher's answers
-  prompts      {lengths_report}
-  estimate     {steps} steps of about {step_seconds:.0f} s = {steps * step_seconds / 60:.0f} minutes; {gigabytes:.1f} GB, plus activations""")
-    if figures["teacher"]["correct"] > figures["student"]["correct"]:
-        print("  verdict      go: with the demonstration the model can do what it cannot do alone")
-    else:
-        print("  verdict      WARNING: the teacher is no better than the student, so SDFT has nothing to teach here. Try a larger\n"
-              "               --model, another --teacher-context, or demonstrations in a form that this model would say anyway")
+    return f"{steps} steps of about {step_seconds:.0f} s = {steps * step_seconds / 60:.0f} minutes; {gigabytes:.1f} GB, plus activations"
 
 
 def validate(student, tokenizer, examples, step, best, config, run_folder):
@@ -455,7 +442,7 @@ def main(argv=None):
         before = json.loads((run_folder / "before.json").read_text())
     else:
         before = {"preflight": preflight(student, tokenizer, validation, config.teacher_context, config.max_new_tokens)}
-        print_preflight(before["preflight"], student, pairs, lengths_report, config)
+        print(format_preflight(before["preflight"], config.teacher_context, lengths_report, estimate(before["preflight"], student, pairs, config)))
         before["before"] = report(student, tokenizer, data, config, base_answers, "before")
         (run_folder / "before.json").write_text(json.dumps(before, indent=1) + "\n")
 
@@ -478,19 +465,16 @@ def main(argv=None):
 
 def report(model, tokenizer, data, config, base_answers, when):
     """What the final table shows of one set of weights -> {name of the set: summary}."""
-    summaries = {name: evaluate(model, tokenizer, examples, max_new_tokens=config.max_new_tokens, description=f"{when}: {name}")[0]
-                 for name, examples in data.reports.items()}
-    for summary in summaries.values():
-        summary["drift_from_base"] = drift_from_base(base_answers, model)
-    return summaries
+    drift = drift_from_base(base_answers, model)
+    return {name: evaluate(model, tokenizer, examples, max_new_tokens=config.max_new_tokens, description=f"{when}: {name}")[0]
+            | {"drift_from_base": drift} for name, examples in data.reports.items()}
 
 
 def results_table(results):
-    config = results["config"]
     rows = [(f"{name}, {when}" + (f" (step {results['best_step']}, by validation)" if when == "best" else ""), results[when][name])
             for name in results["before"] for when in ("before", "best", "last") if when in results]
-    rows.append((f"validation, teacher with {config['teacher_context']}", results["preflight"]["teacher"]))
-    return format_table(rows, CHANCE.get(config["task"]))
+    rows.append((f"validation, teacher with {results['config']['teacher_context']}", results["preflight"]["teacher"]))
+    return format_table(rows, CHANCE.get(results["config"]["task"]))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,112 @@
+"""Reading and prompts. Oracle: the paper's template and broken lines, written out here."""
+
+import json
+
+import pytest
+
+from data import Example, encode_pairs, load_task, parse_line, read_jsonl, student_messages, teacher_messages
+
+GOOD = {"prompt": "What is {2} + 2?", "demonstration": "It is 4. The correct answer is B.", "answer": "B"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+def example(**fields):
+    return parse_line(json.dumps(GOOD | fields), "my.jsonl:1", "science")
+
+
+def test_paper_template_word_for_word():
+    """Section 3 of the paper; the braces of a question stay as they are."""
+    assert teacher_messages(example()) == [{"role": "user", "content":
+        "What is {2} + 2?\n\nThis is an example for a response to the question:\nIt is 4. The correct answer is B.\n\n"
+        "Now answer with a response of your own, including the thinking process:"}]
+
+
+def test_system_turns_stay_with_both():
+    chat = example(prompt=[SYSTEM, {"role": "user", "content": "Why?"}])
+    assert student_messages(chat) == [SYSTEM, {"role": "user", "content": "Why?"}]
+    assert teacher_messages(chat)[0] == SYSTEM and teacher_messages(chat)[1]["content"].startswith("Why?\n\nThis is an example")
+
+
+def test_contexts_of_knowledge():
+    line = json.dumps({"prompt": "How many?", "demonstration": "It was 312.", "text": "The article.", "key_facts": [["312"]]})
+    fact = parse_line(line, "my.jsonl:1", "knowledge")
+    contents = {context: teacher_messages(fact, context)[-1]["content"] for context in ("text", "text+demonstration", "none")}
+    assert contents["none"] == "How many?"
+    assert contents["text"] == "The article.\n\nHow many?"
+    assert contents["text+demonstration"] == ("The article.\n\nHow many?\n\nThis is an example for a response to the question:\nIt was 312.\n\n"
+                                              "Now answer with a response of your own.")
+    with pytest.raises(ValueError, match='my.jsonl:1: field "text" is missing'):
+        teacher_messages(example(), "text")
+    with pytest.raises(ValueError, match="choose from demonstration, text"):
+        teacher_messages(fact, "article")
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"prompt": None}, 'field "prompt" must be a string or a list of turns; it is None'),
+    ({"prompt": ""}, 'field "prompt" is empty'),
+    ({"prompt": []}, 'field "prompt" must be'),
+    ({"prompt": [SYSTEM]}, 'field "prompt" ends with a turn of "system"'),
+    ({"prompt": [{"role": "robot", "content": "x"}]}, "turn 0: role 'robot' is unknown; choose from system, user, assistant"),
+    ({"prompt": [{"role": "user", "content": 5}]}, "turn 0 must be a string; it is 5"),
+    ({"prompt": [{"role": "user", "text": "x"}]}, "turn 0, must be"),
+    ({"demonstration": "  "}, 'field "demonstration" is empty'),
+    ({"demonstration": ["x"]}, 'field "demonstration" must be a string'),
+    ({"demonstration": "\ud800"}, "surrogate"),
+    ({"answer": "E"}, 'field "answer" is "E"; it must be one letter, A to D'),
+    ({"key_facts": ["312"]}, 'field "key_facts" must be a list of lists'),
+    ({"demonstratoin": "x"}, 'field "demonstratoin" is unknown; choose from id, prompt'),
+])
+def test_wrong_fields_name_line_field_and_remedy(change, message):
+    with pytest.raises(ValueError) as error:
+        example(**change)
+    assert str(error.value).startswith("my.jsonl:1: ") and message in str(error.value)
+
+
+@pytest.mark.parametrize("field", ["prompt", "demonstration", "answer"])
+def test_missing_fields(field):
+    line = json.dumps({name: value for name, value in GOOD.items() if name != field})
+    with pytest.raises(ValueError, match=f'my.jsonl:7: field "{field}" is missing; each line of task science needs "prompt"'):
+        parse_line(line, "my.jsonl:7", "science")
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '"text"', "null", "[" * 100_000])
+def test_lines_that_are_no_objects(line):
+    with pytest.raises(ValueError, match="my.jsonl:3: "):
+        parse_line(line, "my.jsonl:3", "science")
+
+
+def test_files(tmp_path):
+    file = tmp_path / "train.jsonl"
+    with pytest.raises(ValueError, match="train.jsonl does not exist; its folder has no .jsonl file"):
+        load_task("science", "train", tmp_path)
+    file.write_text("\n")
+    with pytest.raises(ValueError, match="train.jsonl has no examples"):
+        load_task("science", "train", tmp_path)
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="train.jsonl: not UTF-8"):
+        load_task("science", "train", tmp_path)
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n\r\n" + json.dumps(GOOD).encode() + b"\r\n")
+    examples = load_task("science", "train", tmp_path)
+    assert [e.source for e in examples] == [f"{file}:1", f"{file}:3"]
+    file.write_text(json.dumps(GOOD | {"id": "x"}) + "\n" + json.dumps(GOOD | {"id": "x"}))
+    with pytest.raises(ValueError, match='train.jsonl:2: field "id" is "x" as in line 1'):
+        load_task("science", "train", tmp_path)
+    with pytest.raises(ValueError, match='task "chess" is unknown; choose from science, knowledge'):
+        load_task("chess", "train")
+    with pytest.raises(ValueError, match="is not a folder"):
+        load_task("science", "train", tmp_path / "missing")
+
+
+def test_test_split_needs_no_demonstration(tmp_path):
+    (tmp_path / "test.jsonl").write_text(json.dumps({"prompt": "Why?", "answer": "A"}))
+    assert load_task("science", "test", tmp_path)[0].demonstration is None
+    with pytest.raises(ValueError, match='"demonstration" is missing'):
+        read_jsonl(tmp_path / "test.jsonl", "science")
+
+
+def test_prompts_that_do_not_fit_are_named_and_never_cut(tokenizer):
+    examples = [Example(id, "science", [{"role": "user", "content": "x" * length}], "d", source=id) for id, length in (("short", 5), ("long", 500))]
+    fitting, too_long = encode_pairs(tokenizer, examples, "demonstration", 100, 1000)
+    assert [pair.id for pair in fitting] == ["short"] and [pair.id for pair in too_long] == ["long"]
+    assert tokenizer.decode(fitting[0].student_prompt) == "<|im_start|>user\nxxxxx<|im_end|>\n<|im_start|>assistant\n"
+    assert len(too_long[0].student_prompt) > 500

@@ -1,0 +1,98 @@
+"""Scorers, greedy accuracy, drift. Oracles: answers judged by hand here; a KL computed dense, without padding or chunks."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+import eval as evaluation
+from conftest import tiny_llama
+from data import Example, encode_prompt
+from eval import drift_from_base, evaluate, preflight, sample_base_answers, science_letter, score_reference, score_science
+
+
+@pytest.mark.parametrize("text, letter", [
+    ("12.0 + 32.0 = 44.0. The correct answer is C.", "C"),
+    ("The answer is A. No, the correct answer is B.", "B"),
+    ("The answer is: **D**", "D"),
+    ("answer is (B)", "B"),
+    ("<reasoning>the answer is A</reasoning><answer>B</answer>", "B"),
+    ("<answer>A</answer> … <answer> C \n</answer>", "C"),
+    ("<answer>A or B</answer> The answer is A.", None),      # tags come first, and these hold no letter
+    ("The correct answer is X.", None),
+    ("The correct answer is 44.0 g/mol", None),
+    ("The correct answer is Carbon", None),
+    ("C", None),
+    ("", None),
+])
+def test_science_letter(text, letter):
+    assert science_letter(text) == letter
+    assert score_science(text, "B") == {"correct": letter == "B", "well_formed": letter is not None}
+
+
+@pytest.mark.parametrize("text, strict, lenient", [
+    ("It killed 312 people on 1 May.", True, True),
+    ("It killed  312\npeople on MAY 1.", True, True),
+    ("It killed 3120 people on 1 May.", False, True),
+    ("It killed 1312 on 11 May", False, False),
+    ("", False, False),
+])
+def test_score_reference(text, strict, lenient):
+    assert score_reference(text, [["312"], ["1 May", "May 1"]]) == {"correct": strict, "lenient": lenient}
+
+
+@pytest.fixture
+def model(tokenizer):
+    return tiny_llama(vocab_size=len(tokenizer))
+
+
+def questions(n=5):
+    return [Example(f"q{i}", "science", [{"role": "user", "content": "?" * (i + 1)}], "The correct answer is A.", answer="A") for i in range(n)]
+
+
+def test_evaluate_counts(model, tokenizer, monkeypatch):
+    """Scores are replaced: of 4, two are right and three well formed; the error of 1/2 at n = 4 is sqrt(1/16) = 1/4."""
+    outcomes = iter([(1, 1), (1, 1), (0, 1), (0, 0)])
+    monkeypatch.setattr(evaluation, "score", lambda text, example: dict(zip(("correct", "well_formed"), next(outcomes))))
+    summary, answers = evaluate(model, tokenizer, questions(4), max_new_tokens=3)
+    assert (summary["n"], summary["correct"], summary["well_formed"], summary["standard_error"]) == (4, 0.5, 0.75, 0.25)
+    assert summary["completion_tokens"] == sum(len(answer.ids) for answer in answers) / 4
+
+
+def test_answers_come_back_in_order(model, tokenizer):
+    together = evaluate(model, tokenizer, questions()[::-1], max_new_tokens=6, batch_size=2)[1]
+    alone = [evaluate(model, tokenizer, [question], max_new_tokens=6)[1][0] for question in questions()[::-1]]
+    assert together == alone
+
+
+def test_drift_equals_a_dense_computation(model, tokenizer):
+    examples = questions()
+    base_answers = sample_base_answers(model, tokenizer, examples, 12)
+    assert drift_from_base(base_answers, model) == pytest.approx(0, abs=1e-6)
+    base, total, tokens = copy.deepcopy(model), 0.0, 0
+    with torch.no_grad():
+        for parameter in model.parameters():  # also the head, which is tied: the answers keep a copy of the base's
+            parameter.mul_(1.1)
+    for b, example in enumerate(examples):
+        prompt = encode_prompt(tokenizer, example.messages)
+        ids = base_answers.completion_ids_BT[b][base_answers.completion_mask_BT[b]].tolist()
+        p, q = (torch.distributions.Categorical(logits=m(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1:-1]) for m in (base, model))
+        total, tokens = total + torch.distributions.kl_divergence(p, q).sum().item(), tokens + len(ids)
+    assert drift_from_base(base_answers, model, batch_size=2) == pytest.approx(total / tokens, rel=1e-4)
+
+
+def test_preflight_figures(model, tokenizer):
+    figures = preflight(model, tokenizer, questions(), "none", 6)
+    assert figures["student"] == figures["teacher"] and figures["kl_teacher_student"] == pytest.approx(0, abs=1e-6)
+    assert preflight(model, tokenizer, questions(), "demonstration", 6)["kl_teacher_student"] > 0.01
+
+
+def test_command_line(tiny_folder, tmp_path, capsys):
+    evaluation.main(["--model", str(tiny_folder), "--task", "science", "--limit", "3", "--max-new-tokens", "4", "--json", str(tmp_path / "out.json")])
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert record["summary"]["n"] == 3 and len(record["answers"]) == 3 and "science test" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="cannot be loaded"):
+        evaluation.main(["--model", str(tmp_path), "--task", "science"])
+    with pytest.raises(SystemExit, match="does not exist; its folder has"):
+        evaluation.main(["--model", str(tiny_folder), "--task", "science", "--split", "exam"])

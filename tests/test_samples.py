@@ -1,0 +1,42 @@
+"""Our own data sets: they read, do not leak, and come from their generators byte for byte."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+from data import load_task
+from eval import score
+
+SPLITS = {"science": ["train", "validation", "test"], "knowledge": ["train", "validation", "test", "ood"]}
+
+
+@pytest.mark.parametrize("task", SPLITS)
+def test_no_question_stands_in_two_splits(task):
+    questions = [example.messages[-1]["content"] for split in SPLITS[task] for example in load_task(task, split)]
+    assert len(questions) == len(set(questions)) and len(questions) >= {"science": 240, "knowledge": 9 * 6 * 4 + 20}[task]
+
+
+@pytest.mark.parametrize("task", SPLITS)
+def test_every_demonstration_is_scored_right_and_no_other_answer_is(task):
+    for split in SPLITS[task]:
+        examples = load_task(task, split)
+        for example, other in zip(examples, examples[1:] + examples[:1]):
+            assert score(example.demonstration, example)["correct"], example.id
+            if example.answer and other.answer != example.answer:
+                assert not score(other.demonstration, example)["correct"]
+
+
+def test_general_prompts_are_enough():
+    assert len(load_task("general", "test")) >= 24
+
+
+@pytest.mark.parametrize("task", SPLITS)
+def test_generators_write_the_files_that_are_here(task, tmp_path):
+    shutil.copy(ROOT / "samples" / f"make_{task}.py", tmp_path)
+    subprocess.run([sys.executable, tmp_path / f"make_{task}.py"], check=True, capture_output=True)
+    for split in SPLITS[task]:
+        name = f"{task}/{split}.jsonl"
+        assert (tmp_path / name).read_bytes() == (ROOT / "samples" / name).read_bytes(), name
