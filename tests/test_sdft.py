@@ -1,0 +1,287 @@
+"""The step, the loop and the command line, on tiny models.
+
+Oracles: a dense loss computed sequence by sequence without padding, cache, chunks or micro-batches; the unbroken run, for
+resumes; Algorithm 1's arithmetic by hand, for schedule and order.
+"""
+
+import ast
+import copy
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import sdft
+from conftest import ROOT, gradients, tiny_llama
+from data import Pair
+from optim import AdamW
+from safetensors.torch import load_file
+from sdft import Config, PRESETS, learning_rate_at, make_batch, sdft_step
+
+PAIRS = [Pair(f"p{i}", [3 + i] * (2 + i), [5] * 4 + [3 + i] * (2 + i)) for i in range(6)]
+STOP = {"eos_token_ids": [1, 4, 9, 20, 30], "pad_token_id": 1}     # several, so that completions differ in length
+TINY = Config(batch_size=6, micro_batch_size=6, max_new_tokens=12, steps=10, learning_rate=1e-3, warmup=0, skip_first_tokens=2)
+
+
+class KeepGradients:
+    """In the optimiser's place: leaves the gradients to look at."""
+
+    def step(self, learning_rate):
+        pass
+
+
+def step_gradient(config, dtype=torch.float32, pairs=PAIRS):
+    student, teacher = tiny_llama(dtype=dtype), tiny_llama(dtype=dtype, seed=1)
+    config = dataclasses.replace(config, max_grad_norm=1e9, teacher="base")
+    metrics, rollout = sdft_step(student, teacher, KeepGradients(), make_batch(pairs, 0, config, STOP), config)
+    return gradients(student), metrics, rollout, student, teacher
+
+
+def dense_gradient(rollout, student, teacher, config):
+    """The loss of the same rollout, one unpadded sequence and one formula at a time."""
+    batch = make_batch(PAIRS, 0, config, STOP)
+    student.zero_grad()
+    loss = 0
+    for b, (prompt, teacher_prompt) in enumerate(zip(batch.student_prompts, batch.teacher_prompts)):
+        ids = rollout.completion_ids_BT[b][rollout.completion_mask_BT[b]]
+        s, t = (model(torch.tensor([context + ids.tolist()])).logits[0, len(context) - 1:-1].log_softmax(-1)
+                for model, context in ((student, prompt), (teacher, teacher_prompt)))
+        t = t.detach()
+        token_s, token_t = (logprobs[torch.arange(len(ids)), ids] for logprobs in (s, t))
+        kl = {"reverse": (s.exp() * (s - t)).sum(-1), "forward": (t.exp() * (t - s)).sum(-1)}.get(config.divergence)
+        value = {"analytic": kl, "token": (token_s - token_t).detach() * token_s,
+                 "rb": kl + kl.detach() * torch.stack([token_s[:i].sum() for i in range(len(ids))])}[config.estimator]
+        kept = value[config.skip_first_tokens:]
+        if len(kept):
+            loss = loss + (kept.mean() if config.reduction == "mean" else kept.sum()) / len(PAIRS)
+    loss.backward()
+    return gradients(student)
+
+
+@pytest.mark.parametrize("divergence, estimator, reduction", [
+    ("reverse", "analytic", "mean"), ("forward", "analytic", "mean"), ("reverse", "analytic", "sum"),
+    ("reverse", "token", "mean"), ("reverse", "rb", "sum")])
+def test_gradient_equals_a_dense_computation(divergence, estimator, reduction):
+    config = dataclasses.replace(TINY, divergence=divergence, estimator=estimator, reduction=reduction, micro_batch_size=4)
+    found, metrics, rollout, student, teacher = step_gradient(config, torch.float64)
+    lengths = rollout.completion_mask_BT.sum(1)
+    assert lengths.min() < lengths.max() and metrics["grad_norm"] > 0
+    expected = dense_gradient(rollout, student, teacher, config)
+    assert (found - expected).norm() <= 1e-10 * expected.norm()
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+def test_micro_batch_size_changes_no_gradient(dtype, tolerance):
+    whole, *_ = step_gradient(TINY, dtype)
+    for size in (1, 2):
+        parts, *_ = step_gradient(dataclasses.replace(TINY, micro_batch_size=size), dtype)
+        assert (parts - whole).norm() <= tolerance * whole.norm()
+
+
+def test_extra_padding_changes_nothing():
+    """A longer limit makes wider tensors; with the same draws and ends, the gradient is the same."""
+    student, teacher = tiny_llama(dtype=torch.float64), tiny_llama(dtype=torch.float64, seed=1)
+    batch = make_batch(PAIRS, 0, TINY, STOP)
+    rollout = sdft.sample_completions(student, batch.student_prompts, max_new_tokens=12, uniforms_BT=batch.uniforms_BT, **STOP)
+    hidden = [sdft.completion_hidden(student, batch.student_prompts, torch.nn.functional.pad(rollout.completion_ids_BT, (0, more), value=1),
+                                     torch.nn.functional.pad(rollout.completion_mask_BT, (0, more))) for more in (0, 9)]
+    mask = rollout.completion_mask_BT
+    torch.testing.assert_close(hidden[0][mask], hidden[1][:, :mask.shape[1]][mask], rtol=0, atol=1e-12)
+
+
+def test_completions_without_loss_tokens_count_zero_and_stay_in_the_mean():
+    config = dataclasses.replace(TINY, skip_first_tokens=6)
+    _, metrics, rollout, *_ = step_gradient(config)
+    lengths = rollout.completion_mask_BT.sum(1)
+    assert metrics["no_loss_tokens"] == pytest.approx((lengths <= 6).float().mean().item())
+    assert 0 < metrics["no_loss_tokens"] < 1 and math.isfinite(metrics["kl"])
+
+
+@pytest.mark.parametrize("teacher_weights", ["ema", "base", "student"])
+def test_teacher_weights(teacher_weights):
+    student = tiny_llama()
+    teacher = student if teacher_weights == "student" else copy.deepcopy(student)
+    config = dataclasses.replace(TINY, teacher=teacher_weights, ema_rate=0.25)
+    before = [parameter.detach().clone() for parameter in student.parameters()]
+    sdft_step(student, teacher, AdamW(student), make_batch(PAIRS, 0, config, STOP), config)
+    for old, s, t in zip(before, student.parameters(), teacher.parameters()):
+        expected = {"ema": old + 0.25 * (s - old), "base": old, "student": s}[teacher_weights]
+        torch.testing.assert_close(t, expected)
+    assert not torch.equal(before[1], list(student.parameters())[1])
+
+
+def test_non_finite_gradients_stop_before_the_update():
+    student = tiny_llama()
+    with torch.no_grad():
+        student.model.layers[0].mlp.up_proj.weight[0, 0] = math.inf
+    before = copy.deepcopy(student.state_dict())
+    with pytest.raises((FloatingPointError, RuntimeError)) as error:
+        sdft_step(student, copy.deepcopy(student), AdamW(student), make_batch(PAIRS, 0, TINY, STOP), TINY)
+    assert "p0" in str(error.value) and all(torch.equal(before[name], tensor) for name, tensor in student.state_dict().items())
+
+
+def test_every_epoch_shows_every_example_once_and_draws_are_a_function_of_the_step():
+    config = dataclasses.replace(TINY, batch_size=4)
+    ids = [id for step in range(6) for id in make_batch(PAIRS, step, config, STOP).ids]
+    for epoch in range(4):
+        assert sorted(ids[6 * epoch:6 * epoch + 6]) == [f"p{i}" for i in range(6)]
+    assert ids[:6] != ids[6:12]
+    a, b, c = (make_batch(PAIRS, step, config, STOP).uniforms_BT for step in (3, 3, 4))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    assert torch.equal(a[:2], make_batch(PAIRS, 3, dataclasses.replace(config, batch_size=2), STOP).uniforms_BT)
+
+
+def test_schedule_by_hand():
+    """Warm-up 3 of 10 steps at rate 1: 1/4, 2/4, 3/4, then cosine from 1; half of it at the middle of the remaining 7; near 0 last."""
+    config = dataclasses.replace(TINY, learning_rate=1.0, warmup=3)
+    rates = [learning_rate_at(step, 10, config) for step in range(10)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert learning_rate_at(6.5, 10, config) == pytest.approx(0.5) and 0 < rates[9] < 0.06
+    assert learning_rate_at(0, 100, dataclasses.replace(config, warmup=0.1)) == pytest.approx(1 / 11)
+
+
+# ---- whole runs ----
+
+def flags(model, output, **more):
+    values = {"task": "science", "preset": "laptop", "model": model, "output": output, "steps": 6, "batch_size": 2, "max_new_tokens": 6,
+              "max_prompt_tokens": 1000, "max_teacher_prompt_tokens": 1500, "train_examples": 8, "eval_examples": 2, "general_tokens": 4,
+              "eval_every": 3, "save_every": 2, "learning_rate": 1e-3} | more
+    return [text for name, value in values.items() if value is not None for text in (f"--{name.replace('_', '-')}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "unbroken"
+    sdft.main(flags(tiny_folder, folder))
+    return folder
+
+
+def test_a_run_leaves_what_the_readme_says(unbroken):
+    assert {path.name for path in unbroken.iterdir()} == {"before.json", "results.json", "metrics.jsonl", "best", "last", "checkpoint-000006"}
+    metrics = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]
+    results = json.loads((unbroken / "results.json").read_text())
+    assert results["before"]["test"]["drift_from_base"] == pytest.approx(0, abs=1e-5) and results["last"]["test"]["drift_from_base"] > 0
+    assert results["config"]["steps"] == 6 and "--steps 6" in results["command"]
+
+
+def same_weights(run_a, run_b):
+    for name in ("student/model.safetensors", "teacher/model.safetensors", "optimizer.safetensors"):
+        a, b = (load_file(run / "checkpoint-000006" / name) for run in (run_a, run_b))
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), name
+
+
+@pytest.mark.parametrize("kill_after_step", [2, 3, 5])
+def test_a_killed_run_resumes_to_the_same_bits(kill_after_step, unbroken, tiny_folder, tmp_path):
+    command = [sys.executable, str(ROOT / "sdft.py")]
+    process = subprocess.Popen(command + flags(tiny_folder, tmp_path / "run"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) >= kill_after_step):
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    if not sdft.list_checkpoints(tmp_path / "run"):
+        pytest.skip("killed before its first checkpoint was renamed")
+    sdft.main(["--resume", str(tmp_path / "run")])
+    same_weights(tmp_path / "run", unbroken)
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(unbroken, tiny_folder, tmp_path, capsys, monkeypatch):
+    steps = []
+
+    def interrupted_step(*arguments):
+        steps.append(1)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return sdft_step(*arguments)
+    monkeypatch.setattr(sdft, "sdft_step", interrupted_step)
+    sdft.main(flags(tiny_folder, tmp_path / "run"))
+    assert [checkpoint.name for checkpoint in sdft.list_checkpoints(tmp_path / "run")] == ["checkpoint-000003"]
+    assert f"python sdft.py --resume {tmp_path / 'run'}" in capsys.readouterr().out
+    sdft.main(["--resume", str(tmp_path / "run")])
+    same_weights(tmp_path / "run", unbroken)
+
+
+# ---- what is refused, before the model loads ----
+
+@pytest.mark.parametrize("more, message", [
+    ({"estimator": "rb", "divergence": "reverse"}, "--estimator rb needs --reduction sum"),
+    ({"estimator": "token"}, "--estimator token estimates the gradient of the reverse KL"),
+    ({"estimator": "rb", "reduction": "sum", "divergence": "jsd"}, "with --divergence jsd"),
+    ({"steps": 0}, "--steps is 0; it must be at least 1"),
+    ({"learning_rate": "nan"}, "--learning-rate is nan"),
+    ({"ema_rate": 2}, "--ema-rate is 2.0"),
+    ({"skip_first_tokens": 6}, "leaves no token"),
+    ({"data": "nowhere"}, "nowhere is not a folder"),
+    ({"teacher_context": "text"}, 'field "text" is missing'),
+])
+def test_refusals(more, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(sdft, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(SystemExit, match=message):
+        sdft.main(flags("smollm2", tmp_path / "run", **more))
+
+
+@pytest.mark.parametrize("argument, choices", [("--task=chess", "science"), ("--divergence=kl", "reverse"), ("--dtype=float16", "float32"), ("--preset=x", "laptop")])
+def test_unknown_values_list_the_choices(argument, choices, capsys):
+    with pytest.raises(SystemExit):
+        sdft.main([argument])
+    assert choices in capsys.readouterr().err
+
+
+def test_prompts_that_do_not_fit_are_counted_or_stop_the_run(tiny_folder, tmp_path):
+    with pytest.raises(SystemExit, match=r"0 of 8 fit; longest student prompt \d+ tokens \(limit 10\)"):
+        sdft.main(flags(tiny_folder, tmp_path / "run", max_prompt_tokens=10))
+    with pytest.raises(SystemExit, match="(?s)left out: .* --too-long drop"):
+        sdft.main(flags(tiny_folder, tmp_path / "run", max_prompt_tokens=220, too_long="stop"))
+
+
+def test_existing_folders_and_changed_flags_are_refused(unbroken, tiny_folder, tmp_path):
+    with pytest.raises(SystemExit, match="exists already"):
+        sdft.main(flags(tiny_folder, unbroken))
+    with pytest.raises(SystemExit, match="--learning-rate is 0.5, was 0.001"):
+        sdft.main(["--resume", str(unbroken), "--learning-rate", "0.5"])
+    with pytest.raises(SystemExit, match="has no checkpoint to resume from"):
+        sdft.main(["--resume", str(tmp_path)])
+
+
+# ---- the house ----
+
+FILES = {  # file -> the files of ours that it may import (all that must stand beside it when it is copied)
+    "kl_estimators": [], "data": [], "optim": [], "sampling": [], "models": ["optim"],
+    "eval": ["data", "sampling", "models", "optim", "kl_estimators"],
+    "sdft": ["data", "eval", "kl_estimators", "models", "optim", "sampling"],
+}
+
+
+def test_every_file_imports_beside_the_files_named_for_it(tmp_path):
+    running = []
+    for name, beside in FILES.items():
+        (tmp_path / name).mkdir()
+        for copied in [name] + beside:
+            shutil.copy(ROOT / f"{copied}.py", tmp_path / name)
+        running.append((name, subprocess.Popen([sys.executable, "-c", f"import {name}"], cwd=tmp_path / name, stderr=subprocess.PIPE, text=True)))
+    for name, process in running:
+        assert process.wait() == 0, (name, process.stderr.read())
+
+
+def test_files_stay_short_and_algorithm_1_on_one_screen():
+    for name in FILES:
+        assert len((ROOT / f"{name}.py").read_text().splitlines()) <= 450, name
+    tree = ast.parse((ROOT / "sdft.py").read_text())
+    step = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "sdft_step")
+    assert step.end_lineno - step.lineno + 1 <= 45
+
+
+def test_presets_are_configurations():
+    for name, (skills, knowledge) in PRESETS.items():
+        sdft.check_config(Config(preset=name, **skills))
+        sdft.check_config(Config(preset=name, task="knowledge", **(skills | knowledge)))
