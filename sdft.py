@@ -6,7 +6,6 @@ student's next-token distributions closer to the teacher's on those tokens; then
 
     python sdft.py --task science                  # the built-in 135M model on a CPU, about ten minutes
     python sdft.py --task knowledge
-    python sdft.py --task science --preset paper   # Qwen2.5-7B-Instruct on one GPU
     python sdft.py --resume runs/science           # go on where a run stopped
 
 Shape key: B sequences, T completion tokens, V vocabulary, D hidden. "l. 5" is a line of Algorithm 1.
@@ -60,7 +59,7 @@ def sdft_step(student, teacher, optimizer, batch, config):
 
     grad_norm = clip_gradients(student, config.max_grad_norm)
     if not math.isfinite(grad_norm + kl_B.sum().item()):
-        raise FloatingPointError(f"loss or gradient is not finite (gradient norm {grad_norm}); examples: {', '.join(batch.ids)}")
+        raise FloatingPointError(f"step {batch.step + 1}: loss or gradient is not finite (gradient norm {grad_norm}); examples: {', '.join(batch.ids)}")
     optimizer.step(batch.learning_rate)                                                                        # l. 18
     if config.teacher == "ema":
         update_ema(teacher, student, config.ema_rate)                                                          # l. 19
@@ -126,6 +125,7 @@ REDUCTIONS = {"mean": sequence_mean, "sum": sequence_sum}
 @dataclass
 class Batch:
     """What one step needs; a function of (seed, step) alone, so that a resumed run repeats it."""
+    step: int
     ids: list
     student_prompts: list
     teacher_prompts: list
@@ -141,7 +141,7 @@ def make_batch(pairs, step, config, stop):
                 for epoch in range(step * B // n, (step * B + B - 1) // n + 1)}
     chosen = [pairs[shuffles[position // n][position % n]] for position in range(step * B, step * B + B)]
     uniforms_BT = torch.from_numpy(np.random.default_rng([config.seed, 1, step]).random((B, config.max_new_tokens)))
-    return Batch([pair.id for pair in chosen], [pair.student_prompt for pair in chosen], [pair.teacher_prompt for pair in chosen],
+    return Batch(step, [pair.id for pair in chosen], [pair.student_prompt for pair in chosen], [pair.teacher_prompt for pair in chosen],
                  uniforms_BT, learning_rate_at(step, total_steps(config, n), config), stop)
 
 
@@ -159,13 +159,13 @@ def total_steps(config, n_examples):
 
 @dataclass
 class MicroBatch:
-    """Some rows of a batch, cut to their longest completion."""
+    """Some rows of a batch, cut to their longest completion. The loss mask lacks the skipped first tokens."""
     rows: list
     student_prompts: list
     teacher_prompts: list
     completion_ids_BT: torch.Tensor
     completion_mask_BT: torch.Tensor
-    loss_mask_BT: torch.Tensor          # less the skipped first tokens
+    loss_mask_BT: torch.Tensor
 
 
 def micro_batches(batch, rollout, config):
@@ -226,8 +226,7 @@ def estimate(figures, model, pairs, config):
     T = figures["student"]["completion_tokens"]
     scored = sum(len(pair.teacher_prompt) + T + 3 * (len(pair.student_prompt) + T) for pair in pairs) / len(pairs)
     step_seconds = config.batch_size * (T / figures["sampling_tokens_per_s"] + scored / figures["scoring_tokens_per_s"])
-    steps = total_steps(config, len(pairs))
-    copies = 4 + (config.teacher != "student")  # weights, gradient, two moments, teacher
+    steps, copies = total_steps(config, len(pairs)), 4 + (config.teacher != "student")  # weights, gradient, two moments, teacher
     gigabytes = copies * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e9
     return f"{steps} steps of about {step_seconds:.0f} s = {steps * step_seconds / 60:.0f} minutes; {gigabytes:.1f} GB, plus activations"
 
@@ -241,8 +240,6 @@ def validate(student, tokenizer, examples, step, best, config, run_folder):
         save_model(run_folder / "best", student, tokenizer)
     return summary, best
 
-
-# ---- what a run prints ----
 
 def log_line(step, metrics):
     return (f"step {step:>4}  kl {metrics['kl']:.4f}  grad_norm {metrics['grad_norm']:.2f}  completion_tokens {metrics['completion_tokens']:.1f}"
@@ -339,9 +336,9 @@ def choose_preset(named):
         return named, "as named"
     if torch.cuda.is_available():
         gigabytes = torch.cuda.get_device_properties(0).total_memory / 1e9
-        if gigabytes >= 140:
+        if gigabytes >= 170:  # 7.62 B parameters x 20 bytes (float32: weight, gradient, two moments, teacher) = 152 GB
             return "paper", f"a GPU with {gigabytes:.0f} GB is here"
-        return "laptop", f"the GPU's {gigabytes:.0f} GB do not hold the paper's run"
+        return "laptop", f"the GPU's {gigabytes:.0f} GB do not hold the paper's run, which takes 170 in float32"
     return "laptop", "there is no GPU"
 
 
@@ -447,4 +444,7 @@ def results_table(results):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\nstopped at once; a run that has a checkpoint goes on with --resume")
