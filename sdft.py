@@ -306,10 +306,10 @@ PRESETS = {  # what differs from Config's defaults: for all tasks, then for know
     "paper": ({}, KNOWLEDGE_CONTEXT | {"epochs": 4, "max_new_tokens": 1024}),
     "authors": ({"divergence": "forward", "learning_rate": 5e-5, "warmup": 0.1, "max_new_tokens": 1024},
                 KNOWLEDGE_CONTEXT | {"epochs": 4}),
-    "laptop": ({"model": "smollm2", "divergence": "forward", "learning_rate": 1e-4, "warmup": 3, "steps": 30, "batch_size": 8,
+    "laptop": ({"model": "smollm2", "divergence": "forward", "learning_rate": 1e-4, "warmup": 3, "steps": 36, "batch_size": 8,
                 "micro_batch_size": 8, "max_new_tokens": 48, "max_prompt_tokens": 256, "max_teacher_prompt_tokens": 512,
                 "eval_examples": 64, "general_tokens": 32, "eval_every": 10, "save_every": 10},
-               KNOWLEDGE_CONTEXT | {"learning_rate": 2e-4, "steps": 45, "max_new_tokens": 24}),
+               KNOWLEDGE_CONTEXT | {"learning_rate": 2e-4, "steps": 30, "max_new_tokens": 24}),
 }
 
 
