@@ -1,5 +1,5 @@
 """Models from a hub id, a folder or the built-in small one; Hugging Face folders and checkpoints. Needs torch, transformers,
-safetensors, and optim.py beside it; gguf and accelerate for the built-in model alone."""
+safetensors; gguf and accelerate for the built-in model alone."""
 
 import hashlib
 import json
@@ -157,11 +157,13 @@ def read_state(checkpoint):
 
 
 def load_checkpoint(checkpoint, student, teacher, optimizer):
-    """Put a checkpoint's weights and moments into student, teacher and optimizer, bit for bit, in place."""
+    """Put a checkpoint's weights and moments into student, teacher and optimizer, bit for bit, in place -> its state."""
+    state = read_state(checkpoint)
     load_weights(student, Path(checkpoint) / "student")
     if teacher is not student:
         load_weights(teacher, Path(checkpoint) / "teacher")
-    optimizer.load_state(_read_safetensors(Path(checkpoint) / "optimizer.safetensors"), read_state(checkpoint)["updates"])
+    optimizer.load_state(_read_safetensors(Path(checkpoint) / "optimizer.safetensors"), state["updates"])
+    return state
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ from sampling import completion_hidden, sample_completions
 
 
 def sdft_step(student, teacher, optimizer, batch, config):
-    """Algorithm 1, lines 5 to 19, for one batch of (prompt, demonstration) pairs -> a dict of metrics."""
+    """Algorithm 1, lines 5 to 19, for one batch of (prompt, demonstration) pairs -> (metrics, rollout)."""
     started = time.perf_counter()
     B = len(batch.student_prompts)
     rollout = sample_completions(student, batch.student_prompts, max_new_tokens=config.max_new_tokens,        # l. 5-7   y ~ student(. | x)
@@ -76,7 +76,7 @@ def sdft_step(student, teacher, optimizer, batch, config):
 def train(student, tokenizer, data, config, run_folder, checkpoint=None):
     """Algorithm 1: all steps, with validation, checkpoints and logs -> (best, True if it ran to the end).
 
-    data.train is a list of Pair and data.validation one of Example. best is {"step", "score"} by validation; its weights
+    data.train is a list of Pair and data.validation one of Example. best is {"step", "rank"} by validation; its weights
     stand in run_folder/best. checkpoint is the folder to resume from.
     """
     teacher = student if config.teacher == "student" else copy.deepcopy(student)                               # l. 1
@@ -84,8 +84,8 @@ def train(student, tokenizer, data, config, run_folder, checkpoint=None):
     stop = stop_tokens(student, tokenizer)
     step, best = 0, None
     if checkpoint is not None:
-        load_checkpoint(checkpoint, student, teacher, optimizer)
-        step, best = (read_state(checkpoint)[key] for key in ("step", "best"))
+        state = load_checkpoint(checkpoint, student, teacher, optimizer)
+        step, best = state["step"], state["best"]
     log = start_log(run_folder / "metrics.jsonl", step)
     steps = total_steps(config, len(data.train))
 

@@ -110,8 +110,8 @@ def surrogates(world):
             "rb": rao_blackwell_surrogate(kl_NT, student_NT)}
 
 
-def sequence_kl_gradient(world, per_step_NT=None):
-    """Gradient of sum_y p(y) log p(y)/q(y) over all sequences, or of sum_y p(y) sum_t f_t."""
+def sequence_kl_gradient(world):
+    """Gradient of sum_y p(y) log p(y)/q(y) over all sequences."""
     student_N, teacher_N = world.token_logprobs_NT(world.student).sum(1), world.token_logprobs_NT(world.teacher).sum(1)
     return world.gradient((student_N.exp() * (student_N - teacher_N)).sum())
 
