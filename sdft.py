@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import CONTEXTS, encode_pairs, load_task, teacher_messages
+from data import CONTEXTS, encode_pairs, from_articles_of, load_task, teacher_messages
 from eval import CHANCE, drift_from_base, evaluate, format_preflight, format_table, preflight, sample_base_answers
 from kl_estimators import (DIVERGENCES, analytic_surrogate, compare_completions, rao_blackwell_surrogate, sequence_mean,
                            sequence_sum, token_surrogate)
@@ -200,8 +200,11 @@ REPORTS = {  # what the table shows: name -> split
 def load_data(config):
     """Read all files before the model loads -> (train examples, validation, reports, general). ValueError where one is wrong."""
     train_examples = load_task(config.task, "train", config.data)[:config.train_examples]
-    validation = load_task(config.task, "validation", config.data)[:config.eval_examples]
-    reports = {name: load_task(config.task, split, config.data)[:config.eval_examples] for name, split in REPORTS[config.task].items()}
+    examples = {split: load_task(config.task, split, config.data) for split in ["validation", *REPORTS[config.task].values()]}
+    if config.train_examples:
+        examples = {split: from_articles_of(train_examples, some) for split, some in examples.items()}
+    validation = examples["validation"][:config.eval_examples]
+    reports = {name: examples[split][:config.eval_examples] for name, split in REPORTS[config.task].items()}
     for example in train_examples + validation:
         teacher_messages(example, config.teacher_context)   # raises where a field that the teacher shall see is missing
     return train_examples, validation, reports, load_task("general", "test")

@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import Callable, NamedTuple
 
-ASK = 'Answer briefly with the calculation, and end with "The correct answer is X."'
+ASK = 'Answer briefly with the calculation, and end with "The correct answer is" and its letter.'
 LETTERS = "ABCD"
 SEED = 2026
 SPLITS = {"train": 28, "validation": 4, "test": 8}  # questions of each kind: 70 / 10 / 20 %
