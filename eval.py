@@ -183,6 +183,26 @@ def format_preflight(figures, context, lengths_report, estimate):
   verdict      {verdict}"""
 
 
+# ---- where student and teacher disagree ----
+
+@torch.no_grad()
+def token_report(student, teacher, tokenizer, student_prompt, teacher_prompt, completion_ids, divergence, likeliest=3):
+    """For each token of a completion its divergence in nats, and the likeliest tokens of student and teacher -> list of dict.
+
+    One entry: {"token": "44", "kl": 1.9, "student": [["12", 0.3], …], "teacher": [["44", 0.9], …]}. extras/plot.py draws it.
+    """
+    ids_BT = torch.tensor([completion_ids], device=student.device)
+    hidden_BTD, likely = {}, {}
+    for role, model, prompt in (("student", student, student_prompt), ("teacher", teacher, teacher_prompt)):
+        hidden_BTD[role] = completion_hidden(model, [prompt], ids_BT, torch.ones_like(ids_BT, dtype=torch.bool))
+        top = model.lm_head(hidden_BTD[role])[0].float().softmax(-1).topk(likeliest)
+        likely[role] = [[[tokenizer.decode([i]), round(p, 4)] for i, p in zip(ids, probs)]
+                        for ids, probs in zip(top.indices.tolist(), top.values.tolist())]
+    kl_BT, _, _ = compare_completions(hidden_BTD["student"], student.lm_head, hidden_BTD["teacher"], teacher.lm_head, ids_BT, divergence)
+    return [{"token": tokenizer.decode([token]), "kl": round(kl, 4), "student": student_likely, "teacher": teacher_likely}
+            for token, kl, student_likely, teacher_likely in zip(completion_ids, kl_BT[0].tolist(), likely["student"], likely["teacher"])]
+
+
 # ---- forgetting: how far a model has moved on what it was never trained on ----
 
 @dataclass

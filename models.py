@@ -5,6 +5,8 @@ import ctypes
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -238,6 +241,16 @@ def _whole_or_not(folder):
         os.rename(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def describe_machine():
+    """What a result was measured on: processor or GPU, cores, versions."""
+    if torch.cuda.is_available():
+        processor = torch.cuda.get_device_name(0)
+    else:
+        names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else []
+        processor = f"{torch.get_num_threads()} threads of {names[0] if names else platform.processor() or 'a CPU'}"
+    return {"processor": processor, "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
 
 
 # ---- what makes a run resumable beside its checkpoints ----

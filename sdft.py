@@ -27,9 +27,9 @@ from tqdm import tqdm
 
 from config import REPORTS, parse_config, total_steps
 from data import encode_pairs, from_articles_of, load_task, teacher_messages
-from eval import CHANCE, drift_from_base, evaluate, format_preflight, format_table, preflight, sample_base_answers
+from eval import CHANCE, drift_from_base, evaluate, format_preflight, format_table, preflight, sample_base_answers, token_report
 from kl_estimators import ESTIMATORS, REDUCTIONS, compare_completions, sequence_mean
-from models import (finish_step_on_signal, keep_freed_memory, load_checkpoint, load_model, load_weights, save_checkpoint, save_model,
+from models import (describe_machine, finish_step_on_signal, keep_freed_memory, load_checkpoint, load_model, load_weights, save_checkpoint, save_model,
                     start_log, stop_tokens)
 from optim import AdamW, clip_gradients, relative_distance, update_ema
 from sampling import completion_hidden, sample_completions
@@ -85,7 +85,7 @@ def train(student, tokenizer, data, config, run_folder, checkpoint=None):
     if checkpoint is not None:
         state = load_checkpoint(checkpoint, student, teacher, optimizer)
         step, best = state["step"], state["best"]
-    log = start_log(run_folder / "metrics.jsonl", step)
+    log, rollout_log = start_log(run_folder / "metrics.jsonl", step), start_log(run_folder / "rollouts.jsonl", step)
     steps = total_steps(config, len(data.train))
 
     with finish_step_on_signal() as interrupted, tqdm(total=steps, initial=step, unit="step", smoothing=0.1) as bar:
@@ -97,7 +97,9 @@ def train(student, tokenizer, data, config, run_folder, checkpoint=None):
             if step % config.log_every == 0 or step == steps:
                 bar.write(log_line(step, metrics))
             if config.sample_every and step % config.sample_every == 0:
-                bar.write(sampled_completion(tokenizer, batch, rollout))
+                seen = look_at_a_rollout(student, teacher, tokenizer, batch, rollout, config)
+                bar.write(f"           {seen['id']}: {seen['completion']!r}")
+                rollout_log.write(json.dumps({"step": step, **seen}) + "\n")
             if config.eval_every and (step % config.eval_every == 0 or step == steps):
                 metrics["validation"], best = validate(student, tokenizer, data.validation, step, best, config, run_folder)
                 bar.write(f"step {step:>4}  validation: " + ", ".join(f"{k} {v:.3g}" for k, v in metrics["validation"].items()))
@@ -230,10 +232,12 @@ def log_line(step, metrics):
             f"  finished {metrics['finished']:.2f}  teacher_gap {metrics['teacher_gap']:.1e}  tokens_per_s {metrics['tokens_per_s']:.1f}")
 
 
-def sampled_completion(tokenizer, batch, rollout):
-    """The first rollout of a batch, to look at."""
-    ids = rollout.completion_ids_BT[0][rollout.completion_mask_BT[0]]
-    return f"           {batch.ids[0]}: {tokenizer.decode(ids)!r}"
+def look_at_a_rollout(student, teacher, tokenizer, batch, rollout, config, longest=512):
+    """The first completion of a batch, with what student and teacher say of each token (by the weights after the step)."""
+    ids = rollout.completion_ids_BT[0][rollout.completion_mask_BT[0]].tolist()[:longest]
+    return {"id": batch.ids[0], "prompt": tokenizer.decode(batch.student_prompts[0]), "teacher_prompt": tokenizer.decode(batch.teacher_prompts[0]),
+            "completion": tokenizer.decode(ids), "divergence": config.divergence, "skipped": config.skip_first_tokens,
+            "tokens": token_report(student, teacher, tokenizer, batch.student_prompts[0], batch.teacher_prompts[0], ids, config.divergence)}
 
 
 # ---- python sdft.py ----
@@ -252,6 +256,7 @@ def new_run_folder(config):
 
 
 def main(argv=None):
+    started = time.perf_counter()
     keep_freed_memory()
     try:  # all a user can get wrong, before anything expensive starts
         config, checkpoint, about_preset = parse_config(argv, __doc__)
@@ -286,7 +291,7 @@ def main(argv=None):
     if best is not None and best["step"] < total_steps(config, len(pairs)):
         load_weights(student, run_folder / "best")
         results["best"] = report(student, tokenizer, data, config, base_answers, "best")
-    results["best_step"] = best and best["step"]
+    results |= {"best_step": best and best["step"], "seconds": time.perf_counter() - started, "machine": describe_machine()}
     (run_folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     print("\n" + results_table(results) + f"\nweights: {run_folder}/last" + (f", {run_folder}/best" if best else ""))
 

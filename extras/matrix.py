@@ -1,0 +1,73 @@
+"""Run a list of experiments in pieces: what results/ has is skipped, what was interrupted goes on from its checkpoint.
+
+    python extras/matrix.py                  # all of MATRIX below
+    python extras/matrix.py science          # names that begin so
+    python extras/matrix.py --list
+
+Each run becomes results/NAME-seedN.json: the command, its configuration, every table, the curve over steps, the machine. Weights
+are deleted once it is written (--keep-weights keeps them), so a matrix needs the disk of one run.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+MATRIX = {  # name -> (flags of sdft.py, seeds)
+    "science": ("--task science --preset laptop", [0, 1, 2]),
+    "knowledge": ("--task knowledge --preset laptop", [0, 1, 2]),
+    "medical": ("--task medical --preset laptop", [0]),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="beginnings of names in MATRIX; none means all")
+    parser.add_argument("--list", action="store_true", help="say what is done and what is not, and run nothing")
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where runs in progress stand")
+    parser.add_argument("--keep-weights", action="store_true")
+    args = parser.parse_args()
+    for name, (flags, seeds) in MATRIX.items():
+        if args.names and not any(name.startswith(beginning) for beginning in args.names):
+            continue
+        for seed in seeds:
+            file = args.results / f"{name}-seed{seed}.json"
+            if file.exists() or args.list:
+                print(f"{'done' if file.exists() else 'to do':6} {name} seed {seed}: python sdft.py {flags} --seed {seed}")
+                continue
+            run(f"{name}-seed{seed}", f"{flags} --seed {seed}", args.runs, file, args.keep_weights)
+
+
+def run(name, flags, runs, file, keep_weights):
+    """One experiment to its end, and its record into `file`; stops the matrix when the command fails."""
+    folder = runs / name
+    if any(folder.glob("checkpoint-*")):
+        command = ["--resume", str(folder)]
+    else:
+        shutil.rmtree(folder, ignore_errors=True)   # stopped before its first checkpoint: nothing to go on from
+        command = [*flags.split(), "--output", str(folder)]
+    print(f"\n==== {name}: python sdft.py {flags}", flush=True)
+    done = subprocess.run([sys.executable, str(ROOT / "sdft.py"), *command])
+    if done.returncode or not (folder / "results.json").exists():
+        sys.exit(f"error: {name} did not end; run this again to go on with it")
+    record = json.loads((folder / "results.json").read_text()) | {"command": f"python sdft.py {flags}", "curve": read_curve(folder / "metrics.jsonl")}
+    record["config"]["output"] = None
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(record, indent=1) + "\n")
+    if not keep_weights:
+        shutil.rmtree(folder)
+
+
+def read_curve(metrics_file):
+    """[{"step", "kl", "completion_tokens", "seconds", and "validation" where there was one}] of a run."""
+    lines = [json.loads(line) for line in metrics_file.read_text().splitlines()]
+    return [{key: line[key] for key in ("step", "kl", "completion_tokens", "seconds", "validation") if key in line} for line in lines]
+
+
+if __name__ == "__main__":
+    main()
