@@ -167,7 +167,8 @@ def save_model(folder, model, tokenizer):
 def save_checkpoint(run_folder, step, student, tokenizer, teacher, optimizer, state, keep_last):
     """run_folder/checkpoint-STEP with student, teacher (unless it is the student), optimiser and state.json -> its path.
 
-    state is any dict that JSON can hold. Older checkpoints beyond the keep_last newest are deleted, after the new one is whole.
+    state is any dict that JSON can hold. A bfloat16 run has remainders.safetensors too (optim.py), with student.NAME and
+    teacher.NAME. Older checkpoints beyond the keep_last newest are deleted, after the new one is whole.
     """
     folder = Path(run_folder) / f"checkpoint-{step:06d}"
     with _whole_or_not(folder) as scratch:
@@ -175,6 +176,8 @@ def save_checkpoint(run_folder, step, student, tokenizer, teacher, optimizer, st
         tokenizer.save_pretrained(scratch / "student")
         if teacher is not student:
             teacher.save_pretrained(scratch / "teacher")
+        if remainders := _remainders(student, teacher):
+            save_file(remainders, scratch / "remainders.safetensors")
         save_file(optimizer.state_tensors(), scratch / "optimizer.safetensors")
         (scratch / "state.json").write_text(json.dumps({"step": step, "updates": optimizer.updates, **state}, indent=1))
     for old in list_checkpoints(run_folder)[:-keep_last]:
@@ -197,24 +200,36 @@ def read_state(checkpoint):
 
 
 def load_checkpoint(checkpoint, student, teacher, optimizer):
-    """Put a checkpoint's weights and moments into student, teacher and optimizer, bit for bit, in place -> its state."""
+    """Put a checkpoint's weights, remainders and moments into student, teacher and optimizer, bit for bit, in place -> its state."""
     state = read_state(checkpoint)
     load_weights(student, Path(checkpoint) / "student")
     if teacher is not student:
         load_weights(teacher, Path(checkpoint) / "teacher")
+    if remainders := _remainders(student, teacher):
+        saved = _read_safetensors(Path(checkpoint) / "remainders.safetensors")
+        for name, remainder in remainders.items():
+            remainder.copy_(saved[name])
     optimizer.load_state(_read_safetensors(Path(checkpoint) / "optimizer.safetensors"), state["updates"])
     return state
 
 
 @torch.no_grad()
 def load_weights(model, folder):
-    """Copy the safetensors of a Hugging Face folder into the parameters of a model of the same shape."""
+    """Copy the safetensors of a Hugging Face folder into the parameters of a model of the same shape; remainders become 0."""
     files = sorted(Path(folder).glob("*.safetensors"))
     tensors = {name: tensor for file in files for name, tensor in _read_safetensors(file).items()}
     for name, parameter in model.named_parameters():
         if name not in tensors or tensors[name].shape != parameter.shape:
             raise ValueError(f"{folder} has no {name} of shape {tuple(parameter.shape)}; it belongs to another model")
         parameter.copy_(tensors[name])
+    for remainder in getattr(model, "remainders", {}).values():
+        remainder.zero_()
+
+
+def _remainders(student, teacher):
+    """The int16 remainders of a bfloat16 run under flat names; of a float32 run there are none."""
+    models = {"student": student} if teacher is student else {"student": student, "teacher": teacher}
+    return {f"{role}.{name}": remainder for role, model in models.items() for name, remainder in getattr(model, "remainders", {}).items()}
 
 
 def _read_safetensors(file):

@@ -78,8 +78,8 @@ def train(student, tokenizer, data, config, run_folder, checkpoint=None):
     data.train is a list of Pair and data.validation one of Example. best is {"step", "rank"} by validation; its weights
     stand in run_folder/best. checkpoint is the folder to resume from.
     """
+    optimizer = AdamW(student, weight_decay=config.weight_decay)    # first: the copy of a bfloat16 student has its remainders
     teacher = student if config.teacher == "student" else copy.deepcopy(student)                               # l. 1
-    optimizer = AdamW(student, weight_decay=config.weight_decay)
     stop = stop_tokens(student, tokenizer)
     step, best = 0, None
     if checkpoint is not None:
@@ -212,8 +212,8 @@ def estimate(figures, model, pairs, config):
     T = figures["student"]["completion_tokens"]
     scored = sum(len(pair.teacher_prompt) + T + 3 * (len(pair.student_prompt) + T) for pair in pairs) / len(pairs)
     step_seconds = config.batch_size * (T / figures["sampling_tokens_per_s"] + scored / figures["scoring_tokens_per_s"])
-    steps, copies = total_steps(config, len(pairs)), 4 + (config.teacher != "student")  # weights, gradient, two moments, teacher
-    gigabytes = copies * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e9
+    steps, each = total_steps(config, len(pairs)), 14 if config.dtype == "bfloat16" else 16  # bytes a parameter: the table in optim.py
+    gigabytes = (each + 4 * (config.teacher != "student")) * sum(parameter.numel() for parameter in model.parameters()) / 1e9
     return f"{steps} steps of about {step_seconds:.0f} s = {steps * step_seconds / 60:.0f} minutes; {gigabytes:.1f} GB, plus activations"
 
 

@@ -9,43 +9,82 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import models
 from conftest import tiny_llama
-from models import list_checkpoints, load_checkpoint, load_model, read_state, save_checkpoint, save_model, stop_tokens
-from optim import AdamW
+from models import list_checkpoints, load_checkpoint, load_model, load_weights, read_state, save_checkpoint, save_model, stop_tokens
+from optim import AdamW, prepare_for_training, relative_distance, update_ema
 
 
 def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    remainders = [getattr(model, "remainders", {}) for model in (a, b)]
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)) and all(
+        torch.equal(remainders[0][name], remainders[1][name]) for name in remainders[0].keys() | remainders[1].keys())
 
 
-def test_saved_folder_loads_with_from_pretrained(tiny, tokenizer, tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_saved_folder_loads_with_from_pretrained(dtype, tokenizer, tmp_path):
+    tiny = tiny_llama(dtype=dtype)
     save_model(tmp_path / "model", tiny, tokenizer)
     assert same(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), tiny)
     assert AutoTokenizer.from_pretrained(tmp_path / "model")("a<|im_end|>").input_ids == tokenizer("a<|im_end|>").input_ids
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def trained(tied, tokenizer):
+def trained(tied, tokenizer, dtype=torch.float32):
     """Student, teacher and optimiser after one update, all different."""
-    student, teacher = tiny_llama(tied=tied), tiny_llama(tied=tied, seed=1)
+    student, teacher = tiny_llama(tied=tied, dtype=dtype), tiny_llama(tied=tied, seed=1, dtype=dtype)
     optimizer = AdamW(student)
+    prepare_for_training(teacher)
     for parameter in student.parameters():
-        parameter.grad = torch.randn_like(parameter)
+        parameter.grad = torch.randn_like(parameter, dtype=torch.float32)
     optimizer.step(0.01)
+    update_ema(teacher, student, 0.3)
     return student, teacher, optimizer
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_checkpoint_round_trip_is_bit_identical(tied, tokenizer, tmp_path):
-    student, teacher, optimizer = trained(tied, tokenizer)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_checkpoint_round_trip_is_bit_identical(tied, dtype, tokenizer, tmp_path):
+    student, teacher, optimizer = trained(tied, tokenizer, dtype)
     for step in (2, 4, 6):
         folder = save_checkpoint(tmp_path, step, student, tokenizer, teacher, optimizer, {"config": {"seed": 3}}, keep_last=2)
     assert [checkpoint.name for checkpoint in list_checkpoints(tmp_path)] == ["checkpoint-000004", "checkpoint-000006"]
     assert read_state(folder) == {"step": 6, "updates": 1, "config": {"seed": 3}}
-    student_2, teacher_2 = tiny_llama(tied=tied, seed=5), tiny_llama(tied=tied, seed=6)
-    optimizer_2 = AdamW(student_2)
+    student_2, teacher_2, optimizer_2 = trained(tied, tokenizer, dtype)
+    optimizer_2.updates = 7
     load_checkpoint(folder, student_2, teacher_2, optimizer_2)
     assert same(student, student_2) and same(teacher, teacher_2) and optimizer_2.updates == 1
-    assert all(torch.equal(a, b) for a, b in zip(optimizer.state_tensors().values(), optimizer_2.state_tensors().values()))
+    assert all(torch.equal(a, b) and a.dtype == b.dtype
+               for a, b in zip(optimizer.state_tensors().values(), optimizer_2.state_tensors().values()))
+    files = {path.name for path in folder.iterdir()}
+    assert files - {"remainders.safetensors"} == {"student", "teacher", "optimizer.safetensors", "state.json"}
+    assert ("remainders.safetensors" in files) == (dtype == torch.bfloat16)
+
+
+def test_a_bfloat16_teacher_that_is_the_student_is_stored_once(tokenizer, tmp_path):
+    student, _, optimizer = trained(True, tokenizer, torch.bfloat16)
+    folder = save_checkpoint(tmp_path, 1, student, tokenizer, student, optimizer, {}, keep_last=1)
+    before = copy.deepcopy(student)
+    other, _, optimizer_2 = trained(True, tokenizer, torch.bfloat16)
+    load_checkpoint(folder, other, other, optimizer_2)
+    assert same(before, other) and not (folder / "teacher").exists()
+
+
+def test_weights_of_a_folder_have_no_remainder(tokenizer, tmp_path):
+    student, _, _ = trained(True, tokenizer, torch.bfloat16)
+    save_model(tmp_path / "model", student, tokenizer)
+    plain = tiny_llama(dtype=torch.bfloat16)
+    prepare_for_training(plain)
+    load_weights(plain, tmp_path / "model")
+    assert relative_distance(plain, student) > 0
+    load_weights(student, tmp_path / "model")
+    assert relative_distance(plain, student) == 0 and same(plain, student)
+
+
+def test_a_checkpoint_of_another_dtype_is_refused(tokenizer, tmp_path):
+    half = trained(True, tokenizer, torch.bfloat16)
+    folder = save_checkpoint(tmp_path, 1, half[0], tokenizer, half[1], half[2], {}, keep_last=1)
+    student, teacher, optimizer = trained(True, tokenizer)
+    with pytest.raises(ValueError, match="names or dtypes differ"):
+        load_checkpoint(folder, student, teacher, optimizer)
 
 
 def test_a_failed_save_leaves_the_previous_checkpoint(tokenizer, tmp_path, monkeypatch):

@@ -175,8 +175,8 @@ def test_a_run_leaves_what_the_readme_says(unbroken):
     assert results["config"]["steps"] == 6 and "--steps 6" in results["command"]
 
 
-def same_weights(run_a, run_b):
-    for name in ("student/model.safetensors", "teacher/model.safetensors", "optimizer.safetensors"):
+def same_weights(run_a, run_b, more=()):
+    for name in ("student/model.safetensors", "teacher/model.safetensors", "optimizer.safetensors", *more):
         a, b = (load_file(run / "checkpoint-000006" / name) for run in (run_a, run_b))
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), name
 
@@ -196,7 +196,7 @@ def test_a_killed_run_resumes_to_the_same_bits(kill_after_step, unbroken, tiny_f
     assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
 
 
-def test_ctrl_c_saves_and_says_how_to_resume(unbroken, tiny_folder, tmp_path, capsys, monkeypatch):
+def press_ctrl_c_in_step_3(monkeypatch):
     steps = []
 
     def interrupted_step(*arguments):
@@ -205,11 +205,41 @@ def test_ctrl_c_saves_and_says_how_to_resume(unbroken, tiny_folder, tmp_path, ca
             os.kill(os.getpid(), signal.SIGINT)
         return sdft_step(*arguments)
     monkeypatch.setattr(sdft, "sdft_step", interrupted_step)
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(unbroken, tiny_folder, tmp_path, capsys, monkeypatch):
+    press_ctrl_c_in_step_3(monkeypatch)
     sdft.main(flags(tiny_folder, tmp_path / "run"))
     assert [checkpoint.name for checkpoint in list_checkpoints(tmp_path / "run")] == ["checkpoint-000003"]
     assert f"python sdft.py --resume {tmp_path / 'run'}" in capsys.readouterr().out
     sdft.main(["--resume", str(tmp_path / "run")])
     same_weights(tmp_path / "run", unbroken)
+
+
+def test_a_bfloat16_run_stopped_and_resumed_ends_in_the_same_bits(tiny_folder, tmp_path, monkeypatch):
+    sdft.main(flags(tiny_folder, tmp_path / "whole", dtype="bfloat16"))
+    press_ctrl_c_in_step_3(monkeypatch)
+    sdft.main(flags(tiny_folder, tmp_path / "run", dtype="bfloat16"))
+    sdft.main(["--resume", str(tmp_path / "run")])
+    same_weights(tmp_path / "run", tmp_path / "whole", ["remainders.safetensors"])
+    remainders = load_file(tmp_path / "whole" / "checkpoint-000006" / "remainders.safetensors")
+    assert {name.split(".")[0] for name in remainders} == {"student", "teacher"} and all(tensor.any() for tensor in remainders.values())
+    assert {tensor.dtype for tensor in load_file(tmp_path / "whole" / "last" / "model.safetensors").values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("gigabytes, preset", [(150.75, "paper"), (85, "laptop")])
+def test_preset_follows_the_memory_of_the_gpu(gigabytes, preset, monkeypatch):
+    """One H200 has 143,771 MiB = 150.75 GB; an H100 85 GB."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("Properties", (), {"total_memory": gigabytes * 1e9}))
+    assert sdft.choose_preset(None)[0] == preset and sdft.choose_preset("authors") == ("authors", "as named")
+
+
+@pytest.mark.parametrize("dtype, teacher, gigabytes", [("bfloat16", "ema", 18), ("bfloat16", "student", 14), ("float32", "ema", 20), ("float32", "student", 16)])
+def test_estimated_memory_of_a_billion_parameters(dtype, teacher, gigabytes):
+    figures = {"student": {"completion_tokens": 10}, "sampling_tokens_per_s": 100, "scoring_tokens_per_s": 1000}
+    model = torch.nn.Linear(10_000, 100_000, bias=False, device="meta")
+    assert f" {gigabytes}.0 GB" in sdft.estimate(figures, model, PAIRS, dataclasses.replace(TINY, dtype=dtype, teacher=teacher))
 
 
 # ---- what is refused, before the model loads ----
