@@ -14,6 +14,16 @@ from data import CONTEXTS
 from kl_estimators import DIVERGENCES, ESTIMATORS, REDUCTIONS
 from models import list_checkpoints, read_state
 
+METHODS = {  # whose tokens, which loss, whose weights teach; a method fixes what stands in its row
+    "sdft": {"completions": "student", "loss": "kl"},
+    "sft": {"completions": "demonstration", "loss": "nll", "teacher": "student"},                  # "student": no second model is held
+    "dft": {"completions": "demonstration", "loss": "dft", "teacher": "student"},
+    "cpt": {"completions": "text", "loss": "nll", "teacher": "student"},
+    "teacher-sft": {"completions": "teacher", "loss": "nll", "teacher": "base"},
+    "teacher-kd": {"completions": "teacher", "loss": "kl", "teacher": "base", "divergence": "forward"},
+    "reinvoke": {"completions": "student", "loss": "kl", "teacher": "model", "teacher_context": "none"},
+}
+
 REPORTS = {  # what the table shows: name -> split
     "science": {"test": "test"},
     "knowledge": {"trained wordings": "train", "held-out wordings": "test", "indirect (OOD)": "ood"},
@@ -35,11 +45,14 @@ class Config:
     output: str | None = option(None, "folder of the run; without it runs/TASK, or the next free runs/TASK-N")
     seed: int = option(0, "decides the order of the data and every draw")
     # the method
+    method: str = option("sdft", "a row of METHODS: sdft, or a baseline it is compared with", list(METHODS))
     divergence: str = option("reverse", "reverse KL(student||teacher), Eq. 1; forward KL(teacher||student), the authors' code; or jsd", list(DIVERGENCES))
     estimator: str = option("analytic", "gradient estimator of appendix A.1; token and rb exist for reverse alone", list(ESTIMATORS))
     reduction: str = option("mean", "over a completion's tokens; sum is Algorithm 1 as printed, mean what its code runs", list(REDUCTIONS))
     skip_first_tokens: int = option(3, "first tokens of each completion without a loss, against openings like 'Based on the text'")
-    teacher: str = option("ema", "whose weights score: the EMA of the student, the base model, the student itself", ["ema", "base", "student"])
+    teacher: str = option("ema", "whose weights score: the EMA of the student, the base model, the student itself, --teacher-model",
+                          ["ema", "base", "student", "model"])
+    teacher_model: str | None = option(None, "for --teacher model: hub id, folder or smollm2")
     ema_rate: float = option(0.01, "share of the student mixed into the teacher each step")
     teacher_context: str = option("demonstration", "what the teacher sees beside the question", CONTEXTS)
     # optimisation
@@ -78,7 +91,7 @@ PRESETS = {  # preset -> what differs from Config's defaults, for every task and
     },
     "laptop": {
         "every task": {"model": "smollm2", "dtype": "float32", "divergence": "forward", "learning_rate": 1e-4, "warmup": 3, "steps": 30,
-                       "batch_size": 8, "micro_batch_size": 4, "max_new_tokens": 48, "max_prompt_tokens": 256, "max_teacher_prompt_tokens": 512,
+                       "batch_size": 8, "micro_batch_size": 8, "max_new_tokens": 48, "max_prompt_tokens": 256, "max_teacher_prompt_tokens": 512,
                        "eval_examples": 64, "general_tokens": 32, "eval_every": 10, "save_every": 15},
         "knowledge": {"teacher_context": "text+demonstration", "learning_rate": 2e-4, "max_new_tokens": 24, "train_examples": 48},
     },
@@ -105,7 +118,8 @@ def parse_config(argv, description):
     if "resume" in given:
         return resumed_config(Path(given.pop("resume")), given)
     preset, why = choose_preset(given.get("preset"))
-    config = Config(**{"preset": preset} | preset_values(preset, given.get("task", Config.task)) | given)
+    fixed = {name: value for name, value in METHODS[given.get("method", Config.method)].items() if name in Config.__dataclass_fields__}
+    config = Config(**{"preset": preset} | preset_values(preset, given.get("task", Config.task)) | fixed | given)
     check_config(config)
     return config, None, f"preset {preset} ({why})"
 
@@ -134,6 +148,13 @@ def resumed_config(run_folder, given):
 
 def check_config(config):
     """Refuse, by name, what cannot be meant."""
+    for name, value in METHODS[config.method].items():
+        if getattr(config, name, value) != value:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}; --method {config.method} fixes it to {value}")
+    if (config.teacher == "model") != (config.teacher_model is not None):
+        raise ValueError("--teacher model and --teacher-model belong together (--method reinvoke needs --teacher-model, for example smollm2)")
+    if METHODS[config.method]["completions"] == "text" and config.task != "knowledge":
+        raise ValueError(f"--method {config.method} reads articles; only --task knowledge has them")
     if config.estimator != "analytic" and config.divergence != "reverse":
         raise ValueError(f"--estimator {config.estimator} estimates the gradient of the reverse KL; with --divergence {config.divergence} "
                          "use --estimator analytic")

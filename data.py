@@ -15,7 +15,7 @@ type or an empty one is an error that names file, line and field: a typo must no
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 SAMPLES = Path(__file__).resolve().parent / "samples"
@@ -91,6 +91,7 @@ class Pair:
     id: str
     student_prompt: list
     teacher_prompt: list
+    completion: list | None = None      # what a baseline trains on; None where the student samples it
 
 
 def encode_pairs(tokenizer, examples, context, max_prompt_tokens, max_teacher_prompt_tokens):
@@ -102,6 +103,21 @@ def encode_pairs(tokenizer, examples, context, max_prompt_tokens, max_teacher_pr
         fits = len(pair.student_prompt) <= max_prompt_tokens and len(pair.teacher_prompt) <= max_teacher_prompt_tokens
         (fitting if fits else too_long).append(pair)
     return fitting, too_long
+
+
+def with_demonstrations(tokenizer, pairs, examples, eos_token_id):
+    """The pairs with the demonstration and an EOS as their completion: what SFT trains on."""
+    demonstrations = {example.id: example.demonstration for example in examples}
+    return [replace(pair, completion=tokenizer.encode(demonstrations[pair.id], add_special_tokens=False) + [eos_token_id]) for pair in pairs]
+
+
+def text_blocks(tokenizer, examples, block_tokens, eos_token_id):
+    """The examples' articles, each once, one after the other in blocks of block_tokens: what continued pre-training reads."""
+    ids = []
+    for text in dict.fromkeys(example.text for example in examples):
+        ids += tokenizer.encode(text, add_special_tokens=False) + [eos_token_id]
+    blocks = [ids[i:i + block_tokens] for i in range(0, len(ids), block_tokens)]
+    return [Pair(f"block-{n}", block[:1], block[:1], block[1:]) for n, block in enumerate(blocks) if len(block) > 1]
 
 
 # ---- reading ----

@@ -69,6 +69,18 @@ def rao_blackwell_surrogate(kl_BT, student_token_logprobs_BT):
     return kl_BT + kl_BT.detach() * earlier_logprobs_BT
 
 
+# ---- losses of the baselines, on completions that were given ----
+
+def likelihood_loss(token_logprobs_BT):
+    """-log p of each token: supervised fine-tuning (SFT), and continued pre-training (CPT) on plain text."""
+    return -token_logprobs_BT
+
+
+def dynamic_loss(token_logprobs_BT):
+    """-stopgrad(p) log p of each token: dynamic fine-tuning (DFT, Wu et al. 2025), SFT without the 1/p in its gradient."""
+    return -token_logprobs_BT.exp().detach() * token_logprobs_BT
+
+
 # ---- reductions: of each sequence; the mean over the batch is the caller's ----
 
 def sequence_sum(values_BT, mask_BT):
@@ -88,6 +100,7 @@ ESTIMATORS = {  # each turns three [B, T] tensors into the [B, T] whose gradient
     "token": lambda kl_BT, student_logprobs_BT, teacher_logprobs_BT: token_surrogate(student_logprobs_BT, teacher_logprobs_BT),
     "rb": lambda kl_BT, student_logprobs_BT, teacher_logprobs_BT: rao_blackwell_surrogate(kl_BT, student_logprobs_BT),
 }
+LIKELIHOODS = {"nll": likelihood_loss, "dft": dynamic_loss}
 REDUCTIONS = {"mean": sequence_mean, "sum": sequence_sum}
 
 
@@ -123,6 +136,16 @@ def compare_completions(student_hidden_BTD, student_head, teacher_hidden_BTD, te
                  completion_ids_BT.flatten().split(chunk_size))
     results = [checkpoint(compare_chunk, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
     return torch.cat(results, dim=1).view(3, B, T).unbind()
+
+
+def completion_logprobs(hidden_BTD, head, completion_ids_BT, chunk_size=256):
+    """Log-probability of each given token under one model -> [B, T], in chunks of positions like `compare_completions`."""
+    def chunk_logprobs(hidden_ND, ids_N):
+        return _log_softmax(head(hidden_ND))[torch.arange(len(ids_N), device=ids_N.device), ids_N]
+
+    chunks = zip(hidden_BTD.flatten(0, 1).split(chunk_size), completion_ids_BT.flatten().split(chunk_size))
+    results = [checkpoint(chunk_logprobs, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    return torch.cat(results).view(completion_ids_BT.shape)
 
 
 def _log_softmax(logits_NV):

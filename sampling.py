@@ -80,6 +80,15 @@ def sample_completions(model, prompt_ids, *, max_new_tokens, uniforms_BT=None, t
     return Rollout(completion_ids_BT[:, :T], completion_mask_BT, token_logprobs_BT[:, :T], finished_B)
 
 
+def given_rollout(completions, *, eos_token_ids, pad_token_id, device=None):
+    """Completions that somebody else wrote (lists of token ids) in the form of a Rollout; their log-probabilities are left at 0."""
+    T = max(len(completion) for completion in completions)
+    ids_BT = torch.tensor([completion + [pad_token_id] * (T - len(completion)) for completion in completions], device=device)
+    mask_BT = torch.tensor([[True] * len(completion) + [False] * (T - len(completion)) for completion in completions], device=device)
+    finished_B = torch.tensor([completion[-1] in eos_token_ids for completion in completions], device=device)
+    return Rollout(ids_BT, mask_BT, torch.zeros(ids_BT.shape, device=device), finished_B)
+
+
 class CacheLayer(DynamicLayer):
     """One layer's keys and values [B, heads, L, D] in buffers of full length: a step writes one column and copies nothing."""
 

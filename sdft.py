@@ -25,22 +25,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import REPORTS, parse_config, total_steps
-from data import encode_pairs, from_articles_of, load_task, teacher_messages
+from config import METHODS, REPORTS, parse_config, total_steps
+from data import encode_pairs, from_articles_of, load_task, teacher_messages, text_blocks, with_demonstrations
 from eval import CHANCE, drift_from_base, evaluate, format_preflight, format_table, preflight, sample_base_answers, token_report
-from kl_estimators import ESTIMATORS, REDUCTIONS, compare_completions, sequence_mean
+from kl_estimators import ESTIMATORS, LIKELIHOODS, REDUCTIONS, compare_completions, completion_logprobs, sequence_mean
 from models import (describe_machine, finish_step_on_signal, keep_freed_memory, load_checkpoint, load_model, load_weights, save_checkpoint, save_model,
                     start_log, stop_tokens)
 from optim import AdamW, clip_gradients, relative_distance, update_ema
-from sampling import completion_hidden, sample_completions
+from sampling import Rollout, completion_hidden, given_rollout, sample_completions
 
 
 def sdft_step(student, teacher, optimizer, batch, config):
     """Algorithm 1, lines 5 to 19, for one batch of (prompt, demonstration) pairs -> (metrics, rollout)."""
     started = time.perf_counter()
     B = len(batch.student_prompts)
-    rollout = sample_completions(student, batch.student_prompts, max_new_tokens=config.max_new_tokens,        # l. 5-7   y ~ student(. | x)
-                                 uniforms_BT=batch.uniforms_BT, **batch.stop)
+    rollout = batch.given or sample_completions(student, batch.student_prompts, max_new_tokens=config.max_new_tokens,  # l. 5-7   y ~ student(. | x)
+                                                uniforms_BT=batch.uniforms_BT, **batch.stop)
     sampled = time.perf_counter()
 
     kl_B = torch.zeros(B, device=student.device)
@@ -57,29 +57,44 @@ def sdft_step(student, teacher, optimizer, batch, config):
         kl_B[micro.rows] = sequence_mean(kl_BT.detach(), micro.loss_mask_BT).float()
 
     grad_norm = clip_gradients(student, config.max_grad_norm)
-    if not math.isfinite(grad_norm + kl_B.sum().item()):
-        raise FloatingPointError(f"step {batch.step + 1}: loss or gradient is not finite (gradient norm {grad_norm}); examples: {', '.join(batch.ids)}")
+    stop_if_not_finite(grad_norm, kl_B, batch)
     optimizer.step(batch.learning_rate)                                                                        # l. 18
     if config.teacher == "ema":
         update_ema(teacher, student, config.ema_rate)                                                          # l. 19
-
-    lengths_B = rollout.completion_mask_BT.sum(1).float()
-    seconds = time.perf_counter() - started
-    return {"kl": kl_B.mean().item(), "grad_norm": grad_norm, "completion_tokens": lengths_B.mean().item(),
-            "finished": rollout.finished_B.float().mean().item(), "teacher_gap": relative_distance(teacher, student),
-            "tokens_per_s": lengths_B.sum().item() / seconds, "learning_rate": batch.learning_rate,
-            "no_loss_tokens": (lengths_B <= config.skip_first_tokens).float().mean().item(),
-            "seconds": seconds, "sampling_seconds": sampled - started}, rollout
+    metrics = step_metrics(rollout, grad_norm, batch, config, time.perf_counter() - started)
+    return {"kl": kl_B.mean().item(), "teacher_gap": relative_distance(teacher, student), "sampling_seconds": sampled - started} | metrics, rollout
 
 
-def train(student, tokenizer, data, config, run_folder, checkpoint=None):
+def likelihood_step(student, teacher, optimizer, batch, config):
+    """A step of the baselines that fit given completions: SFT, DFT, CPT -> (metrics, rollout). No token is skipped, no teacher asked."""
+    started = time.perf_counter()
+    B = len(batch.student_prompts)
+    nll_B = torch.zeros(B, device=student.device)
+    for micro in micro_batches(batch, batch.given, config):
+        hidden_BTD = completion_hidden(student, micro.student_prompts, micro.completion_ids_BT, micro.completion_mask_BT)
+        logprobs_BT = completion_logprobs(hidden_BTD, student.lm_head, micro.completion_ids_BT)
+        loss_BT = LIKELIHOODS[METHODS[config.method]["loss"]](logprobs_BT)
+        (REDUCTIONS[config.reduction](loss_BT, micro.completion_mask_BT).sum() / B).backward()
+        nll_B[micro.rows] = sequence_mean(-logprobs_BT.detach(), micro.completion_mask_BT).float()
+    grad_norm = clip_gradients(student, config.max_grad_norm)
+    stop_if_not_finite(grad_norm, nll_B, batch)
+    optimizer.step(batch.learning_rate)
+    return {"nll": nll_B.mean().item()} | step_metrics(batch.given, grad_norm, batch, config, time.perf_counter() - started), batch.given
+
+
+STEPS = {"kl": sdft_step, "nll": likelihood_step, "dft": likelihood_step}     # by the loss that METHODS names
+
+
+def train(student, tokenizer, data, config, run_folder, checkpoint=None, teacher=None):
     """Algorithm 1: all steps, with validation, checkpoints and logs -> (best, True if it ran to the end).
 
     data.train is a list of Pair and data.validation one of Example. best is {"step", "rank"} by validation; its weights
-    stand in run_folder/best. checkpoint is the folder to resume from.
+    stand in run_folder/best. checkpoint is the folder to resume from; teacher another model, for --teacher model alone.
     """
     optimizer = AdamW(student, weight_decay=config.weight_decay)    # first: the copy of a bfloat16 student has its remainders
-    teacher = student if config.teacher == "student" else copy.deepcopy(student)                               # l. 1
+    if config.teacher != "model":
+        teacher = student if config.teacher == "student" else copy.deepcopy(student)                           # l. 1
+    take_step = STEPS[METHODS[config.method]["loss"]]
     stop = stop_tokens(student, tokenizer)
     step, best = 0, None
     if checkpoint is not None:
@@ -90,13 +105,13 @@ def train(student, tokenizer, data, config, run_folder, checkpoint=None):
 
     with finish_step_on_signal() as interrupted, tqdm(total=steps, initial=step, unit="step", smoothing=0.1) as bar:
         while step < steps:                                                                                    # l. 2
-            batch = make_batch(data.train, step, config, stop)                                                 # l. 3
-            metrics, rollout = sdft_step(student, teacher, optimizer, batch, config)
+            batch = make_batch(data.train, step, config, stop, student.device)                                            # l. 3
+            metrics, rollout = take_step(student, teacher, optimizer, batch, config)
             step += 1
             bar.update()
             if step % config.log_every == 0 or step == steps:
                 bar.write(log_line(step, metrics))
-            if config.sample_every and step % config.sample_every == 0:
+            if config.sample_every and step % config.sample_every == 0 and "kl" in metrics:
                 seen = look_at_a_rollout(student, teacher, tokenizer, batch, rollout, config)
                 bar.write(f"           {seen['id']}: {seen['completion']!r}")
                 rollout_log.write(json.dumps({"step": step, **seen}) + "\n")
@@ -125,17 +140,21 @@ class Batch:
     uniforms_BT: torch.Tensor
     learning_rate: float
     stop: dict
+    given: Rollout | None       # a baseline's completions; None where the student samples
 
 
-def make_batch(pairs, step, config, stop):
+def make_batch(pairs, step, config, stop, device="cpu"):
     """The batch of a step: a fresh shuffle each epoch, and one uniform for each (row, token)."""
     B, n = config.batch_size, len(pairs)
     shuffles = {epoch: np.random.default_rng([config.seed, 0, epoch]).permutation(n)
                 for epoch in range(step * B // n, (step * B + B - 1) // n + 1)}
     chosen = [pairs[shuffles[position // n][position % n]] for position in range(step * B, step * B + B)]
     uniforms_BT = torch.from_numpy(np.random.default_rng([config.seed, 1, step]).random((B, config.max_new_tokens)))
+    given = None
+    if chosen[0].completion is not None:
+        given = given_rollout([pair.completion for pair in chosen], **stop, device=device)
     return Batch(step, [pair.id for pair in chosen], [pair.student_prompt for pair in chosen], [pair.teacher_prompt for pair in chosen],
-                 uniforms_BT, learning_rate_at(step, total_steps(config, n), config), stop)
+                 uniforms_BT, learning_rate_at(step, total_steps(config, n), config), stop, given)
 
 
 def learning_rate_at(step, steps, config):
@@ -170,6 +189,18 @@ def micro_batches(batch, rollout, config):
                          rollout.completion_ids_BT[rows, :T], mask_BT, loss_mask_BT)
 
 
+def stop_if_not_finite(grad_norm, values_B, batch):
+    if not math.isfinite(grad_norm + values_B.sum().item()):
+        raise FloatingPointError(f"step {batch.step + 1}: loss or gradient is not finite (gradient norm {grad_norm}); examples: {', '.join(batch.ids)}")
+
+
+def step_metrics(rollout, grad_norm, batch, config, seconds):
+    lengths_B = rollout.completion_mask_BT.sum(1).float()
+    return {"grad_norm": grad_norm, "completion_tokens": lengths_B.mean().item(), "finished": rollout.finished_B.float().mean().item(),
+            "tokens_per_s": lengths_B.sum().item() / seconds, "learning_rate": batch.learning_rate,
+            "no_loss_tokens": (lengths_B <= config.skip_first_tokens).float().mean().item(), "seconds": seconds}
+
+
 # ---- before training: data, and the preflight ----
 
 @dataclass
@@ -190,7 +221,28 @@ def load_data(config):
     reports = {name: examples[split][:config.eval_examples] for name, split in REPORTS[config.task].items()}
     for example in train_examples + validation:
         teacher_messages(example, config.teacher_context)   # raises where a field that the teacher shall see is missing
+    if config.method == "reinvoke":     # on everyday prompts, and not those that measure forgetting
+        train_examples = load_task("general", "train")
     return train_examples, validation, reports, load_task("general", "test")
+
+
+def with_completions(pairs, examples, student, tokenizer, config):
+    """The pairs with what the method trains on; where the student samples it, as they are."""
+    stop, source = stop_tokens(student, tokenizer), METHODS[config.method]["completions"]
+    if source == "demonstration":
+        return with_demonstrations(tokenizer, pairs, examples, tokenizer.eos_token_id)
+    if source == "text":
+        return text_blocks(tokenizer, examples, config.max_new_tokens, tokenizer.eos_token_id)
+    if source == "teacher":             # the base model in context, once for each prompt
+        pairs = [dataclasses.replace(pair) for pair in pairs]
+        for start in tqdm(range(0, len(pairs), config.batch_size), desc="the teacher writes", leave=False):
+            part = pairs[start:start + config.batch_size]
+            uniforms_BT = torch.from_numpy(np.random.default_rng([config.seed, 2, start]).random((len(part), config.max_new_tokens)))
+            rollout = sample_completions(student, [pair.teacher_prompt for pair in part], max_new_tokens=config.max_new_tokens,
+                                         uniforms_BT=uniforms_BT, **stop)
+            for pair, ids_T, mask_T in zip(part, rollout.completion_ids_BT, rollout.completion_mask_BT):
+                pair.completion = ids_T[mask_T].tolist()
+    return pairs
 
 
 def check_lengths(pairs, too_long, config):
@@ -228,8 +280,8 @@ def validate(student, tokenizer, examples, step, best, config, run_folder):
 
 
 def log_line(step, metrics):
-    return (f"step {step:>4}  kl {metrics['kl']:.4f}  grad_norm {metrics['grad_norm']:.2f}  completion_tokens {metrics['completion_tokens']:.1f}"
-            f"  finished {metrics['finished']:.2f}  teacher_gap {metrics['teacher_gap']:.1e}  tokens_per_s {metrics['tokens_per_s']:.1f}")
+    shown = {"kl": ".4f", "nll": ".4f", "grad_norm": ".2f", "completion_tokens": ".1f", "finished": ".2f", "teacher_gap": ".1e", "tokens_per_s": ".1f"}
+    return f"step {step:>4}" + "".join(f"  {name} {metrics[name]:{form}}" for name, form in shown.items() if name in metrics)
 
 
 def look_at_a_rollout(student, teacher, tokenizer, batch, rollout, config, longest=512):
@@ -265,10 +317,11 @@ def main(argv=None):
         student, tokenizer = load_model(config.model, "cuda" if torch.cuda.is_available() else "cpu", config.dtype)
         pairs, too_long = encode_pairs(tokenizer, train_examples, config.teacher_context, config.max_prompt_tokens, config.max_teacher_prompt_tokens)
         lengths_report = check_lengths(pairs, too_long, config)
+        teacher = load_model(config.teacher_model, student.device, config.dtype)[0] if config.teacher == "model" else None
         run_folder = checkpoint.parent if checkpoint else new_run_folder(config)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    data = Data(pairs, validation, reports, general)
+    data = Data(with_completions(pairs, train_examples, student, tokenizer, config), validation, reports, general)
 
     base_answers = sample_base_answers(student, tokenizer, general, config.general_tokens)
     if checkpoint:
@@ -280,7 +333,7 @@ def main(argv=None):
         (run_folder / "before.json").write_text(json.dumps(before, indent=1) + "\n")
 
     try:
-        best, ended = train(student, tokenizer, data, config, run_folder, checkpoint)
+        best, ended = train(student, tokenizer, data, config, run_folder, checkpoint, teacher)
     except FloatingPointError as error:
         sys.exit(f"error: {error}\nThe last checkpoint is kept. A lower --learning-rate is the usual remedy")
     if not ended:
@@ -288,7 +341,7 @@ def main(argv=None):
     save_model(run_folder / "last", student, tokenizer)
     results = {"command": " ".join(["python", "sdft.py"] + (argv or sys.argv[1:])), "config": dataclasses.asdict(config)} | before
     results["last"] = report(student, tokenizer, data, config, base_answers, "last")
-    if best is not None and best["step"] < total_steps(config, len(pairs)):
+    if best is not None and best["step"] < total_steps(config, len(data.train)):
         load_weights(student, run_folder / "best")
         results["best"] = report(student, tokenizer, data, config, base_answers, "best")
     results |= {"best_step": best and best["step"], "seconds": time.perf_counter() - started, "machine": describe_machine()}
