@@ -15,6 +15,9 @@ type or an empty one is an error that names file, line and field: a typo must no
 """
 
 import json
+import re
+import reprlib
+import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -79,10 +82,57 @@ def teacher_messages(example, context="demonstration"):
 
 
 def encode_prompt(tokenizer, messages):
-    """Chat turns -> token ids, up to and with the header of the assistant's turn."""
+    """Chat turns -> token ids, up to and with the header of the assistant's turn.
+
+    They equal apply_chat_template's, except that a control token typed inside a turn, such as <|im_end|>, stays text.
+    """
     if tokenizer.chat_template is None:
         raise ValueError("the model's tokenizer has no chat template; choose an instruction-tuned model")
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    typed = _typed_control_tokens(tokenizer, messages)
+    if not any(typed):
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    return _encode_typed(tokenizer, messages, typed)
+
+
+def _typed_control_tokens(tokenizer, messages):
+    """For each turn the control tokens whose text stands in its content, the longest first.
+
+    Control tokens are the special ones and those added ones that the template writes: some models mark <|user|> as not
+    special. Other added tokens, such as runs of blanks or <b>, are ordinary text. An assistant's turn keeps its <think>,
+    which the model itself wrote and templates look for.
+    """
+    added = [token for token in tokenizer.added_tokens_decoder.values() if token.content.strip()]
+    special = [token.content for token in added if token.special]
+    written = [token.content for token in added if token.content in str(tokenizer.chat_template)]
+    return [sorted({token for token in special + (written if turn["role"] != "assistant" else []) if token in turn["content"]},
+                   key=len, reverse=True) for turn in messages]
+
+
+def _encode_typed(tokenizer, messages, typed):
+    """Token ids of a prompt whose turn i contains the control tokens typed[i] as text.
+
+    Each is swapped for a mark that no text contains, the template is rendered, and the text cut at the marks: what lies
+    between is encoded as ever, what was typed as text.
+    """
+    tokens = sorted(set().union(*typed))
+    mark_of = {token: f"mark{uuid.uuid4().hex}" for token in tokens}
+    token_of = {mark: token for token, mark in mark_of.items()}
+    marked = []
+    for turn, found in zip(messages, typed):
+        pattern = "|".join(map(re.escape, found)) or "(?!)"  # (?!) matches nowhere
+        marked.append(turn | {"content": re.sub(pattern, lambda match: mark_of[match[0]], turn["content"])})
+    pieces = re.split(f"({'|'.join(token_of)})", tokenizer.apply_chat_template(marked, add_generation_prompt=True, tokenize=False))
+    # a template that looks for the token in the content, or changes the content, would write another prompt around the mark
+    if "".join(token_of.get(piece, piece) for piece in pieces) != tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False):
+        raise ValueError(f"the chat template treats turns that contain {', '.join(tokens)} in another way; "
+                         f"take it out of the prompt that ends with {_short(messages[-1]['content'][-60:])}")
+    ids = []
+    for piece in pieces:
+        # cut after its first character, the text of a token is no longer that token, be it special or only added
+        for part in ((token_of[piece][:1], token_of[piece][1:]) if piece in token_of else (piece,)):
+            ids += tokenizer.encode(part, add_special_tokens=False)
+    return ids
 
 
 @dataclass
@@ -148,17 +198,18 @@ def read_jsonl(file, task, needs_demonstration=True):
         beside = sorted(other.name for other in file.parent.glob("*.jsonl"))
         raise ValueError(f"{file} does not exist; its folder has {', '.join(beside) or 'no .jsonl file'}")
     examples, first_line_of = [], {}
-    with open(file, encoding="utf-8-sig") as lines:  # -sig: a byte order mark is not part of the first line
-        try:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    examples.append(parse_line(line, f"{file}:{number}", task, needs_demonstration))
-                    earlier = first_line_of.setdefault(examples[-1].id, number)
-                    if earlier != number:
-                        raise ValueError(f'{file}:{number}: field "id" is "{examples[-1].id}" as in line {earlier}; '
-                                         "make ids unique, or leave them out")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file}: not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8") from None
+    with open(file, "rb") as lines:  # bytes end at \n alone, and a line that is not UTF-8 keeps its number
+        for number, line in enumerate(lines, start=1):
+            try:
+                line = line.decode("utf-8-sig" if number == 1 else "utf-8")  # -sig: a byte order mark is not part of the line
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{file}:{number}: not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8") from None
+            if line.strip():
+                examples.append(parse_line(line, f"{file}:{number}", task, needs_demonstration))
+                earlier = first_line_of.setdefault(examples[-1].id, number)
+                if earlier != number:
+                    raise ValueError(f'{file}:{number}: field "id" is "{examples[-1].id[:60]}" as in line {earlier}; '
+                                     "make ids unique, or leave them out")
     if not examples:
         raise ValueError(f"{file} has no examples; each line is one JSON object with at least \"prompt\"")
     return examples
@@ -167,14 +218,14 @@ def read_jsonl(file, task, needs_demonstration=True):
 def parse_line(line, source, task, needs_demonstration=True):
     """One line of JSON -> Example; source ("file:line") stands in front of every error."""
     try:
-        record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+        record = json.loads(line, object_pairs_hook=_object, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of more digits than Python reads
         raise ValueError(f"{source}: not JSON ({error}); each line is one JSON object") from None
     if not isinstance(record, dict):
         raise ValueError(f"{source}: a {type(record).__name__}, not an object; each line is {{\"prompt\": …, …}}")
     for field in record:
         if field not in FIELDS:
-            raise ValueError(f'{source}: field "{field}" is unknown; choose from {", ".join(FIELDS)}')
+            raise ValueError(f'{source}: field {json.dumps(field[:60])} is unknown; choose from {", ".join(FIELDS)}')
     required = ["prompt"] + [field for field in TASKS[task] if field != "demonstration" or needs_demonstration]
     for field in required:
         if field not in record:
@@ -184,12 +235,26 @@ def parse_line(line, source, task, needs_demonstration=True):
         if field in record:
             _check_string(record[field], f'{source}: field "{field}"')
     if "answer" in record and task == "science" and record["answer"] not in ("A", "B", "C", "D"):
-        raise ValueError(f'{source}: field "answer" is "{record["answer"]}"; it must be one letter, A to D')
+        raise ValueError(f'{source}: field "answer" is "{record["answer"][:60]}"; it must be one letter, A to D')
     if "key_facts" in record:
         _check_key_facts(record["key_facts"], f'{source}: field "key_facts"')
     return Example(id=record.get("id", source), task=task, messages=_check_prompt(record["prompt"], f'{source}: field "prompt"'),
                    demonstration=record.get("demonstration"), text=record.get("text"), answer=record.get("answer"),
                    key_facts=record.get("key_facts"), source=source)
+
+
+def _object(pairs):
+    """A JSON object as a dict; of two equal keys Python would keep the last and lose the first."""
+    record = {}
+    for key, value in pairs:
+        if key in record:
+            raise ValueError(f"field {json.dumps(key[:60])} stands twice in one object")
+        record[key] = value
+    return record
+
+
+def _no_constant(name):
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _check_prompt(prompt, place):
@@ -223,8 +288,12 @@ def _check_string(value, place):
         raise ValueError(f"{place} is empty; write something, or remove the line")
     if any(0xD800 <= ord(character) <= 0xDFFF for character in value):
         raise ValueError(f"{place} holds half of a surrogate pair (\\ud800-\\udfff); it is no character and no tokenizer takes it")
+    if "\0" in value:
+        raise ValueError(f"{place} holds a NUL character (\\u0000), which no text has; remove it")
 
 
 def _short(value):
-    text = repr(value)
+    shortener = reprlib.Repr()  # repr itself fails on lists nested as deep as JSON allows
+    shortener.maxstring = 60
+    text = shortener.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
