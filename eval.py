@@ -1,4 +1,7 @@
-"""Scorers, greedy accuracy, the preflight and drift.  python eval.py --model DIR --task NAME [--context demonstration]
+"""Scorers, greedy accuracy, pass@k, the preflight and drift.  python eval.py --model DIR --task NAME [--context demonstration]
+
+    python eval.py --model DIR --task NAME --pass-at-k 128          pass@1, 2, 4, …, 128 from 128 sampled answers a question
+    python eval.py --model DIR --task NAME --kl-to-base smollm2     also how far its own answers are from that model's
 
 Needs torch, transformers and tqdm, and data.py, sampling.py, models.py and kl_estimators.py beside it.
 """
@@ -8,6 +11,7 @@ import copy
 import json
 import math
 import re
+import statistics
 import sys
 import time
 from dataclasses import dataclass
@@ -73,7 +77,7 @@ def _normalise(text):
 
 @dataclass
 class Answer:
-    """One greedy answer."""
+    """One answer, greedy or sampled."""
     text: str
     ids: list           # through the EOS, if there is one
     finished: bool
@@ -87,9 +91,13 @@ def answer_greedily(model, tokenizer, prompts, max_new_tokens, batch_size=32, de
     for rows in tqdm(_split(by_length, batch_size), desc=description, leave=False, disable=description is None):
         rollout = sample_completions(model, [prompts[i] for i in rows], max_new_tokens=max_new_tokens, temperature=0, **stop)
         for row, i in enumerate(rows):
-            ids = rollout.completion_ids_BT[row][rollout.completion_mask_BT[row]].tolist()
-            answers[i] = Answer(tokenizer.decode(ids, skip_special_tokens=True), ids, bool(rollout.finished_B[row]))
+            answers[i] = _answer(tokenizer, rollout, row)
     return answers
+
+
+def _answer(tokenizer, rollout, row):
+    ids = rollout.completion_ids_BT[row][rollout.completion_mask_BT[row]].tolist()
+    return Answer(tokenizer.decode(ids, skip_special_tokens=True), ids, bool(rollout.finished_B[row]))
 
 
 def evaluate(model, tokenizer, examples, *, context="none", max_new_tokens, batch_size=32, description=None):
@@ -132,6 +140,60 @@ def format_table(rows, chance=None):
     if chance is not None:
         lines.append(f"chance, for a well-formed answer: {chance:.0%}; ± is one standard error")
     return "\n".join(lines)
+
+
+# ---- pass@k, and intervals over seeds ----
+
+def pass_at_k(n, correct, k):
+    """Chance that at least one of k answers is right, unbiased, from n sampled answers of which `correct` are right.
+
+    1 - C(n - correct, k) / C(n, k), as a product of `correct` factors (i - k) / i, so that nothing overflows (Chen et al. 2021, section 2.1).
+    Raises ValueError unless 1 <= k <= n and 0 <= correct <= n.
+    """
+    if not 1 <= k <= n or not 0 <= correct <= n:
+        raise ValueError(f"pass@{k} of {n} samples with {correct} right: k must be in 1..{n} and the number of right ones in 0..{n}")
+    # (i - k) / i is C(i - 1, k) / C(i, k); where fewer than k answers are wrong, i = k is among them and makes the product 0
+    return 1.0 - math.prod(max(i - k, 0) / i for i in range(n - correct + 1, n + 1))
+
+
+def sample_answers(model, tokenizer, examples, *, samples, temperature=1.0, top_p=0.95, max_new_tokens, seed=0, context="none",
+                   batch_size=32, description=None):
+    """`samples` sampled answers to each example -> a list of lists of Answer, in the examples' order.
+
+    Draws are a function of (seed, example's place, sample): neither batch_size nor a larger `samples` changes an answer.
+    A prompt is computed anew for each of its samples: the rows of a batch share nothing.
+    """
+    prompts = [encode_prompt(tokenizer, teacher_messages(example, context)) for example in examples]
+    stop, answers = stop_tokens(model, tokenizer), [[] for _ in prompts]
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    rows = [(i, j) for i in by_length for j in range(samples)]
+    for batch in tqdm(_split(rows, batch_size), desc=description, leave=False, disable=description is None):
+        uniforms_BT = torch.from_numpy(np.stack([np.random.default_rng([seed, i, j]).random(max_new_tokens) for i, j in batch]))
+        rollout = sample_completions(model, [prompts[i] for i, _ in batch], max_new_tokens=max_new_tokens, uniforms_BT=uniforms_BT,
+                                     temperature=temperature, top_p=top_p, **stop)
+        for row, (i, _) in enumerate(batch):
+            answers[i].append(_answer(tokenizer, rollout, row))
+    return answers
+
+
+def evaluate_pass_at_k(model, tokenizer, examples, *, k, samples, **how_to_sample):
+    """pass@1, 2, 4, … and k, each a mean over the examples -> (summary dict, number of right answers to each example)."""
+    answers = sample_answers(model, tokenizer, examples, samples=samples, **how_to_sample)
+    right = [sum(score(answer.text, example)["correct"] for answer in own) for own, example in zip(answers, examples)]
+    ks = [2 ** i for i in range(k.bit_length()) if 2 ** i < k] + [k]
+    shares = {f"pass@{j}": sum(pass_at_k(samples, count, j) for count in right) / len(right) for j in ks}
+    return {"n": len(examples), "samples": samples} | shares, right
+
+
+# two-sided 95 % quantiles of Student's t for 2, 3, … values: 1, 2, … degrees of freedom
+T_95 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
+
+
+def confidence_interval(values):
+    """(mean, half width of its 95 % confidence interval) of one figure over seeds: t s / sqrt(n), Student's t; 2 to 10 values."""
+    if not 2 <= len(values) <= len(T_95) + 1:
+        raise ValueError(f"a confidence interval over {len(values)} seeds: it needs 2 to {len(T_95) + 1}")
+    return statistics.mean(values), T_95[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
 
 
 # ---- preflight: is there anything to learn? ----
@@ -239,6 +301,28 @@ def drift_from_base(base_answers, model, batch_size=8):
     return total / base_answers.completion_mask_BT.sum().item()
 
 
+@torch.no_grad()
+def kl_to_base(model, base_model, tokenizer, examples, *, max_new_tokens, seed=0, context="none", batch_size=8):
+    """Mean over tokens of KL(model || base) on the model's own sampled answers to the examples, nats a token (Fig. 2).
+
+    Sampled at temperature 1 and top-p 1. The model's prompt has `context`, the base's never has: so a teacher is compared with
+    the base that sees the question alone.
+    """
+    total, tokens = 0.0, 0
+    sampled = sample_answers(model, tokenizer, examples, samples=1, top_p=1.0, max_new_tokens=max_new_tokens, seed=seed, context=context,
+                             batch_size=batch_size)
+    for rows in _split(list(zip(examples, sampled)), batch_size):
+        ids = [torch.tensor(answer.ids, device=model.device) for _, (answer,) in rows]
+        ids_BT = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        mask_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device) < torch.tensor([[len(row)] for row in ids], device=ids_BT.device)
+        prompts, base_prompts = ([encode_prompt(tokenizer, teacher_messages(example, seen)) for example, _ in rows] for seen in (context, "none"))
+        hidden_BTD, base_hidden_BTD = (completion_hidden(m, shown, ids_BT, mask_BT)
+                                       for m, shown in ((model, prompts), (base_model, base_prompts)))
+        kl_BT, _, _ = compare_completions(hidden_BTD, model.lm_head, base_hidden_BTD, base_model.lm_head, ids_BT, "reverse")
+        total, tokens = total + kl_BT[mask_BT].sum().item(), tokens + mask_BT.sum().item()
+    return total / tokens
+
+
 def _split(items, size):
     return [items[i:i + size] for i in range(0, len(items), size)]
 
@@ -246,7 +330,7 @@ def _split(items, size):
 # ---- python eval.py ----
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Greedy accuracy of a model on a task.")
+    parser = argparse.ArgumentParser(description="Greedy accuracy, or pass@k, of a model on a task.")
     parser.add_argument("--model", required=True, help="folder, hub id, or smollm2")
     parser.add_argument("--task", required=True, choices=[task for task in TASKS if task != "general"])
     parser.add_argument("--split", default="test", help="file of the data set: test, validation, train, ood (default: %(default)s)")
@@ -256,20 +340,46 @@ def main(argv=None):
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--json", type=Path, help="also write summary and answers to this file")
+    parser.add_argument("--pass-at-k", type=int, metavar="K",
+                        help="instead of greedy accuracy: pass@1, 2, 4, …, K of answers sampled at temperature 1, top-p 0.95")
+    parser.add_argument("--samples", type=int, help="answers a question for --pass-at-k; more than K make it less noisy (default: K)")
+    parser.add_argument("--kl-to-base", metavar="BASE", help="also KL(model || BASE) on the model's own sampled answers; BASE sees no context")
+    parser.add_argument("--seed", type=int, help="of sampled answers (default: 0)")
     args = parser.parse_args(argv)
+    if args.pass_at_k is not None and args.pass_at_k < 1:
+        parser.error(f"--pass-at-k {args.pass_at_k}: it must be at least 1")
+    if args.samples is not None and (args.pass_at_k is None or args.samples < args.pass_at_k):
+        parser.error(f"--samples {args.samples} needs a --pass-at-k of at most as many")
+    if args.seed is not None and args.pass_at_k is None and args.kl_to_base is None:
+        parser.error(f"--seed {args.seed}: greedy answers have no seed; it is for --pass-at-k and --kl-to-base")
+    samples, seed = args.samples or args.pass_at_k, args.seed or 0
     try:
         examples = load_task(args.task, args.split, args.data)[:args.limit]
         for example in examples:
             teacher_messages(example, args.context)  # a field that the context needs is missing? say so before the model loads
-        model, tokenizer = load_model(args.model, "cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model, tokenizer = load_model(args.model, device)
+        base_model = load_model(args.kl_to_base, device)[0] if args.kl_to_base else None
     except ValueError as error:
         sys.exit(f"error: {error}")
-    summary, answers = evaluate(model, tokenizer, examples, context=args.context, max_new_tokens=args.max_new_tokens,
-                                batch_size=args.batch_size, description="answering")
-    print(format_table([(f"{args.task} {args.split}, context {args.context}", summary)], CHANCE.get(args.task)))
+    label = f"{args.task} {args.split}, context {args.context}"
+    if args.pass_at_k:
+        summary, right = evaluate_pass_at_k(model, tokenizer, examples, k=args.pass_at_k, samples=samples, seed=seed, context=args.context,
+                                            max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, description="sampling")
+        print(f"{label}: {summary['n']} questions, {samples} answers each at temperature 1, top-p 0.95, seed {seed}")
+        print("\n".join(f"{name:>9}  {share:.1%}" for name, share in summary.items() if name.startswith("pass@")))
+        details = {"right": [{"id": example.id, "right": count} for example, count in zip(examples, right)]}
+    else:
+        summary, answers = evaluate(model, tokenizer, examples, context=args.context, max_new_tokens=args.max_new_tokens,
+                                    batch_size=args.batch_size, description="answering")
+        print(format_table([(label, summary)], CHANCE.get(args.task)))
+        details = {"answers": [{"id": example.id, "answer": answer.text} for example, answer in zip(examples, answers)]}
+    if base_model:
+        summary["kl_to_base"] = kl_to_base(model, base_model, tokenizer, examples, max_new_tokens=args.max_new_tokens, seed=seed,
+                                           context=args.context)
+        print(f"KL(model || {args.kl_to_base}) on the model's own sampled answers: {summary['kl_to_base']:.3f} nats a token")
     if args.json:
-        record = {"command": " ".join(["python", "eval.py"] + (argv or sys.argv[1:])), "summary": summary,
-                  "answers": [{"id": example.id, "answer": answer.text} for example, answer in zip(examples, answers)]}
+        record = {"command": " ".join(["python", "eval.py"] + (argv or sys.argv[1:])), "summary": summary} | details
         args.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
