@@ -1,0 +1,228 @@
+"""The judge. Oracles: verdicts read by hand; a server on this machine that answers as told and writes down what it was asked."""
+
+import json
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from conftest import ROOT
+from data import Example, load_task
+
+sys.path.insert(0, str(ROOT / "extras"))
+
+import judge  # noqa: E402
+
+KEY = "sk-not-a-real-key"
+
+
+@pytest.mark.parametrize("reply, knowledge, medical", [
+    ("CORRECT", "CORRECT", "CORRECT"),
+    ("INCORRECT", "INCORRECT", "INCORRECT"),
+    ("PARTIALLY_CORRECT", "PARTIALLY_CORRECT", None),      # no verdict of the medical judge, and least of all CORRECT
+    ('"CORRECT".', "CORRECT", "CORRECT"),
+    ("**INCORRECT**\n", "INCORRECT", "INCORRECT"),
+    ("Verdict: CORRECT. I repeat: CORRECT", "CORRECT", "CORRECT"),
+    ("CORRECT or INCORRECT", None, None),
+    ("CORRECT, or at least PARTIALLY_CORRECT", None, "CORRECT"),
+    ("The response is not CORRECT.", None, None),
+    ("It isn't CORRECT", None, None),
+    ("PARTIALLY CORRECT", None, None),
+    ("partially-CORRECT", None, None),
+    ("The correct answer is missing.", None, None),
+    ("CORRECTLY", None, None),
+    ("XCORRECT", None, None),
+    ("", None, None),
+])
+def test_parse_verdict(reply, knowledge, medical):
+    assert (judge.parse_verdict(reply, "knowledge"), judge.parse_verdict(reply, "medical")) == (knowledge, medical)
+
+
+def test_summary_counts_an_unparsable_reply_as_not_right():
+    verdicts = ["CORRECT", "PARTIALLY_CORRECT", "INCORRECT", None]
+    assert judge.summarise(verdicts, "knowledge") == {"n": 4, "correct": 0.25, "lenient": 0.5, "incorrect": 0.25, "unparsable": 0.25}
+    assert judge.summarise(["CORRECT", "CORRECT", "INCORRECT", None], "medical") == {"n": 4, "correct": 0.5, "incorrect": 0.25, "unparsable": 0.25}
+
+
+def test_prompts():
+    example = Example("q", "knowledge", [{"role": "user", "content": "Why {this}?"}], "the demonstration")
+    assert judge.judge_prompt("knowledge", example, "{answer}").endswith(
+        "\n\n[Question]\nWhy {this}?\n\n[Reference Answer]\nthe demonstration\n\n[Model Response]\n{answer}")
+    example.reference = "the reference"
+    prompt = judge.judge_prompt("medical", example, "a")
+    assert "\n\n[Medical Question]\nWhy {this}?\n\n[Reference Answer]\nthe reference\n\n" in prompt
+    assert 'Output ONLY one of: "CORRECT" or "INCORRECT".' in prompt and "PARTIALLY" not in prompt
+    with pytest.raises(ValueError, match="my.jsonl:3: neither"):
+        judge.judge_prompt("medical", Example("q", "medical", [{"role": "user", "content": "?"}], source="my.jsonl:3"), "a")
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server that takes its next answers, (status, headers, text) or "hang up", from server.script, CORRECT when that is empty."""
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            here.asked.append((self.path, self.headers["Authorization"], asked))
+            answer = here.script.pop(0) if here.script else (200, {}, "CORRECT")
+            if answer == "hang up":
+                self.close_connection = True
+                return
+            status, headers, text = answer
+            body = json.dumps({"choices": [{"message": {"content": text}}], "key": self.headers["Authorization"]}).encode()
+            self.send_response(status)
+            for name, value in ({"Content-Length": str(len(body))} | headers).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST
+
+        def log_message(self, *_):
+            pass
+
+    here = HTTPServer(("127.0.0.1", 0), Handler)
+    here.script, here.asked, here.url = [], [], f"http://127.0.0.1:{here.server_port}/v1"
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    thread = threading.Thread(target=here.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield here
+    here.shutdown()
+    here.server_close()
+    thread.join()
+
+
+def test_ask_server_sends_one_user_turn_and_the_key(server, monkeypatch):
+    assert judge.ask_server(server.url + "/", "gpt", "Is it?") == "CORRECT"
+    assert server.asked == [("/v1/chat/completions", f"Bearer {KEY}", {"model": "gpt", "messages": [{"role": "user", "content": "Is it?"}]})]
+    monkeypatch.delenv("OPENAI_API_KEY")
+    server.script = [(200, {}, None)]
+    assert judge.ask_server(server.url, "gpt", "Is it?") == "" and server.asked[-1][1] is None
+
+
+def test_busy_broken_and_silent_servers_are_asked_again(server):
+    waits = []
+    server.script = [(429, {"Retry-After": "7"}, ""), (500, {}, ""), "hang up", (503, {"Retry-After": "900"}, "")]
+    assert judge.ask_server(server.url, "gpt", "?", sleep=waits.append) == "CORRECT"
+    assert waits == [7, 2, 4, 60] and len(server.asked) == 5
+    server.script = [(429, {}, "")] * 3
+    with pytest.raises(ValueError, match="no answer in 3 attempts; the last one: HTTP 429"):
+        judge.ask_server(server.url, "gpt", "?", attempts=3, sleep=waits.append)
+    assert waits[4:] == [1, 2]
+
+
+def test_a_timeout_is_asked_again(monkeypatch):
+    """The port listens, and nobody answers."""
+    import socket
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        waits = []
+        with pytest.raises(ValueError, match="no answer in 2 attempts; the last one: .*timed out"):
+            judge.ask_server(f"http://127.0.0.1:{listening.getsockname()[1]}", "gpt", "?", timeout=0.05, attempts=2, sleep=waits.append)
+    assert waits == [1]
+
+
+@pytest.mark.parametrize("answer, message", [
+    ((401, {}, ""), "refused the request: HTTP 401"),
+    ((404, {}, ""), "refused the request: HTTP 404"),
+    ((302, {"Location": "/elsewhere"}, ""), "refused the request: HTTP 302"),
+])
+def test_refusals_are_asked_once_and_never_show_the_key(server, answer, message):
+    server.script = [answer]
+    with pytest.raises(ValueError, match=message) as error:
+        judge.ask_server(server.url, "gpt", "?", sleep=pytest.fail)
+    assert len(server.asked) == 1 and KEY not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["sk-secret\nx", "sk-sécret", "sk secret"])
+def test_a_key_that_no_header_holds_is_not_printed(server, monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(ValueError, match="OPENAI_API_KEY holds") as error:
+        judge.ask_server(server.url, "gpt", "?")
+    assert "sk" not in str(error.value) and server.asked == []
+
+
+def test_other_bodies_and_schemes_are_errors():
+    for body in (b"<html>", b"[]", b'{"choices": []}', b'{"choices": [{"message": null}]}'):
+        with pytest.raises(ValueError, match="sent no chat completion"):
+            judge.read_reply(body, "url")
+    with pytest.raises(ValueError, match="must begin with http"):
+        judge.ask_server("file:///etc", "gpt", "?")
+
+
+def test_cache(tmp_path):
+    """Each different prompt is asked once in all, another judge is asked anew, and a line cut by a kill is asked again."""
+    asked, cache = [], tmp_path / "deep" / "cache.jsonl"
+
+    def ask(prompt):
+        asked.append(prompt)
+        return f"reply to {prompt}"
+
+    assert judge.judge_all(["a", "b", "a"], "gpt", ask, cache) == ["reply to a", "reply to b", "reply to a"] and asked == ["a", "b"]
+    assert judge.judge_all(["b", "c"], "gpt", ask, cache, workers=3) == ["reply to b", "reply to c"] and asked == ["a", "b", "c"]
+    judge.judge_all(["a"], "another", ask, cache)
+    assert asked == ["a", "b", "c", "a"]
+    whole = cache.read_text()
+    cache.write_text(whole[:-5])
+    judge.judge_all(["a"], "another", ask, cache)
+    assert asked == ["a", "b", "c", "a", "a"] and cache.read_text() == whole
+    cache.write_text("{}\n" + whole)
+    with pytest.raises(ValueError, match="cache.jsonl:1: not a line of the judge's cache"):
+        judge.judge_all(["a"], "gpt", ask, cache)
+
+
+def test_what_was_judged_before_an_error_is_kept(tmp_path):
+    def ask(prompt):
+        if prompt == "c":
+            raise ValueError("no answer")
+        return "CORRECT"
+
+    with pytest.raises(ValueError, match="no answer"):
+        judge.judge_all(["a", "b", "c", "d"], "gpt", ask, tmp_path / "cache.jsonl")
+    assert len(judge.read_cache(tmp_path / "cache.jsonl")) == 2
+
+
+@pytest.fixture
+def answers(tmp_path):
+    """Answers to the first four knowledge questions, as eval.py writes them."""
+    file = tmp_path / "answers.json"
+    examples = load_task("knowledge", "test")[:4]
+    file.write_text(json.dumps({"answers": [{"id": example.id, "answer": f"answer {i}"} for i, example in enumerate(examples)]}))
+    return file
+
+
+def test_command_line(server, answers, tmp_path, capsys):
+    server.script = [(200, {}, verdict) for verdict in ("CORRECT", "PARTIALLY_CORRECT", "INCORRECT", "Hm.")]
+    command = [str(answers), "--task", "knowledge", "--url", server.url, "--model", "gpt", "--workers", "1",
+               "--cache", str(tmp_path / "cache.jsonl"), "--json", str(tmp_path / "verdicts.json")]
+    judge.main(command)
+    judge.main(command)
+    assert len(server.asked) == 4, "the second run reads the cache"
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1].split() == ["n", "strict", "lenient", "incorrect", "unparsable"] and printed[2].split() == ["4", "25.0%", "50.0%", "25.0%", "25.0%"]
+    record = json.loads((tmp_path / "verdicts.json").read_text())
+    assert [row["verdict"] for row in record["verdicts"]] == ["CORRECT", "PARTIALLY_CORRECT", "INCORRECT", None] and record["summary"]["n"] == 4
+    example = load_task("knowledge", "test")[3]
+    assert server.asked[3][2]["messages"][0]["content"] == judge.judge_prompt("knowledge", example, "answer 3")
+    assert not any(KEY in file.read_text() for file in tmp_path.glob("*.json*")) and KEY not in "".join(printed)
+
+
+def test_local_judge(tiny_folder, answers, tmp_path, capsys):
+    """A random model says no verdict: four unparsable replies, none of them right."""
+    command = [str(answers), "--task", "knowledge", "--judge-model", str(tiny_folder), "--cache", str(tmp_path / "cache.jsonl")]
+    with pytest.raises(SystemExit):
+        judge.main(command + ["--model", "gpt"])
+    model_calls = []
+    judge.main(command)
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["4", "0.0%", "0.0%", "0.0%", "100.0%"]
+    assert len(judge.read_cache(tmp_path / "cache.jsonl")) == 4 and not model_calls
+
+
+def test_answers_of_other_questions_are_refused(answers, tmp_path):
+    command = ["--task", "knowledge", "--url", "http://127.0.0.1:9", "--model", "gpt", "--cache", str(tmp_path / "cache.jsonl")]
+    with pytest.raises(SystemExit, match="is no example of this --task, --split and --data"):
+        judge.main([str(answers), "--split", "ood"] + command)
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(SystemExit, match='other.json has no "answers"'):
+        judge.main([str(tmp_path / "other.json")] + command)
