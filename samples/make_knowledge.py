@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 
 # name: as it stands in every question. facts: in the order of the output.
+ASK = "Answer in one short sentence."
 ARTICLES = [
     {
         "name": "Kestovar earthquake",
@@ -897,7 +898,7 @@ def satisfies(text, key_facts):
 
 
 def check_line(line):
-    assert len(line["prompt"].split()) <= 25, f"{line['id']}: question of more than 25 words"
+    assert len(line["prompt"].split()) <= 30, f"{line['id']}: question of more than 30 words"
     assert len(line["demonstration"].split()) <= 22, f"{line['id']}: answer of more than 22 words"
     assert line["demonstration"].endswith("."), f"{line['id']}: answer is not a full sentence"
     assert satisfies(line["demonstration"], line["key_facts"]), f"{line['id']}: key fact missing from the answer"
@@ -919,7 +920,7 @@ def build():
         assert len(fact["questions"]) == 4 and contains(answer, [name]), f"{name}, {slug}"
         for wording, prompt in enumerate(fact["questions"], start=1):
             line_id = f"{name.lower().replace(' ', '-')}-{slug}-{wording}"
-            line = {"id": line_id, "prompt": prompt, "demonstration": answer, "text": texts[name]}
+            line = {"id": line_id, "prompt": f"{prompt} {ASK}", "demonstration": answer, "text": texts[name]}
             assert contains(prompt, [name]), f"{line_id}: event not named"
             assert not any(contains(prompt, variants) for variants in key_facts), f"{line_id}: key fact in the question"
             splits[SPLIT_OF_WORDING[wording]].append(line | {"key_facts": key_facts})
@@ -931,7 +932,7 @@ def build():
                 assert not any(satisfies(text, key_facts) for text in elsewhere), where
     for number, item in enumerate(OOD, start=1):
         text = "\n\n".join(texts[name] for name in item["events"])
-        line = {"id": f"ood-{number:02}", "prompt": item["question"], "demonstration": item["answer"], "text": text}
+        line = {"id": f"ood-{number:02}", "prompt": f"{item['question']} {ASK}", "demonstration": item["answer"], "text": text}
         splits["ood"].append(line | {"key_facts": item["key_facts"]})
 
     lines = [line for split in splits.values() for line in split]
