@@ -7,6 +7,7 @@ A line of a file is one JSON object:
     demonstration  a worked answer by an expert, the c of the paper                                     train, validation
     answer         the right letter                                                                     science
     key_facts      a list of facts, each a list of accepted variants: [["312"], ["1 May", "May 1"]]     knowledge
+    calls          the tool calls of a right answer, a list of {"name": string, "arguments": object}     tooluse
     text           the article the answer comes from                                                    knowledge
     id             any string; without it the line is named by file and number
 
@@ -25,9 +26,10 @@ SAMPLES = Path(__file__).resolve().parent / "samples"
 TASKS = {  # the fields that scoring and the teacher's prompt need beside `prompt`
     "science": ["demonstration", "answer"],
     "knowledge": ["demonstration", "text", "key_facts"],
+    "tooluse": ["demonstration", "calls"],
     "general": [],  # questions of everyday use, never trained on: they measure forgetting
 }
-FIELDS = ["id", "prompt", "demonstration", "answer", "key_facts", "text"]
+FIELDS = ["id", "prompt", "demonstration", "answer", "key_facts", "calls", "text"]
 ROLES = ["system", "user", "assistant"]
 CONTEXTS = ["demonstration", "text", "text+demonstration", "none"]
 
@@ -42,6 +44,7 @@ class Example:
     text: str | None = None             # source text
     answer: str | None = None           # gold answer
     key_facts: list | None = None       # list of facts, each a list of accepted variants
+    calls: list | None = None           # golden tool calls {"name", "arguments"}
     source: str = ""                    # "file:line", for messages
 
 
@@ -238,9 +241,11 @@ def parse_line(line, source, task, needs_demonstration=True):
         raise ValueError(f'{source}: field "answer" is "{record["answer"][:60]}"; it must be one letter, A to D')
     if "key_facts" in record:
         _check_key_facts(record["key_facts"], f'{source}: field "key_facts"')
+    if "calls" in record:
+        _check_calls(record["calls"], f'{source}: field "calls"')
     return Example(id=record.get("id", source), task=task, messages=_check_prompt(record["prompt"], f'{source}: field "prompt"'),
                    demonstration=record.get("demonstration"), text=record.get("text"), answer=record.get("answer"),
-                   key_facts=record.get("key_facts"), source=source)
+                   key_facts=record.get("key_facts"), calls=record.get("calls"), source=source)
 
 
 def _object(pairs):
@@ -279,6 +284,17 @@ def _check_key_facts(key_facts, place):
     for variants in key_facts:
         for variant in variants:
             _check_string(variant, place)
+
+
+def _check_calls(calls, place):
+    if not isinstance(calls, list) or not calls:
+        raise ValueError(f'{place} must be a list of {{"name": …, "arguments": …}}, one or more; it is {_short(calls)}')
+    for i, call in enumerate(calls):
+        if not isinstance(call, dict) or call.keys() != {"name", "arguments"}:
+            raise ValueError(f'{place}, call {i}, must be {{"name": …, "arguments": …}}; it is {_short(call)}')
+        _check_string(call["name"], f'{place}, call {i}, "name"')
+        if not isinstance(call["arguments"], dict):
+            raise ValueError(f'{place}, call {i}, "arguments" must be an object, {{}} where there are none; it is {_short(call["arguments"])}')
 
 
 def _check_string(value, place):
