@@ -288,13 +288,13 @@ def _check_key_facts(key_facts, place):
 
 def _check_calls(calls, place):
     if not isinstance(calls, list) or not calls:
-        raise ValueError(f'{place} must be a list of {{"name": …, "arguments": …}}, one or more; it is {_short(calls)}')
+        raise ValueError(f'{place} must be a list of {{"name": …, "arguments": …}}; it is {_short(calls)}')
     for i, call in enumerate(calls):
         if not isinstance(call, dict) or call.keys() != {"name", "arguments"}:
             raise ValueError(f'{place}, call {i}, must be {{"name": …, "arguments": …}}; it is {_short(call)}')
         _check_string(call["name"], f'{place}, call {i}, "name"')
         if not isinstance(call["arguments"], dict):
-            raise ValueError(f'{place}, call {i}, "arguments" must be an object, {{}} where there are none; it is {_short(call["arguments"])}')
+            raise ValueError(f'{place}, call {i}, "arguments" must be an object ({{}} for none); it is {_short(call["arguments"])}')
 
 
 def _check_string(value, place):

@@ -54,6 +54,11 @@ def test_contexts_of_knowledge():
     ({"demonstration": "\ud800"}, "surrogate"),
     ({"answer": "E"}, 'field "answer" is "E"; it must be one letter, A to D'),
     ({"key_facts": ["312"]}, 'field "key_facts" must be a list of lists'),
+    ({"calls": []}, 'field "calls" must be a list of {"name": …, "arguments": …}; it is []'),
+    ({"calls": {"name": "f", "arguments": {}}}, 'field "calls" must be a list'),
+    ({"calls": [{"name": "f"}]}, 'field "calls", call 0, must be {"name": …, "arguments": …}; it is'),
+    ({"calls": [{"name": "f", "arguments": {}}, {"name": 5, "arguments": {}}]}, 'field "calls", call 1, "name" must be a string; it is 5'),
+    ({"calls": [{"name": "f", "arguments": "{}"}]}, 'field "calls", call 0, "arguments" must be an object'),
     ({"demonstratoin": "x"}, 'field "demonstratoin" is unknown; choose from id, prompt'),
 ])
 def test_wrong_fields_name_line_field_and_remedy(change, message):
@@ -89,6 +94,14 @@ def test_nesting_just_below_the_limit_of_the_reader_can_still_be_shown():
     for depth in range(700, 1001):
         with pytest.raises(ValueError, match="my.jsonl:3: "):
             parse_line(f'{{"prompt": {"[" * depth}1{"]" * depth}}}', "my.jsonl:3", "general")
+
+
+def test_calls_are_read_as_they_are_and_required():
+    calls = [{"name": "[Optional]save", "arguments": {"filter": {"kind": "tea"}, "limit": 10}}]
+    record = {"prompt": "Save it.", "demonstration": "Action: …", "calls": calls}
+    assert parse_line(json.dumps(record), "my.jsonl:1", "tooluse").calls == calls
+    with pytest.raises(ValueError, match='my.jsonl:1: field "calls" is missing'):
+        parse_line('{"prompt": "Save it.", "demonstration": "Action: …"}', "my.jsonl:1", "tooluse")
 
 
 def test_files(tmp_path):
