@@ -17,7 +17,6 @@ type or an empty one is an error that names file, line and field: a typo must no
 
 import json
 import re
-import reprlib
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -302,14 +301,12 @@ def _check_string(value, place):
         raise ValueError(f"{place} must be a string; it is {_short(value)}")
     if not value.strip():
         raise ValueError(f"{place} is empty; write something, or remove the line")
-    if any(0xD800 <= ord(character) <= 0xDFFF for character in value):
+    if re.search("[\ud800-\udfff]", value):
         raise ValueError(f"{place} holds half of a surrogate pair (\\ud800-\\udfff); it is no character and no tokenizer takes it")
     if "\0" in value:
         raise ValueError(f"{place} holds a NUL character (\\u0000), which no text has; remove it")
 
 
 def _short(value):
-    shortener = reprlib.Repr()  # repr itself fails on lists nested as deep as JSON allows
-    shortener.maxstring = 60
-    text = shortener.repr(value)
+    text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -90,12 +90,6 @@ def test_what_python_reads_and_json_forbids(line, message):
         parse_line(line, "my.jsonl:3", "general")
 
 
-def test_nesting_just_below_the_limit_of_the_reader_can_still_be_shown():
-    for depth in range(700, 1001):
-        with pytest.raises(ValueError, match="my.jsonl:3: "):
-            parse_line(f'{{"prompt": {"[" * depth}1{"]" * depth}}}', "my.jsonl:3", "general")
-
-
 def test_calls_are_read_as_they_are_and_required():
     calls = [{"name": "[Optional]save", "arguments": {"filter": {"kind": "tea"}, "limit": 10}}]
     record = {"prompt": "Save it.", "demonstration": "Action: …", "calls": calls}
