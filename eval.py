@@ -213,13 +213,13 @@ def format_table(rows, chance=None):
 def pass_at_k(n, correct, k):
     """Chance that at least one of k answers is right, unbiased, from n sampled answers of which `correct` are right.
 
-    1 - C(n - correct, k) / C(n, k), as a product of `correct` factors (i - k) / i, so that nothing overflows (Chen et al. 2021, section 2.1).
+    1 - C(n - correct, k) / C(n, k), as a product of `correct` factors, so that nothing overflows (Chen et al. 2021).
     Raises ValueError unless 1 <= k <= n and 0 <= correct <= n.
     """
     if not 1 <= k <= n or not 0 <= correct <= n:
         raise ValueError(f"pass@{k} of {n} samples with {correct} right: k must be in 1..{n} and the number of right ones in 0..{n}")
     # (i - k) / i is C(i - 1, k) / C(i, k); where fewer than k answers are wrong, i = k is among them and makes the product 0
-    return 1.0 - math.prod(max(i - k, 0) / i for i in range(n - correct + 1, n + 1))
+    return 1.0 - math.prod((i - k) / i for i in range(n - correct + 1, n + 1))
 
 
 def sample_answers(model, tokenizer, examples, *, samples, temperature=1.0, top_p=0.95, max_new_tokens, seed=0, context="none",
@@ -246,7 +246,7 @@ def evaluate_pass_at_k(model, tokenizer, examples, *, k, samples, **how_to_sampl
     """pass@1, 2, 4, … and k, each a mean over the examples -> (summary dict, number of right answers to each example)."""
     answers = sample_answers(model, tokenizer, examples, samples=samples, **how_to_sample)
     right = [sum(score(answer.text, example)["correct"] for answer in own) for own, example in zip(answers, examples)]
-    ks = [2 ** i for i in range(k.bit_length()) if 2 ** i < k] + [k]
+    ks = [2 ** i for i in range(k.bit_length())] + [k]
     shares = {f"pass@{j}": sum(pass_at_k(samples, count, j) for count in right) / len(right) for j in ks}
     return {"n": len(examples), "samples": samples} | shares, right
 
@@ -381,9 +381,10 @@ def kl_to_base(model, base_model, tokenizer, examples, *, max_new_tokens, seed=0
         ids = [torch.tensor(answer.ids, device=model.device) for _, (answer,) in rows]
         ids_BT = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
         mask_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device) < torch.tensor([[len(row)] for row in ids], device=ids_BT.device)
-        prompts, base_prompts = ([encode_prompt(tokenizer, teacher_messages(example, seen)) for example, _ in rows] for seen in (context, "none"))
-        hidden_BTD, base_hidden_BTD = (completion_hidden(m, shown, ids_BT, mask_BT)
-                                       for m, shown in ((model, prompts), (base_model, base_prompts)))
+        prompts = [encode_prompt(tokenizer, teacher_messages(example, context)) for example, _ in rows]
+        base_prompts = [encode_prompt(tokenizer, example.messages) for example, _ in rows]
+        hidden_BTD = completion_hidden(model, prompts, ids_BT, mask_BT)
+        base_hidden_BTD = completion_hidden(base_model, base_prompts, ids_BT, mask_BT)
         kl_BT, _, _ = compare_completions(hidden_BTD, model.lm_head, base_hidden_BTD, base_model.lm_head, ids_BT, "reverse")
         total, tokens = total + kl_BT[mask_BT].sum().item(), tokens + mask_BT.sum().item()
     return total / tokens
@@ -409,7 +410,8 @@ def main(argv=None):
     parser.add_argument("--pass-at-k", type=int, metavar="K",
                         help="instead of greedy accuracy: pass@1, 2, 4, …, K of answers sampled at temperature 1, top-p 0.95")
     parser.add_argument("--samples", type=int, help="answers a question for --pass-at-k; more than K make it less noisy (default: K)")
-    parser.add_argument("--kl-to-base", metavar="BASE", help="also KL(model || BASE) on the model's own sampled answers; BASE sees no context")
+    parser.add_argument("--kl-to-base", metavar="BASE",
+                        help="also KL(model || BASE) on the model's own sampled answers; BASE sees no context")
     parser.add_argument("--seed", type=int, help="of sampled answers (default: 0)")
     args = parser.parse_args(argv)
     if args.pass_at_k is not None and args.pass_at_k < 1:

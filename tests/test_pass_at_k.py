@@ -102,26 +102,31 @@ def test_no_interval_of_one_seed():
 
 
 @pytest.mark.parametrize("context", ["none", "demonstration"])
-def test_kl_to_base_equals_a_dense_computation(model, tokenizer, context):
-    base, total, tokens = copy.deepcopy(model), 0.0, 0
+def test_kl_to_base_equals_a_dense_computation(model, tokenizer, context, monkeypatch):
+    # 80 of the tokens end an answer, so that answers differ in length and the short ones are padded
+    monkeypatch.setattr(evaluation, "stop_tokens", lambda *_: {"eos_token_ids": range(1, 80), "pad_token_id": 1})
+    base, total, tokens, lengths = copy.deepcopy(model), 0.0, 0, set()
     if context == "none":
         assert kl_to_base(model, base, tokenizer, questions(), max_new_tokens=10) == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.1)
-    for example, (answer,) in zip(questions(), sample_answers(model, tokenizer, questions(), samples=1, top_p=1.0, max_new_tokens=10, seed=2,
-                                                              context=context)):
+    sampled = sample_answers(model, tokenizer, questions(), samples=1, top_p=1.0, max_new_tokens=10, seed=2, context=context)
+    for example, (answer,) in zip(questions(), sampled):
+        lengths.add(len(answer.ids))
         shown = evaluation.teacher_messages(example, context)
         p, q = (torch.distributions.Categorical(logits=m(torch.tensor([prompt + answer.ids])).logits[0, len(prompt) - 1:-1])
                 for m, prompt in ((model, encode_prompt(tokenizer, shown)), (base, encode_prompt(tokenizer, example.messages))))
         total, tokens = total + torch.distributions.kl_divergence(p, q).sum().item(), tokens + len(answer.ids)
     measured = kl_to_base(model, base, tokenizer, questions(), max_new_tokens=10, seed=2, context=context, batch_size=2)
-    assert total / tokens > 0.01 and measured == pytest.approx(total / tokens, rel=1e-4)
+    assert len(lengths) > 1 and total / tokens > 0.01
+    assert measured == pytest.approx(total / tokens, rel=1e-4)
 
 
 def test_command_line(tiny_folder, tmp_path, capsys):
     command = ["--model", str(tiny_folder), "--task", "science", "--limit", "2", "--max-new-tokens", "3"]
-    evaluation.main(command + ["--pass-at-k", "2", "--samples", "3", "--kl-to-base", str(tiny_folder), "--json", str(tmp_path / "out.json")])
+    evaluation.main(command + ["--pass-at-k", "2", "--samples", "3", "--kl-to-base", str(tiny_folder),
+                               "--json", str(tmp_path / "out.json")])
     record, printed = json.loads((tmp_path / "out.json").read_text()), capsys.readouterr().out
     assert "2 questions, 3 answers each" in printed and "pass@1 " in printed and "pass@2 " in printed and "0.000 nats" in printed
     assert record["summary"]["samples"] == 3 and len(record["right"]) == 2 and record["summary"]["kl_to_base"] == pytest.approx(0, abs=1e-6)
