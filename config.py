@@ -26,6 +26,7 @@ METHODS = {  # whose tokens, which loss, whose weights teach; a method fixes wha
 
 REPORTS = {  # what the table shows: name -> split
     "science": {"test": "test"},
+    "tooluse": {"test": "test"},
     "knowledge": {"trained wordings": "train", "held-out wordings": "test", "indirect (OOD)": "ood"},
 }
 
@@ -44,6 +45,7 @@ class Config:
     dtype: str = option("bfloat16", "of the model's arithmetic; the trained weights are exact float32 in both (optim.py)", ["float32", "bfloat16"])
     output: str | None = option(None, "folder of the run; without it runs/TASK, or the next free runs/TASK-N")
     seed: int = option(0, "decides the order of the data and every draw")
+    force: bool = option(False, "train although the preflight finds the teacher no better than the student")
     # the method
     method: str = option("sdft", "a row of METHODS: sdft, or a baseline it is compared with", list(METHODS))
     divergence: str = option("reverse", "reverse KL(student||teacher), Eq. 1; forward KL(teacher||student), the authors' code; or jsd", list(DIVERGENCES))
@@ -94,6 +96,7 @@ PRESETS = {  # preset -> what differs from Config's defaults, for every task and
                        "batch_size": 8, "micro_batch_size": 8, "max_new_tokens": 48, "max_prompt_tokens": 256, "max_teacher_prompt_tokens": 512,
                        "eval_examples": 64, "general_tokens": 32, "eval_every": 10, "save_every": 15},
         "knowledge": {"teacher_context": "text+demonstration", "learning_rate": 2e-4, "max_new_tokens": 24, "train_examples": 48},
+        "tooluse": {"max_new_tokens": 96, "max_prompt_tokens": 512, "max_teacher_prompt_tokens": 768, "micro_batch_size": 4},
     },
 }
 
@@ -111,6 +114,9 @@ def parse_config(argv, description):
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      argument_default=argparse.SUPPRESS, allow_abbrev=False)
     for f in dataclasses.fields(Config):
+        if f.type is bool:
+            parser.add_argument("--" + f.name.replace("_", "-"), action="store_true", help=f.metadata["help"])
+            continue
         number = {int: int, float: float}.get(f.type, int if f.type == int | None else str)
         parser.add_argument("--" + f.name.replace("_", "-"), type=number, choices=f.metadata["choices"], help=f.metadata["help"])
     parser.add_argument("--resume", metavar="RUN", help="go on with a stopped run, as it was configured")

@@ -1,20 +1,18 @@
-"""Scorers, greedy accuracy, pass@k, the preflight and drift.  python eval.py --model DIR --task NAME [--context demonstration]
+"""Greedy accuracy, pass@k, the preflight and drift.  python eval.py --model DIR --task NAME [--context demonstration]
 
     python eval.py --model DIR --task NAME --pass-at-k 128          pass@1, 2, 4, …, 128 from 128 sampled answers a question
     python eval.py --model DIR --task NAME --kl-to-base smollm2     also how far its own answers are from that model's
 
-Needs torch, transformers and tqdm, and data.py, sampling.py, models.py and kl_estimators.py beside it.
+Needs torch, transformers and tqdm, and data.py, sampling.py, models.py, kl_estimators.py and scoring.py beside it.
 """
 
 import argparse
 import copy
 import json
 import math
-import re
 import statistics
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,117 +24,7 @@ from data import CONTEXTS, TASKS, encode_prompt, load_task, teacher_messages
 from kl_estimators import compare_completions
 from models import load_model, stop_tokens
 from sampling import completion_hidden, sample_completions
-
-
-# ---- scorers: text -> a dict of booleans, "correct" among them ----
-
-def science_letter(text):
-    """The letter in the last <answer>…</answer>, else in the last "answer is X"; None where there is neither."""
-    tagged = re.findall(r"<answer>(.*?)</answer>", text, flags=re.DOTALL)
-    if tagged:
-        letter = tagged[-1].strip()
-        return letter if letter in ("A", "B", "C", "D") else None
-    stated = re.findall(r"answer is:?\s+[*(\"']*([A-D])\b(?!')", text)
-    return stated[-1] if stated else None
-
-
-def score_science(text, answer):
-    """correct: the letter is the gold one; well_formed: the text ends with a letter so stated, as the prompts ask."""
-    letter = science_letter(text)
-    at_the_end = re.search(r"(</answer>|answer is:?\s+[*(\"']*[A-D])[\s.*)\"']*$", text)
-    return {"correct": letter == answer, "well_formed": letter is not None and at_the_end is not None}
-
-
-def score_reference(text, key_facts):
-    """correct (strict): every key fact occurs in one of its accepted variants; lenient: at least one does.
-
-    Case is folded, white space normalised, and a variant counts at word boundaries only: 31 is not in 312.
-    """
-    text = _normalise(text)
-    found = [any(re.search(r"(?<!\w)" + re.escape(_normalise(variant)) + r"(?!\w)", text) for variant in variants)
-             for variants in key_facts]
-    return {"correct": all(found), "lenient": any(found)}
-
-
-def score_tooluse(text, calls, rule="calls"):
-    """correct: the text makes the golden calls [{"name", "arguments"}], no more and no fewer; well_formed: it makes one that parses.
-
-    rule "calls"       calls compared as a multiset; the order of arguments is free, numbers are equal as numbers
-    rule "published"   the rule of the authors' code, to compare with published figures: the multiset of names, and all arguments
-                       merged into one dict. It reads an input up to the first "}" and a name as one word, so that nested JSON and names
-                       with brackets fail even when right, and it never sees which call an argument belongs to
-    ValueError for any other rule. well_formed is the same under both.
-    """
-    made = tool_calls(text)
-    if rule == "calls":
-        correct = Counter(made) == Counter((call["name"], _canonical(call["arguments"])) for call in calls)
-    elif rule == "published":
-        correct = _published(text) == (Counter(call["name"] for call in calls), _merged(call["arguments"] for call in calls))
-    else:
-        raise ValueError(f'rule "{rule}" is unknown; choose from calls, published')
-    return {"correct": correct, "well_formed": any(name and arguments is not None for name, arguments in made)}
-
-
-def tool_calls(text):
-    """[(name, arguments)]: each line "Action: NAME" with the JSON object after the first "Action Input:" before the next Action.
-
-    arguments are canonical JSON text, or None where there is no such object: that call equals no golden one. An Action Input
-    without an Action is no call.
-    """
-    calls = []
-    for part in re.split(r"^[ \t]*Action:", text, flags=re.MULTILINE)[1:]:
-        name, _, rest = part.partition("\n")
-        calls.append((name.strip(), _leading_object(rest.partition("Action Input:")[2].lstrip())))
-    return calls
-
-
-def _leading_object(text):
-    """The JSON object that the text begins with, as canonical JSON text, or None."""
-    try:
-        value, _ = json.JSONDecoder().raw_decode(text)
-        return _canonical(value) if isinstance(value, dict) else None
-    except (ValueError, RecursionError):  # ValueError: no JSON, or an integer of thousands of digits; RecursionError: "[[[[[…"
-        return None
-
-
-def _canonical(arguments):
-    """JSON text that is the same for 10 and 10.0 and for any order of keys, but not for 1 and true, which Python's == takes for equal."""
-    def number(text):
-        return int(float(text)) if float(text).is_integer() else float(text)
-
-    return json.dumps(json.loads(json.dumps(arguments), parse_float=number), sort_keys=True)
-
-
-def _published(text):
-    inputs = []
-    for block in re.findall(r"Action Input:\s*(\{[^}]*\})", text):
-        try:
-            inputs.append(json.loads(block))
-        except (ValueError, RecursionError):
-            continue  # skipped: part of the rule
-    return Counter(re.findall(r"Action:\s*(\w+)", text)), _merged(inputs)
-
-
-def _merged(dicts):
-    return {key: value for arguments in dicts for key, value in arguments.items()}
-
-
-def score(text, example):
-    """The scorer of the example's task."""
-    if example.task == "science":
-        return score_science(text, example.answer)
-    if example.task == "knowledge":
-        return score_reference(text, example.key_facts)
-    if example.task == "tooluse":
-        return score_tooluse(text, example.calls)
-    raise ValueError(f'task "{example.task}" has no scorer')
-
-
-CHANCE = {"science": 0.25}
-
-
-def _normalise(text):
-    return " ".join(text.casefold().split())
+from scoring import CHANCE, score
 
 
 # ---- greedy accuracy ----
@@ -292,15 +180,20 @@ def preflight(model, tokenizer, examples, context, max_new_tokens):
             "sampling_tokens_per_s": sampling_speed, "scoring_tokens_per_s": scored / (time.perf_counter() - started)}
 
 
+def teaches(figures):
+    """Whether the teacher is better than the student: else SDFT has nothing to teach."""
+    return figures["teacher"]["correct"] > figures["student"]["correct"]
+
+
 def format_preflight(figures, context, lengths_report, estimate):
     """The preflight's figures and a verdict, as lines of text."""
     def scores(summary):
         return f"{summary['correct']:.1%} right" + (f", {summary['well_formed']:.1%} well formed" if "well_formed" in summary else "")
 
-    if figures["teacher"]["correct"] > figures["student"]["correct"]:
+    if teaches(figures):
         verdict = "go: with its context the model can do what it cannot do alone"
     else:
-        verdict = ("WARNING: the teacher is no better than the student, so SDFT has nothing to teach here. Try a larger\n"
+        verdict = ("no-go: the teacher is no better than the student, so SDFT has nothing to teach here. Try a larger\n"
                    "               --model, another --teacher-context, or demonstrations in a form that this model would say anyway")
     return f"""preflight on {figures["student"]["n"]} validation examples
   student      {scores(figures["student"])}

@@ -27,12 +27,13 @@ from tqdm import tqdm
 
 from config import METHODS, REPORTS, parse_config, total_steps
 from data import encode_pairs, from_articles_of, load_task, teacher_messages, text_blocks, with_demonstrations
-from eval import CHANCE, drift_from_base, evaluate, format_preflight, format_table, preflight, sample_base_answers, token_report
+from eval import drift_from_base, evaluate, format_preflight, format_table, preflight, sample_base_answers, teaches, token_report
 from kl_estimators import ESTIMATORS, LIKELIHOODS, REDUCTIONS, compare_completions, completion_logprobs, sequence_mean
 from models import (describe_machine, finish_step_on_signal, keep_freed_memory, load_checkpoint, load_model, load_weights, save_checkpoint, save_model,
                     start_log, stop_tokens)
 from optim import AdamW, clip_gradients, relative_distance, update_ema
 from sampling import Rollout, completion_hidden, given_rollout, sample_completions
+from scoring import CHANCE
 
 
 def sdft_step(student, teacher, optimizer, batch, config):
@@ -329,6 +330,9 @@ def main(argv=None):
     else:
         before = {"preflight": preflight(student, tokenizer, validation, config.teacher_context, config.max_new_tokens)}
         print(format_preflight(before["preflight"], config.teacher_context, lengths_report, estimate(before["preflight"], student, pairs, config)))
+        if METHODS[config.method]["completions"] == "student" and config.teacher != "model" and not teaches(before["preflight"]) and not config.force:
+            run_folder.rmdir()
+            sys.exit("no-go: nothing was trained. --force trains all the same")
         before["before"] = report(student, tokenizer, data, config, base_answers, "before")
         (run_folder / "before.json").write_text(json.dumps(before, indent=1) + "\n")
 

@@ -9,7 +9,8 @@ import torch
 import eval as evaluation
 from conftest import tiny_llama
 from data import Example, encode_prompt
-from eval import drift_from_base, evaluate, preflight, sample_base_answers, science_letter, score_reference, score_science
+from eval import drift_from_base, evaluate, preflight, sample_base_answers
+from scoring import science_letter, score_reference, score_science
 
 
 @pytest.mark.parametrize("text, letter", [
@@ -28,7 +29,20 @@ from eval import drift_from_base, evaluate, preflight, sample_base_answers, scie
 ])
 def test_science_letter(text, letter):
     assert science_letter(text) == letter
-    assert score_science(text, "B") == {"correct": letter == "B", "well_formed": letter is not None}
+    assert score_science(text, "B")["correct"] == (letter == "B")
+
+
+@pytest.mark.parametrize("text, well_formed", [
+    ("12.0 + 32.0 = 44.0. The correct answer is C.", True),
+    ("The answer is: **D**.\n", True),
+    ("<reasoning>…</reasoning><answer>B</answer>", True),
+    ("The correct answer is C: 44.0", False),                # goes on after the letter
+    ("The correct answer is C. To arrive at it, I", False),
+    ("<answer>A or B</answer>", False),                      # ends as asked, but with no letter
+    ("C", False),
+])
+def test_well_formed_is_to_end_with_the_letter(text, well_formed):
+    assert score_science(text, "B")["well_formed"] is well_formed
 
 
 @pytest.mark.parametrize("text, strict, lenient", [

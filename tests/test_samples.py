@@ -8,7 +8,7 @@ import pytest
 
 from conftest import ROOT
 from data import load_task
-from eval import score
+from scoring import score
 
 SPLITS = {"science": ["train", "validation", "test"], "knowledge": ["train", "validation", "test", "ood"]}
 

@@ -156,7 +156,7 @@ def flags(model, output, **more):
     values = {"task": "science", "preset": "laptop", "model": model, "output": output, "steps": 6, "batch_size": 2, "max_new_tokens": 6,
               "max_prompt_tokens": 1000, "max_teacher_prompt_tokens": 1500, "train_examples": 8, "eval_examples": 2, "general_tokens": 4,
               "eval_every": 3, "save_every": 2, "learning_rate": 1e-3} | more
-    return [text for name, value in values.items() if value is not None for text in (f"--{name.replace('_', '-')}", str(value))]
+    return ["--force"] + [text for name, value in values.items() if value is not None for text in (f"--{name.replace('_', '-')}", str(value))]
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +275,13 @@ def test_prompts_that_do_not_fit_are_counted_or_stop_the_run(tiny_folder, tmp_pa
         sdft.main(flags(tiny_folder, tmp_path / "run", max_prompt_tokens=220, too_long="stop"))
 
 
+def test_a_teacher_no_better_than_the_student_is_a_no_go(tiny_folder, tmp_path, capsys):
+    """A random model is right by no question, with the demonstration or without."""
+    with pytest.raises(SystemExit, match="nothing was trained. --force trains all the same"):
+        sdft.main(flags(tiny_folder, tmp_path / "run")[1:])
+    assert "no-go: the teacher is no better than the student" in capsys.readouterr().out and not (tmp_path / "run").exists()
+
+
 def test_existing_folders_and_changed_flags_are_refused(unbroken, tiny_folder, tmp_path):
     with pytest.raises(SystemExit, match="exists already"):
         sdft.main(flags(tiny_folder, unbroken))
@@ -288,9 +295,10 @@ def test_existing_folders_and_changed_flags_are_refused(unbroken, tiny_folder, t
 
 FILES = {  # file -> the files of ours that it may import (all that must stand beside it when it is copied)
     "kl_estimators": [], "data": [], "optim": [], "sampling": [], "models": [],
+    "scoring": [],
     "config": ["data", "kl_estimators", "models"],
-    "eval": ["data", "sampling", "models", "kl_estimators"],
-    "sdft": ["config", "data", "eval", "kl_estimators", "models", "optim", "sampling"],
+    "eval": ["data", "sampling", "models", "kl_estimators", "scoring"],
+    "sdft": ["config", "data", "eval", "kl_estimators", "models", "optim", "sampling", "scoring"],
 }
 
 

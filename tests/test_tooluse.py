@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data import load_task
-from eval import score, score_tooluse
+from scoring import score, score_tooluse
 
 GOLD = [{"name": "search", "arguments": {"query": "tea", "limit": 10}}]
 TWO = GOLD + [{"name": "open", "arguments": {"id": 7}}]
