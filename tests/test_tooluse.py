@@ -35,6 +35,8 @@ OPEN = 'Action: open\nAction Input: {"id": 7}'
     # an input before its action, and one without: both are there, but not paired
     ('Action Input: {"query": "tea", "limit": 10}\nAction: search', GOLD, False, True, False),
     ('Action: search\nAction: open\nAction Input: {"query": "tea", "limit": 10, "id": 7}', TWO, False, True, True),
+    # an input that does not parse, then one that does: skipped by the one rule, the action's own by the other
+    ('Action: search\nAction Input: {query}\nAction Input: {"query": "tea", "limit": 10}', GOLD, False, True, False),
     # nested JSON and braces in a string: the published rule stops at the first closing brace
     ('Action: save\nAction Input: {"tags": ["a", "b"], "filter": {"kind": "tea"}} done', NESTED, True, False, True),
     ('Action: save\nAction Input: {"tags": ["b", "a"], "filter": {"kind": "tea"}}', NESTED, False, False, True),
