@@ -10,13 +10,14 @@ from conftest import ROOT
 from data import load_task
 from scoring import score
 
-SPLITS = {"science": ["train", "validation", "test"], "knowledge": ["train", "validation", "test", "ood"]}
+SPLITS = {"science": ["train", "validation", "test"], "knowledge": ["train", "validation", "test", "ood"],
+          "tooluse": ["train", "validation", "test"]}
 
 
 @pytest.mark.parametrize("task", SPLITS)
 def test_no_question_stands_in_two_splits(task):
     questions = [example.messages[-1]["content"] for split in SPLITS[task] for example in load_task(task, split)]
-    assert len(questions) == len(set(questions)) and len(questions) >= {"science": 240, "knowledge": 9 * 6 * 4 + 20}[task]
+    assert len(questions) == len(set(questions)) and len(questions) >= {"science": 240, "knowledge": 9 * 6 * 4 + 20, "tooluse": 160}[task]
 
 
 @pytest.mark.parametrize("task", SPLITS)

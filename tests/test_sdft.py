@@ -24,7 +24,7 @@ from conftest import ROOT, gradients, tiny_llama
 from data import Pair
 from optim import AdamW
 from safetensors.torch import load_file
-from config import PRESETS, REPORTS, Config, check_config, preset_values
+from config import PRESETS, REPORTS, Config, check_config, choose_preset, preset_values
 from models import list_checkpoints
 from sdft import learning_rate_at, make_batch, sdft_step
 
@@ -167,7 +167,7 @@ def unbroken(tiny_folder, tmp_path_factory):
 
 
 def test_a_run_leaves_what_the_readme_says(unbroken):
-    assert {path.name for path in unbroken.iterdir()} == {"before.json", "results.json", "metrics.jsonl", "best", "last", "checkpoint-000006"}
+    assert {path.name for path in unbroken.iterdir()} == {"before.json", "results.json", "metrics.jsonl", "rollouts.jsonl", "best", "last", "checkpoint-000006"}
     metrics = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]
     results = json.loads((unbroken / "results.json").read_text())
@@ -204,7 +204,7 @@ def press_ctrl_c_in_step_3(monkeypatch):
         if len(steps) == 3:
             os.kill(os.getpid(), signal.SIGINT)
         return sdft_step(*arguments)
-    monkeypatch.setattr(sdft, "sdft_step", interrupted_step)
+    monkeypatch.setitem(sdft.STEPS, "kl", interrupted_step)
 
 
 def test_ctrl_c_saves_and_says_how_to_resume(unbroken, tiny_folder, tmp_path, capsys, monkeypatch):
@@ -232,7 +232,7 @@ def test_preset_follows_the_memory_of_the_gpu(gigabytes, preset, monkeypatch):
     """One H200 has 143,771 MiB = 150.75 GB; an H100 85 GB."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("Properties", (), {"total_memory": gigabytes * 1e9}))
-    assert sdft.choose_preset(None)[0] == preset and sdft.choose_preset("authors") == ("authors", "as named")
+    assert choose_preset(None)[0] == preset and choose_preset("authors") == ("authors", "as named")
 
 
 @pytest.mark.parametrize("dtype, teacher, gigabytes", [("bfloat16", "ema", 18), ("bfloat16", "student", 14), ("float32", "ema", 20), ("float32", "student", 16)])
