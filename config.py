@@ -27,6 +27,7 @@ METHODS = {  # whose tokens, which loss, whose weights teach; a method fixes wha
 REPORTS = {  # what the table shows: name -> split
     "science": {"test": "test"},
     "tooluse": {"test": "test"},
+    "medical": {"test": "test"},
     "knowledge": {"trained wordings": "train", "held-out wordings": "test", "indirect (OOD)": "ood"},
 }
 
@@ -97,6 +98,7 @@ PRESETS = {  # preset -> what differs from Config's defaults, for every task and
                        "eval_examples": 64, "general_tokens": 32, "eval_every": 10, "save_every": 15},
         "knowledge": {"teacher_context": "text+demonstration", "teacher": "base", "learning_rate": 3e-4, "steps": 60, "max_new_tokens": 24,
                       "train_examples": 48, "eval_every": 15},
+        "medical": {"max_prompt_tokens": 128, "max_teacher_prompt_tokens": 256},
         "tooluse": {"max_new_tokens": 96, "max_prompt_tokens": 512, "max_teacher_prompt_tokens": 768, "micro_batch_size": 4},
     },
 }

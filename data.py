@@ -6,8 +6,10 @@ A line of a file is one JSON object:
                    that ends with the user's turn                                                       always
     demonstration  a worked answer by an expert, the c of the paper                                     train, validation
     answer         the right letter                                                                     science
-    key_facts      a list of facts, each a list of accepted variants: [["312"], ["1 May", "May 1"]]     knowledge
+    key_facts      a list of facts, each a list of accepted variants: [["312"], ["1 May", "May 1"]]     knowledge, medical
     calls          the tool calls of a right answer, a list of {"name": string, "arguments": object}     tooluse
+    format         the form that the answer must have: {"words": 3}, {"one_of": ["yes", "no"]}          probe, or key_facts
+    reference      the right answer in one sentence, for a judge
     text           the article the answer comes from                                                    knowledge
     id             any string; without it the line is named by file and number
 
@@ -26,9 +28,13 @@ TASKS = {  # the fields that scoring and the teacher's prompt need beside `promp
     "science": ["demonstration", "answer"],
     "knowledge": ["demonstration", "text", "key_facts"],
     "tooluse": ["demonstration", "calls"],
+    "medical": ["demonstration", "key_facts"],
     "general": [],  # questions of everyday use, never trained on: they measure forgetting
+    "probe": [],    # the same, with answers that can be checked: key_facts or format
 }
-FIELDS = ["id", "prompt", "demonstration", "answer", "key_facts", "calls", "text"]
+FIELDS = ["id", "prompt", "demonstration", "answer", "key_facts", "calls", "text", "reference", "format"]
+FORMATS = {"words": 3, "items": 4, "uppercase": True, "lowercase": True, "starts_with": "Because", "ends_with": "the end",
+           "one_of": ["yes", "no"]}  # each with an example; scoring.score_format says what they ask for
 ROLES = ["system", "user", "assistant"]
 CONTEXTS = ["demonstration", "text", "text+demonstration", "none"]
 
@@ -44,6 +50,8 @@ class Example:
     answer: str | None = None           # gold answer
     key_facts: list | None = None       # list of facts, each a list of accepted variants
     calls: list | None = None           # golden tool calls {"name", "arguments"}
+    reference: str | None = None        # right answer in one sentence
+    format: dict | None = None          # form asked for, one of FORMATS: {"words": 3}
     source: str = ""                    # "file:line", for messages
 
 
@@ -233,7 +241,9 @@ def parse_line(line, source, task, needs_demonstration=True):
         if field not in record:
             wanted = ", ".join(f'"{name}"' for name in required)
             raise ValueError(f'{source}: field "{field}" is missing; each line of task {task} needs {wanted}')
-    for field in ("id", "demonstration", "text", "answer"):
+    if task == "probe" and ("key_facts" in record) == ("format" in record):
+        raise ValueError(f'{source}: fields "key_facts" and "format": each line of task probe needs one of them, and not both')
+    for field in ("id", "demonstration", "text", "answer", "reference"):
         if field in record:
             _check_string(record[field], f'{source}: field "{field}"')
     if "answer" in record and task == "science" and record["answer"] not in ("A", "B", "C", "D"):
@@ -242,9 +252,12 @@ def parse_line(line, source, task, needs_demonstration=True):
         _check_key_facts(record["key_facts"], f'{source}: field "key_facts"')
     if "calls" in record:
         _check_calls(record["calls"], f'{source}: field "calls"')
+    if "format" in record:
+        _check_format(record["format"], f'{source}: field "format"')
     return Example(id=record.get("id", source), task=task, messages=_check_prompt(record["prompt"], f'{source}: field "prompt"'),
                    demonstration=record.get("demonstration"), text=record.get("text"), answer=record.get("answer"),
-                   key_facts=record.get("key_facts"), calls=record.get("calls"), source=source)
+                   key_facts=record.get("key_facts"), calls=record.get("calls"), reference=record.get("reference"),
+                   format=record.get("format"), source=source)
 
 
 def _object(pairs):
@@ -294,6 +307,21 @@ def _check_calls(calls, place):
         _check_string(call["name"], f'{place}, call {i}, "name"')
         if not isinstance(call["arguments"], dict):
             raise ValueError(f'{place}, call {i}, "arguments" must be an object ({{}} for none); it is {_short(call["arguments"])}')
+
+
+def _check_format(form, place):
+    if not isinstance(form, dict) or len(form) != 1 or not form.keys() <= FORMATS.keys():
+        raise ValueError(f'{place} must be an object with one of {", ".join(FORMATS)}; it is {_short(form)}')
+    [(name, wanted)] = form.items()
+    if name in ("words", "items"):
+        right = type(wanted) is int and wanted > 0
+    elif name in ("uppercase", "lowercase"):
+        right = wanted is True
+    else:  # a phrase without letter or digit holds no word to compare
+        phrases = wanted if name == "one_of" else [wanted]
+        right = isinstance(phrases, list) and phrases and all(isinstance(p, str) and any(map(str.isalnum, p)) for p in phrases)
+    if not right:
+        raise ValueError(f'{place}, "{name}", is {_short(wanted)}; write it like {json.dumps({name: FORMATS[name]})}')
 
 
 def _check_string(value, place):

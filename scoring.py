@@ -96,14 +96,41 @@ def _merged(dicts):
     return {key: value for arguments in dicts for key, value in arguments.items()}
 
 
+def score_format(text, format):
+    """Whether a text has the form asked for, one of data.FORMATS.
+
+    words, items: how many, no more and no fewer; items stand between commas or line breaks.
+    starts_with, ends_with, one_of (the whole text is one of these): compared word by word, without case and punctuation.
+    """
+    [(name, wanted)] = format.items()
+    words = _words(text)
+    if name == "words":
+        return len(words) == wanted
+    if name == "items":
+        return sum(bool(_words(item)) for item in re.split(r"[,\n]", text)) == wanted
+    if name == "uppercase":
+        return text.isupper()
+    if name == "lowercase":
+        return text.islower()
+    if name == "starts_with":
+        return words[:len(_words(wanted))] == _words(wanted)
+    if name == "ends_with":
+        return words[-len(_words(wanted)):] == _words(wanted)
+    if name == "one_of":
+        return words in [_words(choice) for choice in wanted]
+    raise ValueError(f'format "{name}" is unknown; data.FORMATS lists them')
+
+
 def score(text, example):
     """The scorer of the example's task."""
     if example.task == "science":
         return score_science(text, example.answer)
-    if example.task == "knowledge":
+    if example.task in ("knowledge", "medical"):
         return score_reference(text, example.key_facts)
     if example.task == "tooluse":
         return score_tooluse(text, example.calls)
+    if example.task == "probe":
+        return {"correct": score_format(text, example.format) if example.format else score_reference(text, example.key_facts)["correct"]}
     raise ValueError(f'task "{example.task}" has no scorer')
 
 
@@ -112,3 +139,8 @@ CHANCE = {"science": 0.25}
 
 def _normalise(text):
     return " ".join(text.casefold().split())
+
+
+def _words(text):
+    """Words between white space, case folded, without punctuation at either end; "-" alone is none."""
+    return re.findall(r"[^\W_](?:\S*[^\W_])?", text.casefold())
