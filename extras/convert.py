@@ -22,7 +22,8 @@ SPLITS = ["test", "validation", "train"]  # in this order: of a question in two 
 FOLDER_NAMES = {"test": ["test", "eval_data"], "validation": ["validation", "valid", "val"], "train": ["train", "train_data"]}
 # ours; the paper's system turn asks for the same two blocks
 SCIENCE_SYSTEM = ("You get a question and four options, of which one is right. Think it through, then answer in this form:\n"
-                  "<reasoning>\n…\n</reasoning>\n<answer>\nX\n</answer>\nwhere X is the letter of the right option, A, B, C or D, and nothing else.")
+                  "<reasoning>\n…\n</reasoning>\n<answer>\nX\n</answer>\n"
+                  "where X is the letter of the right option, A, B, C or D, and nothing else.")
 
 
 # ---- one function a source: (record, place, demonstration) -> our dict, or a string, the reason why it is left out ----
@@ -56,7 +57,8 @@ def authors_tooluse(record, place, demonstration):
     if record.get("golden_response") is not None:  # training only; Arrow writes null where a record has none
         # the authors' code joins the strings, one a step, with line breaks
         steps = field(record, "golden_response", place, list)
-        row["demonstration"] = "\n".join(text(step, f'{place}: field "golden_response", item {i}') for i, step in enumerate(steps, start=1))
+        row["demonstration"] = "\n".join(text(step, f'{place}: field "golden_response", item {i}')
+                                         for i, step in enumerate(steps, start=1))
     return row
 
 
@@ -76,7 +78,8 @@ def sciknoweval(record, place, demonstration):
     choices = field(record, "choices", place, dict)
     if choices.get("label") != ["A", "B", "C", "D"]:
         return f'type "{record.get("type")}", not four choices A to D'
-    options = [text(option, f'{place}: field "choices", option {label}') for label, option in zip("ABCD", field(choices, "text", place, list))]
+    options = [text(option, f'{place}: field "choices", option {label}')
+               for label, option in zip("ABCD", field(choices, "text", place, list))]
     if len(options) != 4:
         raise ValueError(f'{place}: field "choices" has {len(options)} texts for four labels')
     question = field(record, "question", place) + "\n\n" + "\n".join(f"{label}: {option}" for label, option in zip("ABCD", options))
@@ -294,7 +297,7 @@ def split_rows(rows, seed, left_out):
 
 
 def read_rows(inputs, source, demonstration, skip_broken, left_out):
-    """Reads inputs (PATH or SPLIT=PATH) -> ([(split or None, row)], {source: records read}); counts in left_out what it leaves out."""
+    """Inputs (PATH or SPLIT=PATH) -> ([(split or None, row)], {source: records read}); counts in left_out what it leaves out."""
     rows, read = [], Counter()
     for argument in map(str, inputs):
         split, _, path = argument.partition("=") if argument.partition("=")[0] in SPLITS else (None, "", argument)

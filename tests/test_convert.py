@@ -1,4 +1,4 @@
-"""Foreign data -> our format. Oracles: records written out here by hand; the paper's 68 test prompts, byte for byte; pyarrow's own writer.
+"""Foreign data -> our format. Oracles: records written out by hand; the paper's 68 test prompts, byte for byte; pyarrow's writer.
 
 Tests of real files run where the environment variable SDFT_SHARED_DATA names a folder with tooluse/, science/ and medical/.
 """
@@ -26,11 +26,12 @@ CALLS = [{"name": "find", "arguments": {"what": "é", "near": {"x": [1]}}}, {"na
 CALL_LINES = 'Action: find\nAction Input: {"what": "é", "near": {"x": [1]}}\nAction: stop\nAction Input: {}'
 TOOL = {"Name": "Finder", "Description": "Finds {things}", "NLDocumentation": "find: Finds.\nParameters: {}\n",
         "Instructions": ["Where?", "Who?"], "Golden_Answers": [GOLDEN, [GOLDEN[1]]]}
-SCIKNOW = {"prompt": {"default": "…"}, "question": "How many {atoms}?", "choices": {"text": ["1", "2", "3", "4"], "label": ["A", "B", "C", "D"]},
-           "answerKey": "C", "type": "mcq-4-choices", "answer": ""}
+SCIKNOW = {"prompt": {"default": "…"}, "question": "How many {atoms}?",
+           "choices": {"text": ["1", "2", "3", "4"], "label": ["A", "B", "C", "D"]}, "answerKey": "C", "type": "mcq-4-choices", "answer": ""}
 FILLING = SCIKNOW | {"type": "filling", "choices": {"text": [], "label": []}, "answerKey": ""}
 HUATUO = {"Question": "Which organ?", "Complex_CoT": "Hm. Bile.", "Response": "It is the liver."}
-DEMO = HUATUO | {"question": "x", "options": {}, "answer": "Liver", "Open-ended Verifiable Question": "Which organ?", "Ground-True Answer": "Liver"}
+DEMO = HUATUO | {"question": "x", "options": {}, "answer": "Liver",
+                 "Open-ended Verifiable Question": "Which organ?", "Ground-True Answer": "Liver"}
 
 
 def converted(tmp_path, records, name="train.json", **options):
@@ -50,9 +51,11 @@ def written(folder):
 
 SCIENCE_TEXT = "<reasoning>\n<answer>A</answer>?\n</reasoning>\n<answer>\nB\n</answer>"
 ONE_OF_EACH = {
-    "authors-tooluse": ({"prompt": "Use {tools}.", "name": "f", "instruction": "i", "golden_answer": GOLDEN, "golden_response": [" I look.\nAction: find", "Action: stop"]},
+    "authors-tooluse": ({"prompt": "Use {tools}.", "name": "f", "instruction": "i", "golden_answer": GOLDEN,
+                         "golden_response": [" I look.\nAction: find", "Action: stop"]},
                         {"prompt": [USER | {"content": "Use {tools}."}], "calls": CALLS, "demonstration": " I look.\nAction: find\nAction: stop"}),
-    "authors-tooluse, evaluation": ({"prompt": [SYSTEM, USER], "golden_answer": GOLDEN, "golden_response": None}, {"prompt": [SYSTEM, USER], "calls": CALLS}),
+    "authors-tooluse, evaluation": ({"prompt": [SYSTEM, USER], "golden_answer": GOLDEN, "golden_response": None},
+                                    {"prompt": [SYSTEM, USER], "calls": CALLS}),
     "authors-science, training": ({"messages": [SYSTEM | {"name": None}, USER], "output_text": SCIENCE_TEXT},
                                   {"prompt": [SYSTEM, USER], "demonstration": SCIENCE_TEXT, "answer": "B"}),
     "authors-science, evaluation": ({"prompt": [SYSTEM, USER], "answer": " D "}, {"prompt": [SYSTEM, USER], "answer": "D"}),
@@ -60,12 +63,14 @@ ONE_OF_EACH = {
                      {"prompt": [USER | {"content": "Where?"}], "demonstration": CALL_LINES, "calls": CALLS}),
     "sciknoweval": (SCIKNOW, {"prompt": [{"role": "system", "content": SCIENCE_SYSTEM},
                                          {"role": "user", "content": "How many {atoms}?\n\nA: 1\nB: 2\nC: 3\nD: 4"}], "answer": "C"}),
-    "huatuo, demo": (DEMO, {"prompt": "Which organ?", "demonstration": "It is the liver.", "reference": "Liver", "key_facts": [["Liver"]]}),
+    "huatuo, demo": (DEMO, {"prompt": "Which organ?", "demonstration": "It is the liver.",
+                            "reference": "Liver", "key_facts": [["Liver"]]}),
     "huatuo, reasoning-SFT": (HUATUO, {"prompt": "Which organ?", "demonstration": "It is the liver.", "reference": "It is the liver.",
                                        "key_facts": [["It is the liver."]]}),
     "huatuo, verifiable-problem": ({"Open-ended Verifiable Question": "Which organ?", "Ground-True Answer": "Liver"},
                                    {"prompt": "Which organ?", "reference": "Liver", "key_facts": [["Liver"]]}),
-    "trl, prompt and completion": ({"prompt": [SYSTEM, USER], "completion": [{"role": "assistant", "content": "So."}], "text": "Article.", "key_facts": [["So"]]},
+    "trl, prompt and completion": ({"prompt": [SYSTEM, USER], "completion": [{"role": "assistant", "content": "So."}],
+                                    "text": "Article.", "key_facts": [["So"]]},
                                    {"prompt": [SYSTEM, USER], "demonstration": "So.", "text": "Article.", "key_facts": [["So"]]}),
     "trl, messages": ({"messages": [SYSTEM, USER, {"role": "assistant", "content": "So."}], "answer": "A"},
                       {"prompt": [SYSTEM, USER], "demonstration": "So.", "answer": "A"}),
@@ -143,17 +148,21 @@ def test_files_that_are_no_data(tmp_path):
 
 
 def test_broken_records_are_left_out_on_request_and_counted(tmp_path, capsys):
-    (tmp_path / "x.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [SCIKNOW, SCIKNOW | {"answerKey": "E"}, FILLING, SCIKNOW]))
+    records = [SCIKNOW, SCIKNOW | {"answerKey": "E"}, FILLING, SCIKNOW]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     with pytest.raises(ValueError, match='x.jsonl:2: field "answerKey" gives no letter.*--skip-broken'):
         convert([tmp_path / "x.jsonl"], tmp_path / "out")
     counts, left_out = convert([tmp_path / "x.jsonl"], tmp_path / "out", skip_broken=True)
-    assert sum(counts.values()) == 1 and left_out == {"broken": 1, 'type "filling", not four choices A to D': 1, "question stands in train already": 1}
+    assert sum(counts.values()) == 1
+    assert left_out == {"broken": 1, 'type "filling", not four choices A to D': 1, "question stands in train already": 1}
     output = capsys.readouterr().out
-    assert "read 4 records of sciknoweval" in output and "x.jsonl:2" in output and "1 records of train and validation have no demonstration" in output
+    assert "read 4 records of sciknoweval" in output and "x.jsonl:2" in output
+    assert "1 records of train and validation have no demonstration" in output
 
 
 def questions(folder):
-    return {split: [json.loads(line)["prompt"][-1]["content"] for line in (folder / f"{split}.jsonl").read_text().split("\n") if line] for split in SPLITS}
+    return {split: [json.loads(line)["prompt"][-1]["content"] for line in (folder / f"{split}.jsonl").read_text().split("\n") if line]
+            for split in SPLITS}
 
 
 def test_free_records_are_split_75_5_20_by_question_not_by_order(tmp_path):
@@ -203,8 +212,10 @@ def save_to_disk(folder, records):
 
 
 def test_the_authors_repository_in_arrow_format(tmp_path):
-    save_to_disk(tmp_path / "science_data" / "train_data", [{"messages": [SYSTEM, USER | {"content": str(i)}], "output_text": SCIENCE_TEXT} for i in range(3)])
-    save_to_disk(tmp_path / "science_data" / "eval_data", [{"prompt": [SYSTEM, USER | {"content": str(i)}], "answer": "A"} for i in (5, 6)])
+    save_to_disk(tmp_path / "science_data" / "train_data",
+                 [{"messages": [SYSTEM, USER | {"content": str(i)}], "output_text": SCIENCE_TEXT} for i in range(3)])
+    save_to_disk(tmp_path / "science_data" / "eval_data",
+                 [{"prompt": [SYSTEM, USER | {"content": str(i)}], "answer": "A"} for i in (5, 6)])
     counts, left_out = convert([tmp_path / "science_data"], tmp_path / "science")
     assert counts == {"train": 2, "validation": 1, "test": 2} and left_out == {}
     for split, number in counts.items():
