@@ -242,7 +242,7 @@ def parse_line(line, source, task, needs_demonstration=True):
             wanted = ", ".join(f'"{name}"' for name in required)
             raise ValueError(f'{source}: field "{field}" is missing; each line of task {task} needs {wanted}')
     if task == "probe" and ("key_facts" in record) == ("format" in record):
-        raise ValueError(f'{source}: fields "key_facts" and "format": each line of task probe needs one of them, and not both')
+        raise ValueError(f'{source}: field "key_facts" or field "format": each line of task probe needs one of them, and not both')
     for field in ("id", "demonstration", "text", "answer", "reference"):
         if field in record:
             _check_string(record[field], f'{source}: field "{field}"')

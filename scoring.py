@@ -118,7 +118,7 @@ def score_format(text, format):
         return words[-len(_words(wanted)):] == _words(wanted)
     if name == "one_of":
         return words in [_words(choice) for choice in wanted]
-    raise ValueError(f'format "{name}" is unknown; data.FORMATS lists them')
+    raise ValueError(f'format "{name}" is unknown; choose from words, items, uppercase, lowercase, starts_with, ends_with, one_of')
 
 
 def score(text, example):

@@ -22,6 +22,7 @@ VALID = {  # one record a task, with every field that the task knows
                   "key_facts": [["312"], ["1 May", "May 1"]]},
     "general": {"id": "g", "prompt": CHAT},
     "tooluse": {"id": "t", "prompt": "Call.", "demonstration": "Action: f", "calls": [{"name": "f", "arguments": {"x": [1]}}]},
+    "probe": {"id": "p", "prompt": "Which city?", "key_facts": [["Paris"]]},
     "medical": {"id": "m", "prompt": "Which organ?", "demonstration": "The liver.", "reference": "The liver.",
                 "key_facts": [["liver"]]},
 }
@@ -62,7 +63,7 @@ def is_right(field, value, task):
 
 def wrong_fields(record, task):
     """The fields that break the rules of data.py's docstring; an empty list is a valid record."""
-    required = ["prompt", *TASKS[task]]
+    required = ["prompt", *TASKS[task], *(["key_facts"] if task == "probe" else [])]    # no mutation adds a right "format"
     known = {"prompt", "key_facts", "calls", *STRINGS}
     return ([field for field in required if field not in record] + [field for field in record if field not in known]
             + [field for field in record if field in known and not is_right(field, record[field], task)])

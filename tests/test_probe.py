@@ -106,8 +106,8 @@ def test_no_question_is_one_of_the_general_prompts():
 
 
 @pytest.mark.parametrize("fields, message", [
-    ({}, 'fields "key_facts" and "format": each line of task probe needs one of them'),
-    ({"key_facts": [["7"]], "format": {"words": 3}}, 'fields "key_facts" and "format"'),
+    ({}, 'field "key_facts" or field "format": each line of task probe needs one of them'),
+    ({"key_facts": [["7"]], "format": {"words": 3}}, 'field "key_facts" or field "format"'),
     ({"format": "words"}, 'field "format" must be an object with one of words, items'),
     ({"format": {}}, 'field "format" must be an object'),
     ({"format": {"word": 3}}, 'field "format" must be an object'),
