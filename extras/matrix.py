@@ -55,12 +55,17 @@ def run(name, flags, runs, file, keep_weights):
     done = subprocess.run([sys.executable, str(ROOT / "sdft.py"), *command])
     if done.returncode or not (folder / "results.json").exists():
         sys.exit(f"error: {name} did not end; run this again to go on with it")
-    record = json.loads((folder / "results.json").read_text()) | {"command": f"python sdft.py {flags}", "curve": read_curve(folder / "metrics.jsonl")}
+    write_record(folder, f"python sdft.py {flags}", file)
+    if not keep_weights:
+        shutil.rmtree(folder)
+
+
+def write_record(folder, command, file):
+    """What a finished run leaves, without weights and paths, as one file."""
+    record = json.loads((folder / "results.json").read_text()) | {"command": command, "curve": read_curve(folder / "metrics.jsonl")}
     record["config"]["output"] = None
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(record, indent=1) + "\n")
-    if not keep_weights:
-        shutil.rmtree(folder)
 
 
 def read_curve(metrics_file):
