@@ -243,7 +243,8 @@ def _read_safetensors(file):
 def _whole_or_not(folder):
     """with _whole_or_not(folder) as scratch: write into scratch; it becomes folder at the end, and is deleted on an error."""
     folder, scratch = Path(folder), Path(f"{folder}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
+    for left in (scratch, Path(f"{folder}.old")):
+        shutil.rmtree(left, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
         yield scratch
@@ -251,9 +252,10 @@ def _whole_or_not(folder):
             if file.is_file():
                 with open(file, "rb") as opened:
                     os.fsync(opened.fileno())
-        if folder.exists():  # "best" is replaced; the old one goes only now
-            shutil.rmtree(folder)
+        if folder.exists():  # "best" is replaced; the old one goes only when the new one has its name
+            os.rename(folder, f"{folder}.old")
         os.rename(scratch, folder)
+        shutil.rmtree(f"{folder}.old", ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

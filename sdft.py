@@ -340,6 +340,8 @@ def main(argv=None):
         best, ended = train(student, tokenizer, data, config, run_folder, checkpoint, teacher)
     except FloatingPointError as error:
         sys.exit(f"error: {error}\nThe last checkpoint is kept. A lower --learning-rate is the usual remedy")
+    except ValueError as error:         # a damaged checkpoint
+        sys.exit(f"error: {error}")
     if not ended:
         return
     save_model(run_folder / "last", student, tokenizer)

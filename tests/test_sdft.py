@@ -282,6 +282,14 @@ def test_a_teacher_no_better_than_the_student_is_a_no_go(tiny_folder, tmp_path, 
     assert "no-go: the teacher is no better than the student" in capsys.readouterr().out and not (tmp_path / "run").exists()
 
 
+def test_a_damaged_checkpoint_is_named_without_a_traceback(unbroken, tmp_path):
+    shutil.copytree(unbroken, tmp_path / "run")
+    file = tmp_path / "run" / "checkpoint-000006" / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(SystemExit, match="optimizer.safetensors cannot be read.*the checkpoint is damaged"):
+        sdft.main(["--resume", str(tmp_path / "run")])
+
+
 def test_existing_folders_and_changed_flags_are_refused(unbroken, tiny_folder, tmp_path):
     with pytest.raises(SystemExit, match="exists already"):
         sdft.main(flags(tiny_folder, unbroken))
