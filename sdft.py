@@ -141,7 +141,7 @@ class Batch:
     uniforms_BT: torch.Tensor
     learning_rate: float
     stop: dict
-    given: Rollout | None       # a baseline's completions; None where the student samples
+    given: Rollout | None = None    # a baseline's completions; None where the student samples
 
 
 def make_batch(pairs, step, config, stop, device="cpu"):

@@ -1,79 +1,98 @@
-"""Sampling speed: sample_completions beside Hugging Face's generate, in pairs in one process, on the same prompts.
+"""sampling.sample_completions against Hugging Face's generate: tokens a second, the same prompts, one process, turn by turn.
 
-    python benchmarks/bench_sampling.py --json results/sampling.json
+    python benchmarks/bench_sampling.py --json results/bench-sampling.json
+    python benchmarks/bench_sampling.py --no-eos          # all rows run to the limit: equal work
 
-64 prompts of our science samples, up to 64 new tokens at temperature 1, natural ends. Both draw from the same softmax, but not the
-same tokens, so what is compared is tokens a second; --rows is how many prompts go together. generate gets the model as
-from_pretrained loads it, ours what models.load_model makes of it.
+Both draw at temperature 1 from the full softmax, in float32 on the CPU. generate has an untouched from_pretrained model, ours one
+from models.load_model. A token counts up to and with the first EOS. Draws differ, and so do natural lengths: the table shows them.
 """
 
 import argparse
-import json
-import statistics
-import sys
 import time
 from pathlib import Path
+from statistics import median
 
-import numpy as np
+from common import markdown_table, number, write_record
+
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from data import encode_prompt, load_task
+from models import builtin_smollm2, load_model, stop_tokens
+from sampling import sample_completions
 
-from data import encode_prompt, load_task  # noqa: E402
-from models import builtin_smollm2, describe_machine, keep_freed_memory, load_model, stop_tokens  # noqa: E402
-from sampling import sample_completions  # noqa: E402
+
+def some_prompts(tokenizer, least, most, n=64):
+    """n prompts of least to most tokens, spread evenly over our samples."""
+    examples = [example for task, split in (("general", "test"), ("knowledge", "train"), ("science", "train")) for example in load_task(task, split)]
+    prompts = [prompt for prompt in (encode_prompt(tokenizer, example.messages) for example in examples) if least <= len(prompt) <= most]
+    if len(prompts) < n:
+        raise SystemExit(f"error: only {len(prompts)} of our prompts have {least} to {most} tokens with this tokenizer; see --prompt-tokens")
+    return [prompts[i * len(prompts) // n] for i in range(n)]
+
+
+def sample_ours(model, prompts, stop, args, seed):
+    uniforms_BT = torch.rand(len(prompts), args.max_new_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    rollout = sample_completions(model, prompts, max_new_tokens=args.max_new_tokens, uniforms_BT=uniforms_BT, **stop)
+    return int(rollout.completion_mask_BT.sum())
+
+
+@torch.no_grad()
+def sample_generate(model, prompts, stop, args, seed):
+    torch.manual_seed(seed)
+    P = max(len(prompt) for prompt in prompts)
+    ids_BP = torch.tensor([[stop["pad_token_id"]] * (P - len(prompt)) + prompt for prompt in prompts])
+    mask_BP = torch.tensor([[0] * (P - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    config = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=args.max_new_tokens,
+                              eos_token_id=stop["eos_token_ids"], pad_token_id=stop["pad_token_id"])
+    ids_BT = model.generate(input_ids=ids_BP, attention_mask=mask_BP, generation_config=config)[:, P:]
+    ended_BT = torch.isin(ids_BT, torch.tensor(stop["eos_token_ids"])).long().cumsum(1)
+    return int((ended_BT.roll(1, dims=1).index_fill(1, torch.tensor([0]), 0) == 0).sum())   # no EOS before this token
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--rows", type=int, nargs="+", default=[8, 16, 32, 64])
-    parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--model", default="smollm2", help="hub id, folder or smollm2")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rows", type=int, nargs="+", default=[8, 16, 32, 64], help="prompts sampled side by side; divisors of 64")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--prompt-tokens", type=int, nargs=2, default=[40, 120], metavar=("LEAST", "MOST"))
+    parser.add_argument("--no-eos", action="store_true", help="no row ends before the limit")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    keep_freed_memory()             # for both: they share the process
-    folder = builtin_smollm2() if args.model == "smollm2" else args.model
-    model, tokenizer = load_model(str(folder))
-    untouched = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    prompts = [encode_prompt(tokenizer, example.messages) for example in load_task("science", "train")[:args.prompts]]
-    stop = stop_tokens(model, tokenizer)
 
-    def ours(part, seed):
-        uniforms_BT = torch.from_numpy(np.random.default_rng(seed).random((len(part), args.new_tokens)))
-        return int(sample_completions(model, part, max_new_tokens=args.new_tokens, uniforms_BT=uniforms_BT, **stop).completion_mask_BT.sum())
+    ours, tokenizer = load_model(args.model)
+    plain = AutoModelForCausalLM.from_pretrained(builtin_smollm2() if args.model == "smollm2" else args.model, dtype=torch.float32).eval()
+    stop = stop_tokens(ours, tokenizer)
+    if args.no_eos:
+        stop["eos_token_ids"] = [ours.config.vocab_size]     # an id that is never drawn
+    prompts = some_prompts(tokenizer, *args.prompt_tokens)
+    contenders = {"ours": (sample_ours, ours), "generate": (sample_generate, plain)}
+    for sample, model in contenders.values():                # warm-up
+        sample(model, prompts[:2], stop, args, 0)
 
-    def generate(part, seed):
-        torch.manual_seed(seed)
-        P = max(map(len, part))
-        ids_BP = torch.tensor([[stop["pad_token_id"]] * (P - len(prompt)) + prompt for prompt in part])
-        mask_BP = torch.tensor([[0] * (P - len(prompt)) + [1] * len(prompt) for prompt in part])
-        with torch.no_grad():
-            output_BL = untouched.generate(input_ids=ids_BP, attention_mask=mask_BP, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-                                           max_new_tokens=args.new_tokens, eos_token_id=stop["eos_token_ids"], pad_token_id=stop["pad_token_id"])
-        ended_BT = torch.isin(output_BL[:, P:], torch.tensor(stop["eos_token_ids"]))
-        return int((ended_BT.cumsum(1) - ended_BT.int() == 0).sum())     # through the first EOS
-
-    record = {"command": "python benchmarks/bench_sampling.py", "machine": describe_machine(), "new_tokens": args.new_tokens,
-              "prompts": len(prompts), "prompt_tokens": statistics.mean(map(len, prompts)), "rows": []}
-    print(f"{'rows':>5} {'ours':>10} {'generate':>10} {'ratio':>7}    tokens/s, medians of {args.repeats}")
-    for rows in args.rows:
-        parts = [prompts[i:i + rows] for i in range(0, len(prompts), rows)]
-        speeds = {ours: [], generate: []}
-        for function in speeds:                                          # warm up on a few
-            function(prompts[:rows], 0)
-        for repeat in range(args.repeats):
-            for function in speeds:
+    measured = {rows: {name: [] for name in contenders} for rows in args.rows}
+    for repeat in range(args.repeats):
+        for rows in args.rows:
+            every = len(prompts) // rows
+            for name, (sample, model) in contenders.items():
                 started = time.perf_counter()
-                tokens = sum(function(part, repeat) for part in parts)
-                speeds[function].append(tokens / (time.perf_counter() - started))
-        ratio = statistics.median(a / b for a, b in zip(speeds[ours], speeds[generate]))
-        print(f"{rows:>5} {statistics.median(speeds[ours]):>10.1f} {statistics.median(speeds[generate]):>10.1f} {ratio:>7.2f}", flush=True)
-        record["rows"].append({"rows": rows, "ours_tokens_per_s": speeds[ours], "generate_tokens_per_s": speeds[generate], "ratio": ratio})
+                tokens = sample(model, prompts[repeat % every::every][:rows], stop, args, repeat)
+                measured[rows][name].append({"tokens": tokens, "seconds": time.perf_counter() - started})
+
+    table, numbers = [], {}
+    for rows, found in measured.items():
+        speeds = {name: median(turn["tokens"] / turn["seconds"] for turn in turns) for name, turns in found.items()}
+        lengths = {name: median(turn["tokens"] / rows for turn in turns) for name, turns in found.items()}
+        ratio = speeds["ours"] / speeds["generate"]
+        table.append([rows, number(speeds["ours"]), number(speeds["generate"]), f"{ratio:.2f}", number(lengths["ours"]), number(lengths["generate"])])
+        numbers[str(rows)] = {"tokens_per_s": speeds, "ratio": ratio, "tokens_per_row": lengths, "turns": found}
+    lengths = [len(prompt) for prompt in prompts]
+    print(f"{Path(args.model).name}, float32, CPU, {torch.get_num_threads()} threads; prompts of {min(lengths)} to {max(lengths)} tokens, up to "
+          f"{args.max_new_tokens} new ones{', no EOS' if args.no_eos else ''}; medians of {args.repeats}\n")
+    print(markdown_table(["rows", "ours, tokens/s", "generate, tokens/s", "ours / generate", "tokens a row, ours", "generate"], table))
     if args.json:
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
+        write_record(args.json, "bench_sampling", {"model": Path(args.model).name, "threads": torch.get_num_threads(), "rows": numbers})
 
 
 if __name__ == "__main__":

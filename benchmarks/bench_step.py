@@ -1,85 +1,243 @@
-"""What a step costs: its parts, and an SDFT step beside an SFT step of ours on completions of the same length.
+"""A step of ours against a step of TRL's SDFTTrainer (trl 1.16, experimental), and against an SFT step of ours.
 
-    python benchmarks/bench_step.py --json results/step.json
+    pip install trl==1.16.0
+    python benchmarks/bench_step.py --json results/bench-step.json                       # natural ends
+    python benchmarks/bench_step.py --no-eos --json results/bench-step-equal-work.json   # all completions run to the limit
 
-The laptop preset of a task, real prompts, the built-in model. Both steps alternate; the SFT step fits the completions that the SDFT
-step before it has sampled, so both see the same tokens. The first pair warms up and is not counted.
+The same for all: model, float32, CPU, no gradient checkpointing, prompts and teacher prompts (checked token by token), one completion
+a prompt, full-vocabulary divergence, first three tokens without a loss, micro-batch, AdamW with clipping to 1, EMA after each step.
+Every contender runs in a process of its own, so that peak memory is its own, and they take turns; the first step of each process
+is a warm-up. SFT trains on as many completion tokens, row by row, as ours has just sampled: what sampling and the teacher cost.
 """
 
 import argparse
 import copy
-import dataclasses
+import importlib.metadata
 import json
-import statistics
+import resource
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import markdown_table, number, write_record
 
-import sdft  # noqa: E402
-from config import Config, preset_values  # noqa: E402
-from data import encode_pairs, load_task  # noqa: E402
-from models import describe_machine, keep_freed_memory, load_model, stop_tokens  # noqa: E402
-from optim import AdamW  # noqa: E402
+import torch
 
-PARTS = ["sample_completions", "completion_hidden", "compare_completions", "clip_gradients", "update_ema", "relative_distance"]
+from config import Config
+from data import Example, encode_pairs, load_task, teacher_messages
+from kl_estimators import sequence_mean
+from models import builtin_smollm2, keep_freed_memory, load_model, stop_tokens
+from optim import AdamW, clip_gradients
+from sampling import Rollout, completion_hidden
+from sdft import Batch, micro_batches, sdft_step
+
+CONTENDERS = ["ours", "trl", "sft"]
+LEARNING_RATE, EMA_RATE, SKIP_FIRST_TOKENS = 1e-5, 0.01, 3
+TRL_ALPHA = {"forward": 0.0, "reverse": 1.0}    # its distillation_alpha: 0 is KL(teacher || student), 1 is KL(student || teacher)
+
+
+# ---- what all contenders are given ----
+
+def training_examples(args):
+    """As many science examples as the warm-up and the counted steps take."""
+    return load_task("science", "train")[:args.batch_size * (1 + args.steps)]
+
+
+def batches(tokenizer, stop, args):
+    pairs, _ = encode_pairs(tokenizer, training_examples(args), "demonstration", 10 ** 9, 10 ** 9)
+    for step in range(1 + args.steps):
+        chosen = pairs[step * args.batch_size:(step + 1) * args.batch_size]
+        generator = torch.Generator().manual_seed(1000 * args.seed + step)
+        uniforms_BT = torch.rand(len(chosen), args.max_new_tokens, generator=generator, dtype=torch.float64)
+        yield Batch(step, [pair.id for pair in chosen], [pair.student_prompt for pair in chosen], [pair.teacher_prompt for pair in chosen],
+                    uniforms_BT, LEARNING_RATE, stop)
+
+
+def our_config(args):
+    return Config(divergence=args.divergence, batch_size=args.batch_size, micro_batch_size=args.micro_batch_size, max_new_tokens=args.max_new_tokens,
+                  skip_first_tokens=SKIP_FIRST_TOKENS, ema_rate=EMA_RATE, max_grad_norm=1.0)
+
+
+def load_ours(args):
+    if not args.plain_malloc:
+        keep_freed_memory()
+    model, tokenizer = load_model(args.model)
+    stop = stop_tokens(model, tokenizer)
+    if args.no_eos:
+        stop["eos_token_ids"] = [model.config.vocab_size]    # an id that is never drawn
+    return model, tokenizer, stop
+
+
+# ---- the contenders: each -> (seconds of each step, completion lengths of each step), the warm-up first ----
+
+def run_ours(args):
+    student, tokenizer, stop = load_ours(args)
+    teacher, optimizer, config = copy.deepcopy(student), AdamW(student), our_config(args)
+    seconds, lengths = [], []
+    for batch in batches(tokenizer, stop, args):
+        started = time.perf_counter()
+        _, rollout = sdft_step(student, teacher, optimizer, batch, config)
+        seconds.append(time.perf_counter() - started)
+        lengths.append(rollout.completion_mask_BT.sum(1).tolist())
+    return seconds, lengths
+
+
+def run_sft(args):
+    model, tokenizer, stop = load_ours(args)
+    optimizer, config = AdamW(model), our_config(args)
+    seconds, lengths = [], json.loads(args.lengths)
+    for batch, lengths_B in zip(batches(tokenizer, stop, args), lengths, strict=True):
+        # the teacher's prompt holds the demonstration; which tokens they are changes no time
+        rows = [(prompt * args.max_new_tokens)[:length] for prompt, length in zip(batch.teacher_prompts, lengths_B)]
+        ids_BT = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+        mask_BT = torch.arange(ids_BT.shape[1]) < torch.tensor(lengths_B)[:, None]
+        started = time.perf_counter()
+        sft_step(model, optimizer, batch, Rollout(ids_BT, mask_BT, None, None), config)
+        seconds.append(time.perf_counter() - started)
+    return seconds, lengths
+
+
+def sft_step(model, optimizer, batch, demonstrations, config):
+    for micro in micro_batches(batch, demonstrations, config):
+        hidden_BTD = completion_hidden(model, micro.student_prompts, micro.completion_ids_BT, micro.completion_mask_BT)
+        loss_BT = torch.nn.functional.cross_entropy(model.lm_head(hidden_BTD).transpose(1, 2), micro.completion_ids_BT, reduction="none")
+        (sequence_mean(loss_BT, micro.loss_mask_BT).sum() / len(batch.ids)).backward()
+    clip_gradients(model, config.max_grad_norm)
+    optimizer.step(batch.learning_rate)
+
+
+def run_trl(args):
+    from datasets import Dataset
+    from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
+    from trl.experimental.sdft import SDFTConfig, SDFTTrainer
+
+    folder = str(builtin_smollm2() if args.model == "smollm2" else args.model)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    examples = training_examples(args)
+    rows = [{"prompt": example.messages, "privileged_context": example.demonstration} for example in examples]
+    placeholder = Example("", "science", [{"role": "user", "content": "{prompt}"}], demonstration="{privileged_context}")
+    ends, lengths = [], []
+
+    class Clock(TrainerCallback):   # the loop is TRL's: added last, this runs after the EMA, once a step
+        def on_step_end(self, *_, **__):
+            parts = trainer._buffered_inputs
+            lengths.append([length for part in parts for length in part["raw_completion_lengths"].tolist()])
+            ends.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as output:
+        config = SDFTConfig(
+            output_dir=output, report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True, seed=args.seed,
+            use_cpu=True, bf16=False, gradient_checkpointing=False, model_init_kwargs={"dtype": "float32"},
+            per_device_train_batch_size=args.micro_batch_size, gradient_accumulation_steps=args.batch_size // args.micro_batch_size,
+            max_steps=1 + args.steps, shuffle_dataset=False, num_generations=1, max_prompt_length=None,
+            max_completion_length=args.max_new_tokens, temperature=1.0, top_p=1.0, top_k=0,
+            teacher_prompt_template=teacher_messages(placeholder)[-1]["content"], distillation_mode="full_logits",
+            distillation_alpha=TRL_ALPHA[args.divergence], distillation_is_clip=None, num_loss_tokens_to_skip=SKIP_FIRST_TOKENS,
+            teacher_model_kind="ema", teacher_update_rate=EMA_RATE, teacher_sync_steps=1,
+            learning_rate=LEARNING_RATE, lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0)
+        trainer = SDFTTrainer(model=folder, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+        check_trl_prompts(trainer, tokenizer, examples)
+        if args.no_eos:
+            trainer.eos_token_ids = trainer.generation_config.eos_token_id = [trainer.model.config.vocab_size]
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(Clock())
+        ends.append(time.perf_counter())
+        trainer.train()
+    return [end - start for start, end in zip(ends, ends[1:])], lengths
+
+
+def check_trl_prompts(trainer, tokenizer, examples):
+    """Stop where TRL would feed other tokens than we do."""
+    pairs, _ = encode_pairs(tokenizer, examples, "demonstration", 10 ** 9, 10 ** 9)
+    student, contexts = [example.messages for example in examples], [example.demonstration for example in examples]
+    teacher = trainer.teacher_context_builder.select_generation_prompts(student, contexts)
+    if ([pair.student_prompt for pair in pairs], [pair.teacher_prompt for pair in pairs]) != \
+            (trainer._tokenize_prompts(student), trainer._tokenize_prompts(teacher)):
+        raise ValueError("TRL makes other prompts of these examples than data.py does; times would not be comparable")
+
+
+# ---- turns, each in its own process ----
+
+def run_turn(name, args, seed, lengths=None):
+    flags = [f"--{flag.replace('_', '-')}={getattr(args, flag)}" for flag in ("model", "steps", "batch_size", "micro_batch_size", "max_new_tokens", "divergence")]
+    flags += [f"--{flag.replace('_', '-')}" for flag in ("no_eos", "plain_malloc") if getattr(args, flag)]
+    command = [sys.executable, __file__, f"--worker={name}", f"--seed={seed}", f"--lengths={json.dumps(lengths)}", *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"error: {name} did not end:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def worker(args):
+    seconds, lengths = {"ours": run_ours, "trl": run_trl, "sft": run_sft}[args.worker](args)
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"seconds": seconds[1:], "lengths": lengths, "peak_mib": kilobytes / (1024 if sys.platform != "darwin" else 1024 ** 2)}))
+
+
+def trl_version():
+    try:
+        return importlib.metadata.version("trl")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", default="science")
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--model", default="smollm2", help="hub id, folder or smollm2")
+    parser.add_argument("--repeats", type=int, default=3, help="processes of each contender")
+    parser.add_argument("--steps", type=int, default=2, help="counted steps of each process")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--micro-batch-size", type=int, default=4)
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--divergence", choices=list(TRL_ALPHA), default="forward")
+    parser.add_argument("--no-eos", action="store_true", help="no completion ends before the limit: equal work")
+    parser.add_argument("--plain-malloc", action="store_true", help="ours without models.keep_freed_memory, which trades memory for time")
     parser.add_argument("--json", type=Path)
+    for inner in ("--worker", "--lengths"):
+        parser.add_argument(inner, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    keep_freed_memory()
-    config = Config(preset="laptop", task=args.task, **(preset_values("laptop", args.task) | {"teacher": "ema"}))
-    student, tokenizer = load_model(args.model)
-    pairs, _ = encode_pairs(tokenizer, load_task(args.task, "train"), config.teacher_context, config.max_prompt_tokens, config.max_teacher_prompt_tokens)
-    optimizer, stop = AdamW(student), stop_tokens(student, tokenizer)
-    teacher = copy.deepcopy(student)
-    spent = dict.fromkeys(PARTS, 0.0)
-    for name in PARTS:
-        setattr(sdft, name, timed(getattr(sdft, name), spent, name))
-    optimizer.step = timed(optimizer.step, spent, "optimizer.step")
+    if args.batch_size % args.micro_batch_size:
+        sys.exit("error: --batch-size must be a multiple of --micro-batch-size; TRL accumulates equal parts")
+    if args.worker:
+        return worker(args)
 
-    rows = []
-    for repeat in range(args.repeats + 1):
-        batch = sdft.make_batch(pairs, repeat, config, stop)
-        spent.update(dict.fromkeys([*PARTS, "optimizer.step"], 0.0))
-        seconds, (metrics, rollout) = clock(sdft.sdft_step, student, teacher, optimizer, batch, config)
-        parts = dict(spent)
-        parts["backward and the rest"] = seconds - sum(parts.values())
-        sft_seconds, _ = clock(sdft.likelihood_step, student, student, optimizer, dataclasses.replace(batch, given=rollout),
-                               dataclasses.replace(config, method="sft", teacher="student"))
-        if repeat:
-            rows.append({"sdft_seconds": seconds, "sft_seconds": sft_seconds, "ratio": seconds / sft_seconds,
-                         "completion_tokens": metrics["completion_tokens"], "parts": parts})
-            print(f"SDFT {seconds:6.2f} s   SFT {sft_seconds:6.2f} s   ratio {seconds / sft_seconds:.2f}", flush=True)
-    summary = {name: statistics.median(row[name] for row in rows) for name in ("sdft_seconds", "sft_seconds", "ratio", "completion_tokens")}
-    summary["parts"] = {name: statistics.median(row["parts"][name] for row in rows) for name in rows[0]["parts"]}
-    print(json.dumps(summary, indent=1))
+    has_trl = (trl_version() or "").startswith("1.16.")
+    turns = {name: [] for name in CONTENDERS if name != "trl" or has_trl}
+    for repeat in range(args.repeats):
+        for name in turns:
+            turns[name].append(run_turn(name, args, repeat, turns["ours"][-1]["lengths"] if name == "sft" else None))
+            print(f"repeat {repeat + 1}, {name}: {', '.join(f'{s:.2f}' for s in turns[name][-1]['seconds'])} s", file=sys.stderr, flush=True)
+
+    _, tokenizer, _ = load_ours(args)
+    pairs, _ = encode_pairs(tokenizer, training_examples(args), "demonstration", 10 ** 9, 10 ** 9)
+    setup = {"model": Path(args.model).name, "dtype": "float32", "device": "cpu", "threads": torch.get_num_threads(), "trl": trl_version(),
+             "batch_size": args.batch_size, "micro_batch_size": args.micro_batch_size, "max_new_tokens": args.max_new_tokens,
+             "ends": "none" if args.no_eos else "natural", "divergence": args.divergence, "ema_rate": EMA_RATE, "learning_rate": LEARNING_RATE,
+             "skip_first_tokens": SKIP_FIRST_TOKENS, "gradient_checkpointing": False, "completions_a_prompt": 1, "steps_counted": args.repeats * args.steps,
+             "student_prompt_tokens": median(len(pair.student_prompt) for pair in pairs),
+             "teacher_prompt_tokens": median(len(pair.teacher_prompt) for pair in pairs), "keep_freed_memory": not args.plain_malloc}
+    print(", ".join(f"{key} {value}" for key, value in setup.items()) + "\n")
+    medians = {name: summarise(found) for name, found in turns.items()}
+    ours = medians["ours"]
+    rows = [[name, f"{m['seconds']:.2f} ({m['fastest']:.2f} to {m['slowest']:.2f})", number(1000 * m["seconds_per_token"]), number(m["completion_tokens"]),
+             f"{m['peak_mib']:.0f}"] + [f"{m[key] / ours[key]:.2f}" for key in ("seconds", "seconds_per_token", "peak_mib")] for name, m in medians.items()]
+    if not has_trl:
+        rows.insert(1, ["trl", f"pip install trl==1.16.0 (found: {trl_version()})"] + ["–"] * 6)
+    print(markdown_table(["", "s a step (range)", "ms a completion token", "completion tokens a step", "peak MiB",
+                          "step / ours", "token / ours", "memory / ours"], rows))
     if args.json:
-        record = {"command": f"python benchmarks/bench_step.py --task {args.task}", "batch": config.batch_size, "machine": describe_machine(),
-                  "medians": summary, "steps": rows}
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
+        write_record(args.json, "bench_step", {"setup": setup, "medians": medians, "turns": turns})
 
 
-def timed(function, spent, name):
-    def wrapped(*arguments, **options):
-        started = time.perf_counter()
-        try:
-            return function(*arguments, **options)
-        finally:
-            spent[name] = spent.get(name, 0.0) + time.perf_counter() - started
-    return wrapped
-
-
-def clock(function, *arguments):
-    started = time.perf_counter()
-    result = function(*arguments)
-    return time.perf_counter() - started, result
+def summarise(turns):
+    seconds = [s for turn in turns for s in turn["seconds"]]
+    tokens = [sum(lengths_B) for turn in turns for lengths_B in turn["lengths"][1:]]
+    return {"seconds": median(seconds), "fastest": min(seconds), "slowest": max(seconds), "completion_tokens": median(tokens),
+            "seconds_per_token": median(s / n for s, n in zip(seconds, tokens, strict=True)), "peak_mib": median(turn["peak_mib"] for turn in turns)}
 
 
 if __name__ == "__main__":
