@@ -1,7 +1,6 @@
 """The memory plan. Oracles: the parameter count of the published models; bytes counted from the tensors of a real tiny run."""
 
 import copy
-import json
 import subprocess
 import sys
 
