@@ -138,7 +138,9 @@ def make_plan(config, dtype, card_bytes, batch, new_tokens, prompt_tokens, micro
     return {"parameters": parameters, "training": training, "sampling": sampling, "peak": peak, "card": card_bytes, "fits": peak <= card_bytes}
 
 
-LOSS_NUMBERS = 9    # float32 tensors [chunk, vocabulary] that stand at once in backward; results/bench-memory.json has the measurement
+# float32 tensors [chunk, vocabulary] that stand at once: 6 to 7 when this script measures it (chunked, over 4 x 256 x vocabulary bytes);
+# bfloat16 adds both logits, their gradient, and a copy in float32
+LOSS_NUMBERS = 9
 
 
 def layer_bytes_a_token(config, head_dim, size):

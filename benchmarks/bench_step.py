@@ -7,7 +7,8 @@
 The same for all: model, float32, CPU, no gradient checkpointing, prompts and teacher prompts (checked token by token), one completion
 a prompt, full-vocabulary divergence, first three tokens without a loss, micro-batch, AdamW with clipping to 1, EMA after each step.
 Every contender runs in a process of its own, so that peak memory is its own, and they take turns; the first step of each process
-is a warm-up. SFT trains on as many completion tokens, row by row, as ours has just sampled: what sampling and the teacher cost.
+is a warm-up. SFT (sdft.likelihood_step) trains on as many completion tokens, row by row, as ours has just sampled: the
+difference is what sampling and the teacher cost.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -28,11 +30,10 @@ import torch
 
 from config import Config
 from data import Example, encode_pairs, load_task, teacher_messages
-from kl_estimators import sequence_mean
 from models import builtin_smollm2, keep_freed_memory, load_model, stop_tokens
-from optim import AdamW, clip_gradients
-from sampling import Rollout, completion_hidden
-from sdft import Batch, micro_batches, sdft_step
+from optim import AdamW
+from sampling import Rollout
+from sdft import Batch, likelihood_step, sdft_step
 
 CONTENDERS = ["ours", "trl", "sft"]
 LEARNING_RATE, EMA_RATE, SKIP_FIRST_TOKENS = 1e-5, 0.01, 3
@@ -87,26 +88,18 @@ def run_ours(args):
 
 def run_sft(args):
     model, tokenizer, stop = load_ours(args)
-    optimizer, config = AdamW(model), our_config(args)
+    optimizer, config = AdamW(model), replace(our_config(args), method="sft")
     seconds, lengths = [], json.loads(args.lengths)
     for batch, lengths_B in zip(batches(tokenizer, stop, args), lengths, strict=True):
         # the teacher's prompt holds the demonstration; which tokens they are changes no time
         rows = [(prompt * args.max_new_tokens)[:length] for prompt, length in zip(batch.teacher_prompts, lengths_B)]
         ids_BT = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
         mask_BT = torch.arange(ids_BT.shape[1]) < torch.tensor(lengths_B)[:, None]
+        batch.given = Rollout(ids_BT, mask_BT, None, torch.ones(len(rows), dtype=torch.bool))
         started = time.perf_counter()
-        sft_step(model, optimizer, batch, Rollout(ids_BT, mask_BT, None, None), config)
+        likelihood_step(model, None, optimizer, batch, config)
         seconds.append(time.perf_counter() - started)
     return seconds, lengths
-
-
-def sft_step(model, optimizer, batch, demonstrations, config):
-    for micro in micro_batches(batch, demonstrations, config):
-        hidden_BTD = completion_hidden(model, micro.student_prompts, micro.completion_ids_BT, micro.completion_mask_BT)
-        loss_BT = torch.nn.functional.cross_entropy(model.lm_head(hidden_BTD).transpose(1, 2), micro.completion_ids_BT, reduction="none")
-        (sequence_mean(loss_BT, micro.loss_mask_BT).sum() / len(batch.ids)).backward()
-    clip_gradients(model, config.max_grad_norm)
-    optimizer.step(batch.learning_rate)
 
 
 def run_trl(args):
@@ -162,7 +155,8 @@ def check_trl_prompts(trainer, tokenizer, examples):
 # ---- turns, each in its own process ----
 
 def run_turn(name, args, seed, lengths=None):
-    flags = [f"--{flag.replace('_', '-')}={getattr(args, flag)}" for flag in ("model", "steps", "batch_size", "micro_batch_size", "max_new_tokens", "divergence")]
+    valued = ("model", "steps", "batch_size", "micro_batch_size", "max_new_tokens", "divergence")
+    flags = [f"--{flag.replace('_', '-')}={getattr(args, flag)}" for flag in valued]
     flags += [f"--{flag.replace('_', '-')}" for flag in ("no_eos", "plain_malloc") if getattr(args, flag)]
     command = [sys.executable, __file__, f"--worker={name}", f"--seed={seed}", f"--lengths={json.dumps(lengths)}", *flags]
     done = subprocess.run(command, capture_output=True, text=True)

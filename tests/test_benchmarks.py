@@ -1,4 +1,4 @@
-"""The memory plan. Oracles: the parameter count of the published models; bytes counted from the tensors of a real tiny run."""
+"""The memory plan. Oracles: the parameter count of the published models; bytes counted from the tensors of real tiny models."""
 
 import copy
 import subprocess
@@ -9,6 +9,9 @@ import torch
 
 from conftest import ROOT, tiny_llama
 from optim import AdamW, update_ema
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from bench_memory import layer_bytes_a_token, make_plan, what_would_fit  # noqa: E402
 
 CONFIGS = ROOT / "benchmarks" / "configs"
 
@@ -37,3 +40,38 @@ def test_bytes_a_parameter_counted_from_tensors(dtype, bytes_each):
     assert sum(tensor.numel() * tensor.element_size() for tensor in held) == bytes_each * sum(p.numel() for p in student.parameters())
     optimizer.step(1e-3)
     update_ema(teacher, student, 0.01)      # and nothing else is needed for a step
+
+
+def test_cache_and_layer_counted_from_tensors():
+    """The cache is exact; what a layer keeps for backward is planned at most a quarter too large, and never too small."""
+    model = tiny_llama(layers=2)
+    cache = model(input_ids=torch.zeros(3, 20, dtype=torch.long), use_cache=True).past_key_values
+    held = sum(tensor.numel() * tensor.element_size() for layer in cache.layers for tensor in (layer.keys, layer.values))
+    assert make_plan(model.config, "float32", 0, batch=3, new_tokens=8, prompt_tokens=12)["sampling"]["key-value cache"] == held
+
+    L, kept = 64, {}
+    hidden_BLD = torch.randn(1, L, 16, requires_grad=True)
+    rotary = model.model.rotary_emb(hidden_BLD, torch.arange(L)[None])
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def pack(tensor):       # keeps the tensor, so that no address is used twice
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.model.layers[0](hidden_BLD, position_embeddings=rotary, attention_mask=None)
+    saved = sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in weights)
+    assert saved <= L * layer_bytes_a_token(model.config, 4, 4) <= 1.25 * saved
+
+
+def test_every_advice_would_do():
+    """A card too small by the cache alone: fewer rows fit, and so does a card of the size that is named."""
+    config = tiny_llama().config
+    arguments = {"new_tokens": 64, "prompt_tokens": 8}
+    plan = make_plan(config, "float32", 0, batch=4096, **arguments)
+    plan["card"] = plan["peak"] - 1
+    advice = what_would_fit(config, plan, "float32", 4096, 64, 8, 1)
+    rows = next(int(line.split()[1]) for line in advice if line.startswith("--batch"))
+    assert rows == 2048 and make_plan(config, "float32", plan["card"], batch=rows, **arguments)["fits"]
+    assert not make_plan(config, "float32", plan["card"], batch=4096, **arguments)["fits"]
+    named = int(advice[-1].split()[-2].replace(",", ""))
+    assert (named - 1) * 2 ** 20 < plan["peak"] <= named * 2 ** 20
