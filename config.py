@@ -65,6 +65,8 @@ class Config:
     steps: int | None = option(None, "number of steps, instead of epochs")
     batch_size: int = option(32, "prompts a step; one rollout each")
     micro_batch_size: int = option(4, "sequences in one forward and backward; changes memory, not the gradient")
+    gradient_checkpointing: bool = option(True, "compute the layers again in backward: slower, and needed for 7 B parameters on one GPU; "
+                                                 "off in the preset laptop")
     max_grad_norm: float = option(1.0, "gradients are scaled down to this 2-norm")
     weight_decay: float = option(0.0, "decoupled, as in AdamW")
     # lengths
@@ -94,7 +96,7 @@ PRESETS = {  # preset -> what differs from Config's defaults, for every task and
     },
     "laptop": {
         "every task": {"model": "smollm2", "dtype": "float32", "divergence": "forward", "learning_rate": 1e-4, "warmup": 3, "steps": 30,
-                       "batch_size": 8, "micro_batch_size": 8, "max_new_tokens": 48, "max_prompt_tokens": 256, "max_teacher_prompt_tokens": 512,
+                       "gradient_checkpointing": False, "batch_size": 8, "micro_batch_size": 8, "max_new_tokens": 48, "max_prompt_tokens": 256, "max_teacher_prompt_tokens": 512,
                        "eval_examples": 64, "general_tokens": 32, "eval_every": 10, "save_every": 15},
         "knowledge": {"teacher_context": "text+demonstration", "teacher": "base", "learning_rate": 3e-4, "steps": 50, "max_new_tokens": 24,
                       "train_examples": 48, "eval_every": 25, "save_every": 25},
@@ -118,7 +120,7 @@ def parse_config(argv, description):
                                      argument_default=argparse.SUPPRESS, allow_abbrev=False)
     for f in dataclasses.fields(Config):
         if f.type is bool:
-            parser.add_argument("--" + f.name.replace("_", "-"), action="store_true", help=f.metadata["help"])
+            parser.add_argument("--" + f.name.replace("_", "-"), action=argparse.BooleanOptionalAction, help=f.metadata["help"])
             continue
         number = {int: int, float: float}.get(f.type, int if f.type == int | None else str)
         parser.add_argument("--" + f.name.replace("_", "-"), type=number, choices=f.metadata["choices"], help=f.metadata["help"])

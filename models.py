@@ -20,6 +20,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
@@ -153,6 +154,19 @@ def _convert_gguf(gguf_file, folder):
     model.hf_quantizer, model.is_quantized = None, False
     del model.config.quantization_config
     save_model(folder, model, tokenizer)
+
+
+def checkpoint_layers(model):
+    """Keep one state a layer and compute the rest again in backward: a third more work, for memory that no longer grows with depth.
+
+    Hugging Face's own switch would also take the cache away from sampling. Copy a teacher before: a copy would run these layers.
+    """
+    for layer in model.base_model.layers:
+        def forward(*args, plain=layer.forward, **kwargs):
+            if torch.is_grad_enabled():
+                return checkpoint(plain, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+            return plain(*args, **kwargs)
+        layer.forward = forward
 
 
 # ---- saving: under a temporary name, then renamed, so that a folder is whole or not there ----

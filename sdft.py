@@ -29,7 +29,7 @@ from config import METHODS, REPORTS, parse_config, total_steps
 from data import encode_pairs, from_articles_of, load_task, teacher_messages, text_blocks, with_demonstrations
 from eval import drift_from_base, evaluate, format_preflight, format_table, preflight, sample_base_answers, teaches, token_report
 from kl_estimators import ESTIMATORS, LIKELIHOODS, REDUCTIONS, compare_completions, completion_logprobs, sequence_mean
-from models import (describe_machine, finish_step_on_signal, keep_freed_memory, load_checkpoint, load_model, load_weights, save_checkpoint, save_model,
+from models import (checkpoint_layers, describe_machine, finish_step_on_signal, keep_freed_memory, load_checkpoint, load_model, load_weights, save_checkpoint, save_model,
                     start_log, stop_tokens)
 from optim import AdamW, clip_gradients, relative_distance, update_ema
 from sampling import Rollout, completion_hidden, given_rollout, sample_completions
@@ -95,6 +95,8 @@ def train(student, tokenizer, data, config, run_folder, checkpoint=None, teacher
     optimizer = AdamW(student, weight_decay=config.weight_decay)    # first: the copy of a bfloat16 student has its remainders
     if config.teacher != "model":
         teacher = student if config.teacher == "student" else copy.deepcopy(student)                           # l. 1
+    if config.gradient_checkpointing:
+        checkpoint_layers(student)
     take_step = STEPS[METHODS[config.method]["loss"]]
     stop = stop_tokens(student, tokenizer)
     step, best = 0, None

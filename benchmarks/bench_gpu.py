@@ -21,12 +21,11 @@ from types import SimpleNamespace
 from common import ROOT, markdown_table, number, write_record
 
 import torch
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bench_memory import make_plan
 from config import Config
-from models import use_small_products
+from models import checkpoint_layers, use_small_products
 from optim import AdamW
 from sdft import Batch, sdft_step
 
@@ -37,16 +36,6 @@ def shrink(config, layers, hidden):
     if hidden is not None:
         config |= {"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1000}
     return config
-
-
-def checkpoint_layers(model):
-    """Recompute each layer in backward. Hugging Face's own switch would also take the cache away from sampling."""
-    for layer in model.base_model.layers:
-        def forward(*args, plain=layer.forward, **kwargs):
-            if torch.is_grad_enabled():
-                return checkpoint(plain, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
-            return plain(*args, **kwargs)
-        layer.forward = forward
 
 
 def random_batch(step, vocabulary, args):

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import models
-from conftest import tiny_llama
+from conftest import gradients, tiny_llama
 from models import list_checkpoints, load_checkpoint, load_model, load_weights, read_state, save_checkpoint, save_model, stop_tokens
 from optim import AdamW, prepare_for_training, relative_distance, update_ema
 
@@ -159,3 +159,18 @@ def test_a_full_disk_leaves_what_was_there(tiny, tokenizer, tmp_path, monkeypatc
         save_model(tmp_path / "best", tiny_llama(seed=1), tokenizer)
     assert (tmp_path / "best" / "model.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_checkpointed_layers_give_the_same_gradient_and_run_twice(tiny):
+    """Against the model as it was; each layer's attention runs once in a pass without gradients and twice in one with them."""
+    plain, ids_BL = copy.deepcopy(tiny), torch.tensor([[3, 4, 5, 6]])
+    runs = []
+    tiny.base_model.layers[0].self_attn.register_forward_hook(lambda *_: runs.append(1))
+    models.checkpoint_layers(tiny)
+    for model in (plain, tiny):
+        model(input_ids=ids_BL, use_cache=False).logits.square().sum().backward()
+    assert len(runs) == 2
+    assert torch.equal(gradients(plain), gradients(tiny))
+    with torch.no_grad():
+        tiny(input_ids=ids_BL)
+    assert len(runs) == 3
