@@ -1,0 +1,53 @@
+"""Tables, matrix and pictures from result files. Oracles: numbers worked out by hand; the files' own text."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "extras"))
+
+import matrix  # noqa: E402
+import plot  # noqa: E402
+import tables  # noqa: E402
+
+
+def test_cells():
+    """Three seeds 0.1, 0.2, 0.3: mean 0.2, standard deviation 0.1, t = 4.303, so half of the interval is 0.1 x 4.303 / sqrt(3) = 0.248."""
+    assert tables.cell([0.1, 0.2, 0.3], "correct") == "20.0 ± 24.8 %"
+    assert tables.cell([0.5], "correct") == "50.0 %" and tables.cell([12.34], "completion_tokens") == "12.3"
+    assert tables.cell([None], "lenient") == ""
+
+
+def test_a_finished_run_is_recorded_and_skipped(tmp_path):
+    run, file = tmp_path / "run", tmp_path / "results" / "science-seed0.json"
+    run.mkdir()
+    (run / "results.json").write_text(json.dumps({"command": "with a path", "config": {"output": "somewhere"}, "seconds": 60}))
+    (run / "metrics.jsonl").write_text('{"step": 1, "kl": 0.5, "completion_tokens": 3, "seconds": 2, "grad_norm": 1}\n')
+    matrix.write_record(run, "python sdft.py --task science", file)
+    record = json.loads(file.read_text())
+    assert record["command"] == "python sdft.py --task science" and record["config"]["output"] is None
+    assert record["curve"] == [{"step": 1, "kl": 0.5, "completion_tokens": 3, "seconds": 2}]
+    listed = subprocess.run([sys.executable, ROOT / "extras" / "matrix.py", "science", "--list", "--results", str(file.parent)],
+                            capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line.split(":")[0] for line in listed] == ["done   science seed 0", "to do  science seed 1", "to do  science seed 2"]
+
+
+def test_the_page_shows_every_token_as_text():
+    token = {"token": "<b>&", "kl": 0.7, "student": [["<i>", 0.5]], "teacher": [["\n", 0.25]]}
+    rollout = {"step": 3, "id": "q<1>", "prompt": "<|im_start|>", "teacher_prompt": "x", "divergence": "forward", "skipped": 1, "tokens": [token, token]}
+    page = plot.rollouts_page([rollout])
+    assert page.count("&lt;b&gt;&amp;") == 2 and "<b>" not in page and "&lt;|im_start|&gt;" in page and "q&lt;1&gt;" in page
+    assert page.count("t skipped") == 1 and page.count("0.70 nats") == 2 and "<script" not in page and "http" not in page
+
+
+def test_colours_run_from_white_to_full():
+    assert plot.colour(0) == (255, 255, 255) and plot.colour(3) == plot.colour(9) == (240, 120, 20)
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(SystemExit, match="rollouts.jsonl does not exist; give the folder of a run"):
+        plot.read_lines(tmp_path / "rollouts.jsonl")
