@@ -10,7 +10,6 @@ import argparse
 import copy
 import json
 import math
-import statistics
 import sys
 import time
 from dataclasses import dataclass
@@ -96,7 +95,7 @@ def format_table(rows, chance=None):
     return "\n".join(lines)
 
 
-# ---- pass@k, and intervals over seeds ----
+# ---- pass@k ----
 
 def pass_at_k(n, correct, k):
     """Chance that at least one of k answers is right, unbiased, from n sampled answers of which `correct` are right.
@@ -137,17 +136,6 @@ def evaluate_pass_at_k(model, tokenizer, examples, *, k, samples, **how_to_sampl
     ks = [2 ** i for i in range(k.bit_length())] + [k]
     shares = {f"pass@{j}": sum(pass_at_k(samples, count, j) for count in right) / len(right) for j in ks}
     return {"n": len(examples), "samples": samples} | shares, right
-
-
-# two-sided 95 % quantiles of Student's t for 2, 3, … values: 1, 2, … degrees of freedom
-T_95 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
-
-
-def confidence_interval(values):
-    """(mean, half width of its 95 % confidence interval) of one figure over seeds: t s / sqrt(n), Student's t; 2 to 10 values."""
-    if not 2 <= len(values) <= len(T_95) + 1:
-        raise ValueError(f"a confidence interval over {len(values)} seeds: it needs 2 to {len(T_95) + 1}")
-    return statistics.mean(values), T_95[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
 
 
 # ---- preflight: is there anything to learn? ----

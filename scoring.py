@@ -1,7 +1,9 @@
-"""Scorers: the text of an answer -> a dict of booleans, "correct" among them. Only needs Python."""
+"""Scorers: the text of an answer -> a dict of booleans, "correct" among them; intervals over seeds. Only needs Python."""
 
 import json
+import math
 import re
+import statistics
 from collections import Counter
 
 
@@ -144,3 +146,16 @@ def _normalise(text):
 def _words(text):
     """Words between white space, case folded, without punctuation at either end; "-" alone is none."""
     return re.findall(r"[^\W_](?:\S*[^\W_])?", text.casefold())
+
+
+# ---- over seeds ----
+
+# two-sided 95 % quantiles of Student's t for 2, 3, … values: 1, 2, … degrees of freedom
+T_95 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
+
+
+def confidence_interval(values):
+    """(mean, half width of its 95 % confidence interval) of one figure over seeds: t s / sqrt(n), Student's t; 2 to 10 values."""
+    if not 2 <= len(values) <= len(T_95) + 1:
+        raise ValueError(f"a confidence interval over {len(values)} seeds: it needs 2 to {len(T_95) + 1}")
+    return statistics.mean(values), T_95[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))

@@ -237,14 +237,15 @@ def with_completions(pairs, examples, student, tokenizer, config):
     if source == "text":
         return text_blocks(tokenizer, examples, config.max_new_tokens, tokenizer.eos_token_id)
     if source == "teacher":             # the base model in context, once for each prompt
-        pairs = [dataclasses.replace(pair) for pair in pairs]
+        written = []
         for start in tqdm(range(0, len(pairs), config.batch_size), desc="the teacher writes", leave=False):
             part = pairs[start:start + config.batch_size]
             uniforms_BT = torch.from_numpy(np.random.default_rng([config.seed, 2, start]).random((len(part), config.max_new_tokens)))
             rollout = sample_completions(student, [pair.teacher_prompt for pair in part], max_new_tokens=config.max_new_tokens,
                                          uniforms_BT=uniforms_BT, **stop)
-            for pair, ids_T, mask_T in zip(part, rollout.completion_ids_BT, rollout.completion_mask_BT):
-                pair.completion = ids_T[mask_T].tolist()
+            written += [dataclasses.replace(pair, completion=ids_T[mask_T].tolist())
+                        for pair, ids_T, mask_T in zip(part, rollout.completion_ids_BT, rollout.completion_mask_BT)]
+        return written
     return pairs
 
 

@@ -8,15 +8,16 @@ A cell of several seeds is their mean ± half of a 95 % confidence interval (Stu
 
 import argparse
 import json
-import math
 import re
 import sys
 from collections import defaultdict
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 ROOT = Path(__file__).resolve().parent.parent
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided 95 % quantile of Student's t with n - 1 degrees of freedom
+sys.path.insert(0, str(ROOT))
+
+from scoring import confidence_interval  # noqa: E402
 
 
 def main():
@@ -60,7 +61,7 @@ def cell(values, column):
     if any(value is None for value in values):
         return ""
     scale, unit, digits = {"completion_tokens": (1, "", 1), "drift_from_base": (1, "", 3)}.get(column, (100, " %", 1))
-    half = f" ± {scale * T_95[len(values)] * stdev(values) / math.sqrt(len(values)):.{digits}f}" if len(values) > 1 else ""
+    half = f" ± {scale * confidence_interval(values)[1]:.{digits}f}" if len(values) > 1 else ""
     return f"{scale * mean(values):.{digits}f}{half}{unit}"
 
 

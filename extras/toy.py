@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of
 
 from kl_estimators import (analytic_surrogate, forward_kl, jensen_shannon, rao_blackwell_surrogate, reverse_kl,  # noqa: E402
                            sequence_sum, token_surrogate)
+from optim import join_float32, split_float32  # noqa: E402
 
 EMA_RATES = {"frozen base": 0.0, "EMA 0.01": 0.01, "EMA 0.05": 0.05, "student itself": 1.0}  # the teacher is an EMA of this rate
 RECORDED_STEPS = (0, 10, 20, 50, 100, 200, 500, 1000, 2000)
@@ -156,15 +157,10 @@ def describe(world, student_RNT):
 # ---- 3. bfloat16 ----
 
 def split(weights):
-    """float32 -> bfloat16 weight and int16 remainder, together the same 32 bits."""
-    bits = weights.view(torch.int32)
-    high = (bits + 0x8000) >> 16  # half rounds up: with ties to even the remainder could be 32768
-    return high.to(torch.int16).view(torch.bfloat16), (bits - (high << 16)).to(torch.int16)
-
-
-def join(weights, remainders):
-    """The inverse of `split`."""
-    return ((weights.view(torch.int16).int() << 16) + remainders.int()).view(torch.float32)
+    """float32 -> (bfloat16 weight, int16 remainder) by the shipped split; join_float32 is its inverse."""
+    stored = torch.empty_like(weights, dtype=torch.bfloat16), torch.empty_like(weights, dtype=torch.int16)
+    split_float32(weights, *stored)
+    return stored
 
 
 def ema_in_each_format(gap, size=50_000, updates=200, rate=0.01):
@@ -186,7 +182,7 @@ def ema_in_each_format(gap, size=50_000, updates=200, rate=0.01):
         gap_left = []
         for update in range(updates):
             if "remainder" in name:
-                teacher = join(*stored)
+                teacher = join_float32(*stored)
             following = teacher + rate * (target - teacher)
             stored = split(following.float())
             changed |= following != teacher

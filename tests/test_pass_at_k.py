@@ -13,7 +13,8 @@ import torch
 import eval as evaluation
 from conftest import tiny_llama
 from data import Example, encode_prompt
-from eval import confidence_interval, evaluate_pass_at_k, kl_to_base, pass_at_k, sample_answers
+from eval import evaluate_pass_at_k, kl_to_base, pass_at_k, sample_answers
+from scoring import confidence_interval
 from models import stop_tokens
 from sampling import sample_completions
 

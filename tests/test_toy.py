@@ -196,7 +196,7 @@ def test_weight_and_remainder_are_the_float32_number():
     weights = torch.cat([torch.tensor(special), torch.randn(1000, generator=torch.Generator().manual_seed(0))])
     high, low = toy.split(weights)
     assert high.dtype == torch.bfloat16 and low.dtype == torch.int16
-    assert torch.equal(toy.join(high, low).view(torch.int32), weights.view(torch.int32))
+    assert torch.equal(toy.join_float32(high, low).view(torch.int32), weights.view(torch.int32))
     for weight, bfloat16, remainder in zip(weights.tolist(), high.float().tolist(), low.tolist()):
         bits, rounded = (struct.unpack("<I", struct.pack("<f", value))[0] for value in (weight, bfloat16))
         assert rounded % 2 ** 16 == 0 and bits - rounded == remainder and -32768 <= remainder <= 32767
