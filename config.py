@@ -64,7 +64,8 @@ class Config:
     epochs: float = option(2, "passes over the training examples")
     steps: int | None = option(None, "number of steps, instead of epochs")
     batch_size: int = option(32, "prompts a step; one rollout each")
-    micro_batch_size: int = option(4, "sequences in one forward and backward; changes memory, not the gradient")
+    micro_batch_size: int = option(32, "most sequences in one forward and backward; changes memory, not the gradient")
+    micro_batch_tokens: int = option(4096, "most tokens in one, padding included; a longer sequence goes alone")
     gradient_checkpointing: bool = option(True, "compute the layers again in backward: slower, and needed for 7 B parameters on one GPU; "
                                                  "off in the preset laptop")
     max_grad_norm: float = option(1.0, "gradients are scaled down to this 2-norm")
@@ -97,11 +98,12 @@ PRESETS = {  # preset -> what differs from Config's defaults, for every task and
     "laptop": {
         "every task": {"model": "smollm2", "dtype": "float32", "divergence": "forward", "learning_rate": 1e-4, "warmup": 3, "steps": 30,
                        "gradient_checkpointing": False, "batch_size": 8, "micro_batch_size": 8, "max_new_tokens": 48,
+                       "micro_batch_tokens": 2048,
                        "max_prompt_tokens": 256, "max_teacher_prompt_tokens": 512, "eval_examples": 64, "general_tokens": 32, "eval_every": 10, "save_every": 15},
         "knowledge": {"teacher_context": "text+demonstration", "teacher": "base", "learning_rate": 3e-4, "steps": 50, "max_new_tokens": 24,
                       "train_examples": 48, "eval_every": 25, "save_every": 25},
         "medical": {"max_prompt_tokens": 128, "max_teacher_prompt_tokens": 256},
-        "tooluse": {"max_new_tokens": 96, "max_prompt_tokens": 512, "max_teacher_prompt_tokens": 768, "micro_batch_size": 4},
+        "tooluse": {"max_new_tokens": 96, "max_prompt_tokens": 512, "max_teacher_prompt_tokens": 768},
     },
 }
 
@@ -171,7 +173,7 @@ def check_config(config):
                          "use --estimator analytic")
     if config.estimator == "rb" and config.reduction != "sum":
         raise ValueError("--estimator rb needs --reduction sum: a mean divides by a length that depends on later tokens, and is biased")
-    at_least = dict(batch_size=1, micro_batch_size=1, max_new_tokens=1, max_prompt_tokens=1, max_teacher_prompt_tokens=1, save_every=1,
+    at_least = dict(batch_size=1, micro_batch_size=1, micro_batch_tokens=1, max_new_tokens=1, max_prompt_tokens=1, max_teacher_prompt_tokens=1, save_every=1,
                     keep_last=1, log_every=1, train_examples=1, eval_examples=1, steps=1, general_tokens=1, skip_first_tokens=0,
                     eval_every=0, sample_every=0, warmup=0, weight_decay=0, seed=0)
     for name, least in at_least.items():

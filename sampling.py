@@ -89,6 +89,42 @@ def given_rollout(completions, *, eos_token_ids, pad_token_id, device=None):
     return Rollout(ids_BT, mask_BT, torch.zeros(ids_BT.shape, device=device), finished_B)
 
 
+class SharedStart(DynamicLayer):
+    """One layer's keys and values [1, heads, S, D] of S tokens that all rows begin with.
+
+    Without them it notes those of the pass it is used in; with them it puts them before each row's own and keeps nothing, so
+    that gradient checkpointing may run a layer twice. Gradients reach the shared tokens through every row.
+    """
+
+    def __init__(self, noted=None):
+        super().__init__()
+        self.noted, self.length = noted, 0 if noted is None else noted[0].shape[2]
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if self.length == 0:
+            self.noted = key_states, value_states
+            return self.noted
+        return tuple(torch.cat([start.expand(len(own), -1, -1, -1), own], dim=2) for start, own in zip(self.noted, (key_states, value_states)))
+
+    def get_seq_length(self):
+        return self.length
+
+
+def _shared_start(model, prompt_ids, at_least=8):
+    """What all prompts begin with, such as one system turn, is computed once -> (its length S, [(keys, values)] of each layer).
+
+    (0, None) where it is shorter than at_least tokens, and for models whose layers do not all see the whole sequence. Each prompt
+    keeps one token of its own.
+    """
+    shortest = min(len(prompt) for prompt in prompt_ids) - 1
+    S = next((t for t in range(shortest) if len({prompt[t] for prompt in prompt_ids}) > 1), shortest)
+    if len(prompt_ids) == 1 or S < at_least or not _only_full_attention(model):
+        return 0, None
+    cache = Cache(layers=[SharedStart() for _ in range(model.config.num_hidden_layers)])
+    model.base_model(input_ids=torch.tensor([prompt_ids[0][:S]], device=model.device), past_key_values=cache, use_cache=True)
+    return S, [layer.noted for layer in cache.layers]
+
+
 class CacheLayer(DynamicLayer):
     """One layer's keys and values [B, heads, L, D] in buffers of full length: a step writes one column and copies nothing."""
 
@@ -115,37 +151,50 @@ class CacheLayer(DynamicLayer):
 def _prefill(model, prompt_ids, new_tokens, pad_token_id, rows_at_once=8):
     """The prompts' pass -> (logits_BV of the first new token, cache, mask_BL with L = P + new_tokens, position_B1 of that token).
 
-    Prompts of similar length go together, padded on the left to their own longest; the cache has all of them end at P.
+    The tokens that all begin with come first, once; then prompts of similar length together, padded on the left to their own
+    longest; equal prompts once. The cache has the shared tokens in its first places, and all prompts end at P.
     """
     B, P = len(prompt_ids), max(len(prompt) for prompt in prompt_ids)
-    by_length = sorted(range(B), key=lambda row: len(prompt_ids[row]))
-    logits, layers = [None] * B, None
-    for start in range(0, B, rows_at_once):
-        rows = by_length[start:start + rows_at_once]
-        input_ids_BP, mask_BP = _pad_left([prompt_ids[row] for row in rows], pad_token_id, model.device)
-        position_ids_BP = (mask_BP.cumsum(1) - 1).clamp(min=0)               # explicit: padding on the left shifts nothing
+    S, start = _shared_start(model, prompt_ids)
+    rows_of = {}
+    for row in sorted(range(B), key=lambda row: len(prompt_ids[row])):
+        rows_of.setdefault(tuple(prompt_ids[row]), []).append(row)
+    prompts, logits, layers = list(rows_of), [None] * B, None
+    for first in range(0, len(prompts), rows_at_once):
+        some = prompts[first:first + rows_at_once]
+        input_ids_BP, mask_BP = _pad_left([prompt[S:] for prompt in some], pad_token_id, model.device)
+        position_ids_BP = S + (mask_BP.cumsum(1) - 1).clamp(min=0)           # explicit: padding on the left shifts nothing
         part = DynamicCache(config=model.config)
-        output = model(input_ids=input_ids_BP, attention_mask=mask_BP, position_ids=position_ids_BP, past_key_values=part,
-                       use_cache=True, logits_to_keep=1)
-        for row, logits_V in zip(rows, output.logits[:, -1].float()):
+        for number, states in enumerate(start or ()):
+            part.update(*(shared.expand(len(some), -1, -1, -1) for shared in states), number)
+        output = model(input_ids=input_ids_BP, attention_mask=torch.cat([mask_BP.new_ones(len(some), S), mask_BP], dim=1),
+                       position_ids=position_ids_BP, past_key_values=part, use_cache=True, logits_to_keep=1)
+        rows = [row for prompt in some for row in rows_of[prompt]]
+        place = [i for i, prompt in enumerate(some) for _ in rows_of[prompt]]
+        for row, logits_V in zip(rows, output.logits[place, -1].float()):
             logits[row] = logits_V
         if layers is None:
             layers = [[states.new_zeros(B, states.shape[1], P + new_tokens, states.shape[3]) for states in (layer.keys, layer.values)]
                       for layer in part.layers]
         for buffers, layer in zip(layers, part.layers):
             for buffer_BHLD, states in zip(buffers, (layer.keys, layer.values)):
-                buffer_BHLD[rows, :, P - states.shape[2]:P] = states
+                buffer_BHLD[rows, :, :S] = states[place, :, :S]
+                buffer_BHLD[rows, :, P - states.shape[2] + S:P] = states[place, :, S:]
     prompt_length_B1 = torch.tensor([[len(prompt)] for prompt in prompt_ids], device=model.device)
-    mask_BL = torch.arange(P + new_tokens, device=model.device) >= P - prompt_length_B1
+    column_L = torch.arange(P + new_tokens, device=model.device)
+    mask_BL = (column_L < S) | (column_L >= P - prompt_length_B1 + S)
     return torch.stack(logits), Cache(layers=[CacheLayer(*buffers, P) for buffers in layers]), mask_BL, prompt_length_B1
 
 
 def _decoding_mask(model, mask_BL):
     """With four axes the mask is used as it is; with two, Hugging Face first waits for the GPU to see whether anything is padded."""
-    only_full_attention = set(getattr(model.config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
-    if model.config._attn_implementation == "sdpa" and only_full_attention:
+    if model.config._attn_implementation == "sdpa" and _only_full_attention(model):
         return mask_BL[:, None, None]
     return mask_BL
+
+
+def _only_full_attention(model):
+    return set(getattr(model.config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
 
 
 def inverse_cdf_sample(logprobs_BV, uniforms_B, top_p=1.0):
@@ -165,17 +214,19 @@ def completion_hidden(model, prompt_ids, completion_ids_BT, completion_mask_BT):
     """The final hidden state that predicts each completion token -> hidden_BTD (arbitrary where the mask is false).
 
     One pass over prompt + completion, joined without a gap and padded on the RIGHT: a causal model then needs neither
-    mask nor position ids, and keeps its fast attention. `model.lm_head(hidden_BTD)` are the logits of the completion.
+    mask nor position ids. What all prompts begin with is computed once. `model.lm_head(hidden_BTD)` are the completion's logits.
     """
     device = completion_ids_BT.device
     lengths = completion_mask_BT.sum(1).tolist()
-    rows = [torch.cat([torch.tensor(prompt, device=device), ids_T[:length]])
+    S, start = _shared_start(model, prompt_ids)
+    cache = Cache(layers=[SharedStart(states) for states in start]) if S else None
+    rows = [torch.cat([torch.tensor(prompt[S:], device=device), ids_T[:length]])
             for prompt, ids_T, length in zip(prompt_ids, completion_ids_BT, lengths)]
     input_ids_BL = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    hidden_BLD = model.base_model(input_ids=input_ids_BL, use_cache=False).last_hidden_state
+    hidden_BLD = model.base_model(input_ids=input_ids_BL, past_key_values=cache, use_cache=S > 0).last_hidden_state
     # token t stands at len(prompt) + t, so the state one place earlier predicts it
-    prompt_len_B1 = torch.tensor([[len(prompt)] for prompt in prompt_ids], device=device)
-    index_BT = prompt_len_B1 - 1 + torch.arange(completion_ids_BT.shape[1], device=device)
+    own_length_B1 = torch.tensor([[len(prompt) - S] for prompt in prompt_ids], device=device)
+    index_BT = own_length_B1 - 1 + torch.arange(completion_ids_BT.shape[1], device=device)
     index_BT = index_BT.clamp(max=input_ids_BL.shape[1] - 1)
     return hidden_BLD.gather(1, index_BT[:, :, None].expand(-1, -1, hidden_BLD.shape[2]))
 

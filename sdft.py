@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from config import METHODS, REPORTS, parse_config, total_steps
 from data import encode_pairs, from_articles_of, load_task, teacher_messages, text_blocks, with_demonstrations
-from eval import drift_from_base, evaluate, format_preflight, format_table, preflight, sample_base_answers, teaches, token_report
+from eval import BaseAnswers, drift_from_base, evaluate, format_preflight, format_table, preflight, sample_base_answers, teaches, token_report
 from kl_estimators import ESTIMATORS, LIKELIHOODS, REDUCTIONS, compare_completions, completion_logprobs, sequence_mean
 from models import (checkpoint_layers, describe_machine, finish_step_on_signal, keep_freed_memory, load_checkpoint, load_model, load_weights, save_checkpoint, save_model,
                     start_log, stop_tokens)
@@ -119,7 +119,7 @@ def train(student, tokenizer, data, config, run_folder, checkpoint=None, teacher
                 bar.write(f"           {seen['id']}: {seen['completion']!r}")
                 rollout_log.write(json.dumps({"step": step, **seen}) + "\n")
             if config.eval_every and (step % config.eval_every == 0 or step == steps):
-                metrics["validation"], best = validate(student, tokenizer, data.validation, step, best, config, run_folder)
+                metrics["validation"], best = validate(student, tokenizer, data, step, best, config, run_folder)
                 bar.write(f"step {step:>4}  validation: " + ", ".join(f"{k} {v:.3g}" for k, v in metrics["validation"].items()))
             log.write(json.dumps({"step": step, **metrics}) + "\n")
             if step % config.save_every == 0 or step == steps or interrupted:
@@ -180,11 +180,16 @@ class MicroBatch:
 
 
 def micro_batches(batch, rollout, config):
-    """Slices of at most micro_batch_size rows, of similar length so that little is padding."""
+    """Rows of similar length together, so that little is padding: at most micro_batch_size rows and micro_batch_tokens tokens."""
     lengths = rollout.completion_mask_BT.sum(1).tolist()
-    by_length = sorted(range(len(lengths)), key=lambda row: len(batch.student_prompts[row]) + lengths[row])
-    for start in range(0, len(by_length), config.micro_batch_size):
-        rows = by_length[start:start + config.micro_batch_size]
+    total = [len(prompt) + length for prompt, length in zip(batch.student_prompts, lengths)]
+    parts = [[]]
+    for row in sorted(range(len(total)), key=total.__getitem__):     # each is the longest so far
+        full = len(parts[-1]) == config.micro_batch_size or (len(parts[-1]) + 1) * total[row] > config.micro_batch_tokens
+        if parts[-1] and full:
+            parts.append([])
+        parts[-1].append(row)
+    for rows in parts:
         T = max(lengths[row] for row in rows)
         mask_BT = rollout.completion_mask_BT[rows, :T]
         loss_mask_BT = mask_BT & (torch.arange(T, device=mask_BT.device) >= config.skip_first_tokens)
@@ -201,7 +206,8 @@ def step_metrics(rollout, grad_norm, batch, config, seconds):
     lengths_B = rollout.completion_mask_BT.sum(1).float()
     return {"grad_norm": grad_norm, "completion_tokens": lengths_B.mean().item(), "finished": rollout.finished_B.float().mean().item(),
             "tokens_per_s": lengths_B.sum().item() / seconds, "learning_rate": batch.learning_rate,
-            "no_loss_tokens": (lengths_B <= config.skip_first_tokens).float().mean().item(), "seconds": seconds}
+            "no_loss_tokens": (lengths_B <= config.skip_first_tokens).float().mean().item(), "seconds": seconds,
+            "prompt_tokens": sum(map(len, batch.student_prompts)) / len(batch.ids), "teacher_prompt_tokens": sum(map(len, batch.teacher_prompts)) / len(batch.ids)}
 
 
 # ---- before training: data, and the preflight ----
@@ -211,7 +217,7 @@ class Data:
     train: list                 # of data.Pair
     validation: list            # of Example
     reports: dict               # name -> list of Example, for the table before and after
-    general: list               # of Example, never trained on: they measure forgetting
+    base_answers: BaseAnswers   # to general prompts that are never trained on: they measure forgetting
 
 
 def load_data(config):
@@ -265,17 +271,19 @@ def check_lengths(pairs, too_long, config):
 def estimate(figures, model, pairs, config):
     """One line of what the run will cost, from the speeds that the preflight has seen."""
     # a step: sampling, a forward pass of the teacher, and of the student one forward and one backward (the work of two)
-    T = figures["student"]["completion_tokens"]
-    scored = sum(len(pair.teacher_prompt) + T + 3 * (len(pair.student_prompt) + T) for pair in pairs) / len(pairs)
-    step_seconds = config.batch_size * (T / figures["sampling_tokens_per_s"] + scored / figures["scoring_tokens_per_s"])
+    T, method = figures["student"]["completion_tokens"], METHODS[config.method]
+    scored = sum((method["loss"] == "kl") * (len(pair.teacher_prompt) + T) + 3 * (len(pair.student_prompt) + T) for pair in pairs) / len(pairs)
+    sampled = T if method["completions"] == "student" else 0
+    step_seconds = config.batch_size * (sampled / figures["sampling_tokens_per_s"] + scored / figures["scoring_tokens_per_s"])
     steps, each = total_steps(config, len(pairs)), 14 if config.dtype == "bfloat16" else 16  # bytes a parameter: the table in optim.py
     gigabytes = (each + 4 * (config.teacher != "student")) * sum(parameter.numel() for parameter in model.parameters()) / 1e9
     return f"{steps} steps of about {step_seconds:.0f} s = {steps * step_seconds / 60:.0f} minutes; {gigabytes:.1f} GB, plus activations"
 
 
-def validate(student, tokenizer, examples, step, best, config, run_folder):
-    """Greedy accuracy; a new best (by correct, then well_formed; the later one of two equal) is saved in run_folder/best."""
-    summary, _ = evaluate(student, tokenizer, examples, max_new_tokens=config.max_new_tokens, description="validation")
+def validate(student, tokenizer, data, step, best, config, run_folder):
+    """Greedy accuracy and drift; a new best (by correct, then well_formed; the later one of two equal) is saved in run_folder/best."""
+    summary, _ = evaluate(student, tokenizer, data.validation, max_new_tokens=config.max_new_tokens, description="validation")
+    summary["drift_from_base"] = drift_from_base(data.base_answers, student)
     rank = [summary["correct"], summary.get("well_formed", summary.get("lenient"))]
     if best is None or rank >= best["rank"]:
         best = {"step": step, "rank": rank}
@@ -325,9 +333,6 @@ def main(argv=None):
         run_folder = checkpoint.parent if checkpoint else new_run_folder(config)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    data = Data(with_completions(pairs, train_examples, student, tokenizer, config), validation, reports, general)
-
-    base_answers = sample_base_answers(student, tokenizer, general, config.general_tokens)
     if checkpoint:
         before = json.loads((run_folder / "before.json").read_text())
     else:
@@ -336,7 +341,10 @@ def main(argv=None):
         if METHODS[config.method]["completions"] == "student" and config.teacher != "model" and not teaches(before["preflight"]) and not config.force:
             run_folder.rmdir()
             sys.exit("no-go: nothing was trained. --force trains all the same")
-        before["before"] = report(student, tokenizer, data, config, base_answers, "before")
+    data = Data(with_completions(pairs, train_examples, student, tokenizer, config), validation, reports,
+                sample_base_answers(student, tokenizer, general, config.general_tokens))
+    if not checkpoint:
+        before["before"] = report(student, tokenizer, data, config, "before")
         (run_folder / "before.json").write_text(json.dumps(before, indent=1) + "\n")
 
     try:
@@ -352,18 +360,18 @@ def main(argv=None):
         return
     save_model(run_folder / "last", student, tokenizer)
     results = {"command": " ".join(["python", "sdft.py"] + (argv or sys.argv[1:])), "config": dataclasses.asdict(config)} | before
-    results["last"] = report(student, tokenizer, data, config, base_answers, "last")
+    results["last"] = report(student, tokenizer, data, config, "last")
     if best is not None and best["step"] < total_steps(config, len(data.train)):
         load_weights(student, run_folder / "best")
-        results["best"] = report(student, tokenizer, data, config, base_answers, "best")
-    results |= {"best_step": best and best["step"], "seconds": time.perf_counter() - started, "machine": describe_machine()}
+        results["best"] = report(student, tokenizer, data, config, "best")
+    results |= {"best_step": best and best["step"], "parameters": sum(parameter.numel() for parameter in student.parameters()), "seconds": time.perf_counter() - started, "machine": describe_machine()}
     (run_folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     print("\n" + results_table(results) + f"\nweights: {run_folder}/last" + (f", {run_folder}/best" if best else ""))
 
 
-def report(model, tokenizer, data, config, base_answers, when):
+def report(model, tokenizer, data, config, when):
     """What the final table shows of one set of weights -> {name of the set: summary}."""
-    drift = drift_from_base(base_answers, model)
+    drift = drift_from_base(data.base_answers, model)
     return {name: evaluate(model, tokenizer, examples, max_new_tokens=config.max_new_tokens, description=f"{when}: {name}")[0]
             | {"drift_from_base": drift} for name, examples in data.reports.items()}
 

@@ -16,11 +16,28 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from config import METHODS  # noqa: E402
 
 MATRIX = {  # name -> (flags of sdft.py, seeds)
     "science": ("--task science --preset laptop", [0, 1, 2]),
     "knowledge": ("--task knowledge --preset laptop", [0, 1, 2]),
     "medical": ("--task medical --preset laptop", [0]),
+    # what more steps than a laptop's ten minutes bring
+    "knowledge-long": ("--task knowledge --preset laptop --steps 150 --eval-every 15", [0]),
+    # the paper's comparison; each method at two learning rates or more, so that the trade-off is a curve
+    "science-sft-1e-4": ("--task science --preset laptop --method sft", [0, 1, 2]),
+    "science-sft-3e-5": ("--task science --preset laptop --method sft --learning-rate 3e-5", [0]),
+    "science-reverse": ("--task science --preset laptop --divergence reverse", [0]),
+    "science-dft": ("--task science --preset laptop --method dft", [0]),
+    "knowledge-sft-3e-5": ("--task knowledge --preset laptop --method sft --learning-rate 3e-5", [0]),
+    "knowledge-sft-1e-4": ("--task knowledge --preset laptop --method sft --learning-rate 1e-4", [0, 1, 2]),
+    "knowledge-reverse": ("--task knowledge --preset laptop --divergence reverse", [0]),
+    "knowledge-dft": ("--task knowledge --preset laptop --method dft --learning-rate 1e-4", [0]),
+    "knowledge-cpt": ("--task knowledge --preset laptop --method cpt --learning-rate 1e-4", [0]),
+    "knowledge-teacher-sft": ("--task knowledge --preset laptop --method teacher-sft --learning-rate 1e-4", [0]),
+    "knowledge-teacher-kd": ("--task knowledge --preset laptop --method teacher-kd --learning-rate 1e-4", [0]),
 }
 
 
@@ -55,6 +72,8 @@ def run(name, flags, runs, file, keep_weights):
     done = subprocess.run([sys.executable, str(ROOT / "sdft.py"), *command])
     if done.returncode or not (folder / "results.json").exists():
         sys.exit(f"error: {name} did not end; run this again to go on with it")
+    subprocess.run([sys.executable, str(ROOT / "eval.py"), "--model", str(folder / "last"), "--task", "probe", "--max-new-tokens", "32",
+                    "--json", str(folder / "probe.json")], check=True)
     write_record(folder, f"python sdft.py {flags}", file)
     if not keep_weights:
         shutil.rmtree(folder)
@@ -63,15 +82,31 @@ def run(name, flags, runs, file, keep_weights):
 def write_record(folder, command, file):
     """What a finished run leaves, without weights and paths, as one file."""
     record = json.loads((folder / "results.json").read_text()) | {"command": command, "curve": read_curve(folder / "metrics.jsonl")}
+    record["training_flops"] = training_flops(folder / "metrics.jsonl", record["config"], record["parameters"])
+    if (folder / "probe.json").exists():
+        record["probe"] = json.loads((folder / "probe.json").read_text())["summary"]
     record["config"]["output"] = None
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def read_curve(metrics_file):
-    """[{"step", "kl", "completion_tokens", "seconds", and "validation" where there was one}] of a run."""
+    """[{"step", "kl" or "nll", "completion_tokens", "seconds", and "validation" where there was one}] of a run."""
     lines = [json.loads(line) for line in metrics_file.read_text().splitlines()]
-    return [{key: line[key] for key in ("step", "kl", "completion_tokens", "seconds", "validation") if key in line} for line in lines]
+    return [{key: line[key] for key in ("step", "kl", "nll", "completion_tokens", "seconds", "validation") if key in line} for line in lines]
+
+
+def training_flops(metrics_file, config, parameters):
+    """Floating-point operations of a run's training: 2 for each parameter and token of a forward pass, 6 with backward.
+
+    The student samples (unless completions were given) and is trained; the teacher, where the loss is a KL, makes one forward
+    pass over its own prompt and the completion. Attention over the sequence is left out: below a tenth at these lengths.
+    """
+    method, tokens = METHODS[config["method"]], 0
+    for line in map(json.loads, metrics_file.read_text().splitlines()):
+        student, teacher = (line[prompt] + line["completion_tokens"] for prompt in ("prompt_tokens", "teacher_prompt_tokens"))
+        tokens += 6 * student + 2 * student * (method["completions"] == "student") + 2 * teacher * (method["loss"] == "kl")
+    return parameters * config["batch_size"] * tokens
 
 
 if __name__ == "__main__":

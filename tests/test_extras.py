@@ -25,12 +25,17 @@ def test_cells():
 def test_a_finished_run_is_recorded_and_skipped(tmp_path):
     run, file = tmp_path / "run", tmp_path / "results" / "science-seed0.json"
     run.mkdir()
-    (run / "results.json").write_text(json.dumps({"command": "with a path", "config": {"output": "somewhere"}, "seconds": 60}))
-    (run / "metrics.jsonl").write_text('{"step": 1, "kl": 0.5, "completion_tokens": 3, "seconds": 2, "grad_norm": 1}\n')
+    config = {"output": "somewhere", "method": "sdft", "batch_size": 8}
+    (run / "results.json").write_text(json.dumps({"command": "with a path", "config": config, "seconds": 60, "parameters": 1000}))
+    (run / "metrics.jsonl").write_text('{"step": 1, "kl": 0.5, "completion_tokens": 3, "seconds": 2, "grad_norm": 1, '
+                                       '"prompt_tokens": 10, "teacher_prompt_tokens": 20}\n')
     matrix.write_record(run, "python sdft.py --task science", file)
     record = json.loads(file.read_text())
     assert record["command"] == "python sdft.py --task science" and record["config"]["output"] is None
     assert record["curve"] == [{"step": 1, "kl": 0.5, "completion_tokens": 3, "seconds": 2}]
+    # 8 rows, 1000 parameters: the student samples and trains 13 tokens (2 + 6), the teacher reads 23 (2)
+    assert record["training_flops"] == 8 * 1000 * (8 * 13 + 2 * 23)
+    assert matrix.training_flops(run / "metrics.jsonl", config | {"method": "sft"}, 1000) == 8 * 1000 * 6 * 13
     listed = subprocess.run([sys.executable, ROOT / "extras" / "matrix.py", "science", "--list", "--results", str(file.parent)],
                             capture_output=True, text=True, check=True).stdout.splitlines()
     assert [line.split(":")[0] for line in listed] == ["done   science seed 0", "to do  science seed 1", "to do  science seed 2"]

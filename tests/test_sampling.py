@@ -7,10 +7,13 @@ Oracles: row-by-row forwards of the whole sequence without cache or padding; Hug
 import pytest
 import torch
 
-from conftest import tiny_llama
+from conftest import gradients, tiny_llama
+from models import checkpoint_layers
 from sampling import completion_hidden, inverse_cdf_sample, sample_completions
 
 PROMPTS = [[5, 6, 7, 8, 9], [3], [10, 11, 12]]
+START = [30, 31, 32, 33, 34, 35, 36, 37, 38]             # long enough to be computed once for all rows
+SHARING = [START + prompt for prompt in PROMPTS + [[3]]]   # two of them equal
 STOP = {"eos_token_ids": [1], "pad_token_id": 1}      # pad is EOS, the common trap
 
 
@@ -30,11 +33,12 @@ def plain_logprobs(model, prompt, completion, temperature=1.0):
     return (logits_TV / temperature).log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
 
 
+@pytest.mark.parametrize("prompts", [PROMPTS * 8, SHARING * 6], ids=["apart", "sharing a start"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_cached_logprobs_equal_teacher_forced_ones(tiny, temperature):
-    rollout = sample_completions(tiny, PROMPTS * 8, max_new_tokens=20, uniforms_BT=uniforms(24, 20), temperature=temperature, **STOP)
+def test_cached_logprobs_equal_teacher_forced_ones(tiny, temperature, prompts):
+    rollout = sample_completions(tiny, prompts, max_new_tokens=20, uniforms_BT=uniforms(24, 20), temperature=temperature, **STOP)
     assert len({len(row(rollout, b)[0]) for b in range(24)}) > 2       # rows ended at different lengths, so some left early
-    for b, prompt in enumerate(PROMPTS * 8):
+    for b, prompt in enumerate(prompts):
         completion, logprobs = row(rollout, b)
         torch.testing.assert_close(logprobs, plain_logprobs(tiny, prompt, completion, temperature), rtol=0, atol=1e-4)
 
@@ -131,3 +135,25 @@ def test_completion_hidden_equals_unpadded_rows(tiny):
 def test_refusals(tiny, arguments, message):
     with pytest.raises(ValueError, match=message):
         sample_completions(tiny, max_new_tokens=4, **STOP, **arguments)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_shared_start_changes_neither_states_nor_gradients(checkpointed):
+    """Against one row at a time, which shares nothing; a wrong place or a lost path would differ by much more."""
+    model = tiny_llama(dtype=torch.float64)
+    ids_BT, mask_BT = torch.randint(2, 40, (4, 6)), torch.arange(6) < torch.tensor([[6], [2], [4], [6]])
+    weights_BTD = torch.randn(4, 6, 16, dtype=torch.float64) * mask_BT[:, :, None]
+    alone_BTD = [completion_hidden(model, [prompt], ids_BT[b:b + 1], mask_BT[b:b + 1])[0] for b, prompt in enumerate(SHARING)]
+    (torch.stack(alone_BTD) * weights_BTD).sum().backward()
+    expected = gradients(model)
+    model.zero_grad()
+    if checkpointed:
+        checkpoint_layers(model)
+    lengths, plain = [], model.base_model.forward
+    model.base_model.forward = lambda input_ids, **more: lengths.append(tuple(input_ids.shape)) or plain(input_ids=input_ids, **more)
+    hidden_BTD = completion_hidden(model, SHARING, ids_BT, mask_BT)
+    assert lengths == [(1, len(START)), (4, 11)]            # the start once, then what is each row's own
+    for b in range(4):
+        torch.testing.assert_close(hidden_BTD[b][mask_BT[b]], alone_BTD[b][mask_BT[b]], rtol=0, atol=1e-12)
+    (hidden_BTD * weights_BTD).sum().backward()
+    torch.testing.assert_close(gradients(model), expected, rtol=0, atol=1e-6 * expected.abs().max().item())    # norms are in float32

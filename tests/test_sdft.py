@@ -333,3 +333,17 @@ def test_presets_are_configurations():
     for preset in PRESETS:
         for task in REPORTS:
             check_config(Config(preset=preset, task=task, **preset_values(preset, task)))
+
+
+def test_micro_batches_keep_both_limits_and_lose_no_row():
+    """Prompts of 2, 3, 4, 9 tokens with completions of 3: totals 5, 6, 7, 12. In rows x longest at most 12: 5+6 together, then 7, 12."""
+    rollout = sdft.given_rollout([[2, 3, 1]] * 4, eos_token_ids=[1], pad_token_id=1)
+    prompts = [[5] * 9, [5] * 3, [5] * 2, [5] * 4]
+    batch = sdft.Batch(0, list("abcd"), prompts, prompts, None, 1e-3, {})
+
+    def rows(**limits):
+        return [micro.rows for micro in sdft.micro_batches(batch, rollout, dataclasses.replace(TINY, **limits))]
+    assert rows(micro_batch_tokens=12, micro_batch_size=4) == [[2, 1], [3], [0]]
+    assert rows(micro_batch_tokens=48, micro_batch_size=4) == [[2, 1, 3, 0]]
+    assert rows(micro_batch_tokens=48, micro_batch_size=3) == [[2, 1, 3], [0]]
+    assert rows(micro_batch_tokens=1, micro_batch_size=4) == [[2], [1], [3], [0]]       # one longer than the limit goes alone
