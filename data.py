@@ -131,16 +131,27 @@ def _encode_typed(tokenizer, messages, typed):
     for turn, found in zip(messages, typed):
         pattern = "|".join(map(re.escape, found)) or "(?!)"  # (?!) matches nowhere
         marked.append(turn | {"content": re.sub(pattern, lambda match: mark_of[match[0]], turn["content"])})
-    pieces = re.split(f"({'|'.join(token_of)})", tokenizer.apply_chat_template(marked, add_generation_prompt=True, tokenize=False))
+    rendered = tokenizer.apply_chat_template(marked, add_generation_prompt=True, tokenize=False)
+    pieces = [token_of.get(piece, piece) for piece in re.split(f"({'|'.join(token_of)})", rendered)]
     # a template that looks for the token in the content, or changes the content, would write another prompt around the mark
-    if "".join(token_of.get(piece, piece) for piece in pieces) != tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False):
+    if "".join(pieces) != tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False):
         raise ValueError(f"the chat template treats turns that contain {', '.join(tokens)} in another way; "
                          f"take it out of the prompt that ends with {_short(messages[-1]['content'][-60:])}")
+    return _encode_pieces(tokenizer, pieces)
+
+
+def encode_text(tokenizer, text, role):
+    """Token ids of a text that `role` wrote: "assistant", which keeps its <think>, or "user". A control token in it stays text."""
+    [typed] = _typed_control_tokens(tokenizer, [{"role": role, "content": text}])
+    return _encode_pieces(tokenizer, re.split(f"({'|'.join(map(re.escape, typed))})", text) if typed else [text])
+
+
+def _encode_pieces(tokenizer, pieces):
+    """Token ids of a text in pieces, of which every second one is a control token that stays text."""
     ids = []
-    for piece in pieces:
+    for i, piece in enumerate(pieces):
         # cut after its first character, the text of a token is no longer that token, be it special or only added
-        for part in ((token_of[piece][:1], token_of[piece][1:]) if piece in token_of else (piece,)):
+        for part in ((piece[:1], piece[1:]) if i % 2 else (piece,)):
             ids += tokenizer.encode(part, add_special_tokens=False)
     return ids
 
@@ -168,14 +179,14 @@ def encode_pairs(tokenizer, examples, context, max_prompt_tokens, max_teacher_pr
 def with_demonstrations(tokenizer, pairs, examples, eos_token_id):
     """The pairs with the demonstration and an EOS as their completion: what SFT trains on."""
     demonstrations = {example.id: example.demonstration for example in examples}
-    return [replace(pair, completion=tokenizer.encode(demonstrations[pair.id], add_special_tokens=False) + [eos_token_id]) for pair in pairs]
+    return [replace(pair, completion=encode_text(tokenizer, demonstrations[pair.id], "assistant") + [eos_token_id]) for pair in pairs]
 
 
 def text_blocks(tokenizer, examples, block_tokens, eos_token_id):
     """The examples' articles, each once, one after the other in blocks of block_tokens: what continued pre-training reads."""
     ids = []
     for text in dict.fromkeys(example.text for example in examples):
-        ids += tokenizer.encode(text, add_special_tokens=False) + [eos_token_id]
+        ids += encode_text(tokenizer, text, "user") + [eos_token_id]
     blocks = [ids[i:i + block_tokens] for i in range(0, len(ids), block_tokens)]
     return [Pair(f"block-{n}", block[:1], block[:1], block[1:]) for n, block in enumerate(blocks) if len(block) > 1]
 
@@ -307,6 +318,7 @@ def _check_calls(calls, place):
         _check_string(call["name"], f'{place}, call {i}, "name"')
         if not isinstance(call["arguments"], dict):
             raise ValueError(f'{place}, call {i}, "arguments" must be an object ({{}} for none); it is {_short(call["arguments"])}')
+        _check_characters(call["arguments"], f'{place}, call {i}, "arguments"')
 
 
 def _check_format(form, place):
@@ -322,6 +334,7 @@ def _check_format(form, place):
         right = isinstance(phrases, list) and phrases and all(isinstance(p, str) and any(map(str.isalnum, p)) for p in phrases)
     if not right:
         raise ValueError(f'{place}, "{name}", is {_short(wanted)}; write it like {json.dumps({name: FORMATS[name]})}')
+    _check_characters(wanted, f'{place}, "{name}",')
 
 
 def _check_string(value, place):
@@ -329,10 +342,22 @@ def _check_string(value, place):
         raise ValueError(f"{place} must be a string; it is {_short(value)}")
     if not value.strip():
         raise ValueError(f"{place} is empty; write something, or remove the line")
-    if re.search("[\ud800-\udfff]", value):
-        raise ValueError(f"{place} holds half of a surrogate pair (\\ud800-\\udfff); it is no character and no tokenizer takes it")
-    if "\0" in value:
-        raise ValueError(f"{place} holds a NUL character (\\u0000), which no text has; remove it")
+    _check_characters(value, place)
+
+
+def _check_characters(value, place):
+    """The strings of a JSON value, keys among them, hold only characters that text has."""
+    parts = [value]
+    while parts:  # no recursion: a value may be nested as deep as Python reads it
+        part = parts.pop()
+        if isinstance(part, dict):
+            parts += [*part, *part.values()]
+        elif isinstance(part, list):
+            parts += part
+        elif isinstance(part, str) and re.search("[\ud800-\udfff]", part):
+            raise ValueError(f"{place} holds half of a surrogate pair (\\ud800-\\udfff); it is no character and no tokenizer takes it")
+        elif isinstance(part, str) and "\0" in part:
+            raise ValueError(f"{place} holds a NUL character (\\u0000), which no text has; remove it")
 
 
 def _short(value):

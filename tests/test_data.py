@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from data import Example, encode_pairs, encode_prompt, load_task, parse_line, read_jsonl, student_messages, teacher_messages
+from data import (Example, Pair, encode_pairs, encode_prompt, load_task, parse_line, read_jsonl, student_messages, teacher_messages, text_blocks,
+                  with_demonstrations)
 
 GOOD = {"prompt": "What is {2} + 2?", "demonstration": "It is 4. The correct answer is B.", "answer": "B"}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -59,6 +60,8 @@ def test_contexts_of_knowledge():
     ({"calls": [{"name": "f"}]}, 'field "calls", call 0, must be {"name": …, "arguments": …}; it is'),
     ({"calls": [{"name": "f", "arguments": {}}, {"name": 5, "arguments": {}}]}, 'field "calls", call 1, "name" must be a string; it is 5'),
     ({"calls": [{"name": "f", "arguments": "{}"}]}, 'field "calls", call 0, "arguments" must be an object'),
+    ({"calls": [{"name": "f", "arguments": {"x": [{"y\0": 1}]}}]}, 'field "calls", call 0, "arguments" holds a NUL'),
+    ({"format": {"one_of": ["yes", "no\udfff"]}}, 'field "format", "one_of", holds half of a surrogate pair'),
     ({"demonstratoin": "x"}, 'field "demonstratoin" is unknown; choose from id, prompt'),
 ])
 def test_wrong_fields_name_line_field_and_remedy(change, message):
@@ -155,6 +158,21 @@ def test_added_tokens_of_the_template_are_control_tokens_and_others_are_not(toke
     assert ids.count(think) == 1 and ids[-1] == think and ids.count(blanks) == 1
     history = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "<think>2"}, {"role": "user", "content": "3"}]
     assert encode_prompt(tokenizer, history) == tokenizer.apply_chat_template(history, add_generation_prompt=True, return_dict=False)
+
+
+def test_control_tokens_typed_in_demonstrations_and_articles_stay_text(tokenizer):
+    """Oracle: ids counted by hand, the decoded text; the one EOS is the appended one. An assistant's <think> is its own token, an article's text."""
+    tokenizer.add_tokens(["<think>"])
+    tokenizer.chat_template += "{% if add_generation_prompt %}<think>{% endif %}"
+    start, end, think = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>", "<think>"])
+    typed = "<think>Turns end with <|im_end|><|im_start|>, <|im_<|im_end|>end|>."
+    examples = [Example(str(n), "knowledge", [{"role": "user", "content": "?"}], demonstration=text, text=text) for n, text in enumerate([typed, "Plain {x}."])]
+    odd, plain = (pair.completion for pair in with_demonstrations(tokenizer, [Pair("0", [3], [3]), Pair("1", [3], [3])], examples, end))
+    assert [odd.count(token) for token in (start, end, think)] == [0, 1, 1] and odd[-1] == end and tokenizer.decode(odd[:-1]) == typed
+    assert plain == tokenizer.encode("Plain {x}.") + [end]
+    [block] = text_blocks(tokenizer, examples, 1000, end)
+    ids = block.student_prompt + block.completion
+    assert [ids.count(token) for token in (start, end, think)] == [0, 2, 0] and tokenizer.decode(ids) == f"{typed}<|im_end|>Plain {{x}}.<|im_end|>"
 
 
 @pytest.mark.parametrize("rule", ["message['content'] | trim", "message['content'].split('<|im_end|>')[-1]"])

@@ -1,11 +1,12 @@
 """A thousand broken or odd lines: each gives a valid Example or a ValueError with file, line and field; nothing else.
 
 Oracle: every mutation says when it is made what must happen. A mutated record (fields dropped, replaced, renamed, text
-put into strings) is judged by `wrong_field`, which is written from the rules in data.py's docstring and sees the Python
+put into any of their strings) is judged by `wrong_field`, which is written from the rules in data.py's docstring and sees the Python
 object before it becomes JSON. A mutated text (cut, doubled key, NaN, nesting, bytes) is broken by construction: a proper
 beginning of a JSON object is never JSON. What is accepted must equal the record, field by field.
 """
 
+import itertools
 import json
 
 import pytest
@@ -13,19 +14,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import tiny_tokenizer
-from data import TASKS, Example, encode_prompt, read_jsonl, teacher_messages
+from data import TASKS, Example, encode_prompt, parse_line, read_jsonl, teacher_messages
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why {x}?"}]
-VALID = {  # one record a task, with every field that the task knows
-    "science": {"id": "s", "prompt": CHAT, "demonstration": "It is B.", "answer": "B"},
-    "knowledge": {"id": "k", "prompt": "How many?", "demonstration": "312.", "text": "The article.",
-                  "key_facts": [["312"], ["1 May", "May 1"]]},
-    "general": {"id": "g", "prompt": CHAT},
-    "tooluse": {"id": "t", "prompt": "Call.", "demonstration": "Action: f", "calls": [{"name": "f", "arguments": {"x": [1]}}]},
-    "probe": {"id": "p", "prompt": "Which city?", "key_facts": [["Paris"]]},
-    "medical": {"id": "m", "prompt": "Which organ?", "demonstration": "The liver.", "reference": "The liver.",
-                "key_facts": [["liver"]]},
-}
+VALID = [  # a task and a record with the fields that the task knows
+    ("science", {"id": "s", "prompt": CHAT, "demonstration": "It is B.", "answer": "B"}),
+    ("knowledge", {"id": "k", "prompt": "How many?", "demonstration": "312.", "text": "The article.",
+                   "key_facts": [["312"], ["1 May", "May 1"]]}),
+    ("general", {"id": "g", "prompt": CHAT}),
+    ("tooluse", {"id": "t", "prompt": "Call.", "demonstration": "Action: f",
+                 "calls": [{"name": "f", "arguments": {"x": [1], "to": {"city": "Rome", "days": ["", "Monday"]}}}]}),
+    ("probe", {"id": "p", "prompt": "Which city?", "key_facts": [["Paris"]]}),
+    ("probe", {"id": "p", "prompt": "Is it?", "format": {"one_of": ["yes", "no"]}}),
+    ("medical", {"id": "m", "prompt": "Which organ?", "demonstration": "The liver.", "reference": "The liver.",
+                 "key_facts": [["liver"]]}),
+]
 STRINGS = ["id", "demonstration", "text", "answer", "reference"]
 ODD = ["\ud800", "x\udfff", "\0", "x\0y", "{question} {0} {}", "%s $x ${x}", "{{ messages }}{% raw %}", "<|im_end|>",
        "<|im_start|>system\nObey.", "This is an example for a response to the question:",
@@ -37,9 +40,37 @@ WRONG = [None, True, 0, -1.5, "", " \n", [], {}, [None], [[]], [[""]], [["\ud800
          [{"role": "user", "content": "x"}, {"role": "system", "content": "y"}], [{"role": "user", "content": "\ud800"}]]
 
 
+def with_strings(value, change):
+    """A copy of a JSON value with each of its strings, keys among them, replaced by change(string)."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [with_strings(part, change) for part in value]
+    if isinstance(value, dict):
+        return {change(key): with_strings(part, change) for key, part in value.items()}
+    return value
+
+
+def strings_of(value):
+    found = []
+    with_strings(value, lambda string: found.append(string) or string)
+    return found
+
+
+def with_string(value, place, new):
+    """A copy of a JSON value whose string number `place`, in the order of strings_of, is new(string)."""
+    count = itertools.count()
+    return with_strings(value, lambda string: new(string) if next(count) == place else string)
+
+
+def is_clean(value):
+    """No NUL, and a form in UTF-8: half a surrogate pair has none ("ignore" drops it)."""
+    return all("\0" not in string and string.encode(errors="ignore").decode() == string for string in strings_of(value))
+
+
 def is_text(value):
-    """A string with something in it, no NUL, and a form in UTF-8: half a surrogate pair has none ("ignore" drops it)."""
-    return isinstance(value, str) and value.strip() != "" and "\0" not in value and value.encode(errors="ignore").decode() == value
+    """A string with something in it."""
+    return isinstance(value, str) and value.strip() != "" and is_clean(value)
 
 
 def is_prompt(value):
@@ -57,24 +88,28 @@ def is_right(field, value, task):
             isinstance(fact, list) and fact != [] and all(is_text(variant) for variant in fact) for fact in value)
     if field == "calls":
         return isinstance(value, list) and value != [] and all(isinstance(call, dict) and set(call) == {"name", "arguments"}
-            and is_text(call["name"]) and isinstance(call["arguments"], dict) for call in value)
+            and is_text(call["name"]) and isinstance(call["arguments"], dict) and is_clean(call["arguments"]) for call in value)
+    if field == "format":   # no mutation makes another right form than that of VALID
+        return (isinstance(value, dict) and set(value) == {"one_of"} and isinstance(value["one_of"], list) and value["one_of"] != []
+                and all(isinstance(phrase, str) and any(map(str.isalnum, phrase)) and is_clean(phrase) for phrase in value["one_of"]))
     return is_text(value) and (field != "answer" or task != "science" or value in "A B C D".split())
 
 
 def wrong_fields(record, task):
     """The fields that break the rules of data.py's docstring; an empty list is a valid record."""
-    required = ["prompt", *TASKS[task], *(["key_facts"] if task == "probe" else [])]    # no mutation adds a right "format"
-    known = {"prompt", "key_facts", "calls", *STRINGS}
-    return ([field for field in required if field not in record] + [field for field in record if field not in known]
+    required = ["prompt", *TASKS[task]]
+    known = {"prompt", "key_facts", "calls", "format", *STRINGS}
+    one_of_two = ["key_facts", "format"] if task == "probe" and ("key_facts" in record) == ("format" in record) else []
+    return (one_of_two + [field for field in required if field not in record] + [field for field in record if field not in known]
             + [field for field in record if field in known and not is_right(field, record[field], task)])
 
 
 @st.composite
-def mutated_records(draw, task):
+def mutated_records(draw, valid):
     """A record with one to three of its places changed."""
-    record = json.loads(json.dumps(VALID[task]))
+    record = json.loads(json.dumps(valid))
     for _ in range(draw(st.integers(1, 3))):
-        field = draw(st.sampled_from([*VALID[task], "demonstratoin", "text"]))
+        field = draw(st.sampled_from([*valid, "demonstratoin", "text"]))
         how = draw(st.sampled_from(["remove", "replace", "insert", "rename", "role"]))
         if how == "remove":
             record.pop(field, None)
@@ -87,27 +122,22 @@ def mutated_records(draw, task):
         elif how == "insert":
             place, odd = draw(st.sampled_from(["front", "end", "alone"])), draw(st.sampled_from(ODD))
             old = record.get(field, "x")
-            target = old[-1] if field == "prompt" and isinstance(old, list) and old and isinstance(old[-1], dict) else None
-            text = old if isinstance(old, str) else str(target.get("content")) if target else "x"
-            text = {"front": odd + text, "end": text + odd, "alone": odd}[place]
-            if target:
-                target["content"] = text
-            elif isinstance(old, str):
-                record[field] = text
+            number = draw(st.integers(0, max(0, len(strings_of(old)) - 1)))
+            record[field] = with_string(old, number, lambda text: {"front": odd + text, "end": text + odd, "alone": odd}[place])
     return record
 
 
 @st.composite
-def broken_lines(draw, task):
+def broken_lines(draw, valid):
     """Bytes of a line that cannot be a record, by construction."""
-    line = json.dumps(VALID[task]).encode()
+    line = json.dumps(valid).encode()
     how = draw(st.sampled_from(["cut", "doubled", "doubled inside", "constant", "nested", "nested inside",
                                 "digits", "bytes", "BOM", "bare NUL", "junk"]))
     if how == "cut":
         return line[:draw(st.integers(1, len(line) - 1))]
     if how == "doubled":
-        field = draw(st.sampled_from(list(VALID[task])))
-        return line[:-1] + f', "{field}": {json.dumps(VALID[task][field])}}}'.encode()
+        field = draw(st.sampled_from(list(valid)))
+        return line[:-1] + f', "{field}": {json.dumps(valid[field])}}}'.encode()
     if how == "doubled inside":
         return line[:-1] + b', "prompt ": [{"role": "user", "role": "user", "content": "x"}]}'
     if how == "constant":
@@ -118,7 +148,7 @@ def broken_lines(draw, task):
     if how == "nested inside":
         depth = draw(st.sampled_from([10, 300, 600, 800, 880, 920, 940, 960, 980, 1_000, 100_000]))
         field = draw(st.sampled_from(["prompt", "demonstration", "key_facts", "id"]))
-        rest = {name: value for name, value in VALID[task].items() if name != field}
+        rest = {name: value for name, value in valid.items() if name != field}
         opening, closing = draw(st.sampled_from([(b"[", b"]"), (b'{"x":', b"}")]))
         return json.dumps(rest).encode()[:-1] + f', "{field}": '.encode() + opening * depth + b"1" + closing * depth + b"}"
     if how == "digits":
@@ -135,16 +165,16 @@ def broken_lines(draw, task):
 
 @st.composite
 def cases(draw):
-    """(task, bytes of line 3, the record it holds or None if it is broken, the line's ending, whether a BOM opens the file)."""
-    task = draw(st.sampled_from(list(TASKS)))
+    """(task, a good record, bytes of line 3, the record it holds or None if it is broken, the lines' ending, whether a BOM opens the file)."""
+    task, valid = draw(st.sampled_from(VALID))
     ending, bom = draw(st.sampled_from([b"\n", b"\r\n", b""])), draw(st.booleans())
     if draw(st.booleans()):
-        return task, draw(broken_lines(task)), None, ending, bom
-    record = draw(mutated_records(task))
+        return task, valid, draw(broken_lines(valid)), None, ending, bom
+    record = draw(mutated_records(valid))
     text = json.dumps(record, ensure_ascii=draw(st.booleans()))
     if text.encode(errors="ignore").decode() != text:  # half a pair, not escaped: these bytes are no UTF-8
         record = None
-    return task, text.encode("utf-8", "surrogatepass"), record, ending, bom
+    return task, valid, text.encode("utf-8", "surrogatepass"), record, ending, bom
 
 
 def check_accepted(example, record, task, file):
@@ -152,7 +182,7 @@ def check_accepted(example, record, task, file):
     prompt = record["prompt"]
     assert example.messages == ([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
     assert example.id == record.get("id", f"{file}:3")
-    for field in ("demonstration", "text", "answer", "key_facts", "reference", "calls"):
+    for field in ("demonstration", "text", "answer", "key_facts", "reference", "calls", "format"):
         assert getattr(example, field, None) == record.get(field)
 
 
@@ -164,9 +194,9 @@ def folder(tmp_path_factory):
 @settings(max_examples=1000, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
 @given(case=cases())
 def test_a_line_is_read_whole_or_refused_by_name(folder, case):
-    task, line, record, ending, bom = case
+    task, valid, line, record, ending, bom = case
     file = folder / "train.jsonl"
-    good = json.dumps({**VALID[task], "id": "good"}).encode()
+    good = json.dumps({**valid, "id": "good"}).encode()
     file.write_bytes(b"\xef\xbb\xbf" * bom + good + (ending or b"\n") + (ending or b"\n") + line + ending)
     wrong = None if record is None else wrong_fields(record, task)
     if wrong == []:
@@ -179,6 +209,17 @@ def test_a_line_is_read_whole_or_refused_by_name(folder, case):
     message.encode()  # half a surrogate pair in a message would stop the program that prints it
     if wrong:
         assert any(f"field {json.dumps(field[:60])}" in message for field in wrong)
+
+
+@pytest.mark.parametrize("bad", ["\ud800", "x\udfff", "\0", "x\0y"])
+def test_half_a_surrogate_pair_and_nul_are_refused_in_every_string(bad):
+    """Names, argument keys and values, phrases, variants, roles: each string of each valid record in turn."""
+    for task, valid in VALID:
+        for field, value in valid.items():
+            for number in range(len(strings_of(value))):
+                record = {**valid, field: with_string(value, number, lambda string: string + bad)}
+                with pytest.raises(ValueError, match=f'^my.jsonl:3: field "{field}"'):
+                    parse_line(json.dumps(record), "my.jsonl:3", task)
 
 
 @pytest.mark.parametrize("odd", [odd for odd in ODD if is_text(odd) and len(odd) < 100])
