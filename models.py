@@ -270,7 +270,9 @@ def _whole_or_not(folder):
             os.rename(folder, f"{folder}.old")
         os.rename(scratch, folder)
         shutil.rmtree(f"{folder}.old", ignore_errors=True)
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
+        if not isinstance(error, (OSError, SafetensorError)) and type(error) is not Exception:  # tokenizers raises a bare Exception on a full disk
+            raise
         raise OSError(f"{folder} could not be written ({error}). What was saved before is whole; make room and go on with --resume") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

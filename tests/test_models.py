@@ -2,6 +2,9 @@
 
 import copy
 import json
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -159,6 +162,50 @@ def test_a_full_disk_leaves_what_was_there(tiny, tokenizer, tmp_path, monkeypatc
         save_model(tmp_path / "best", tiny_llama(seed=1), tokenizer)
     assert (tmp_path / "best" / "model.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real disk of 1 MiB: a tmpfs in a mount namespace of a sleeping process, reached through its /proc entry, gone when that ends."""
+    for namespace in (["unshare", "-m"], ["unshare", "-rm"]):  # as root, and as anybody where user namespaces are allowed
+        try:
+            process = subprocess.Popen([*namespace, "sh", "-c", f"mount -t tmpfs -o size=1m tmpfs '{tmp_path}' && echo mounted && exec cat"],
+                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        except OSError as error:
+            pytest.skip(f"no tmpfs can be mounted here: {error}")
+        with process:  # closes cat's input, and waits
+            if process.stdout.readline() == "mounted\n":
+                yield Path(f"/proc/{process.pid}/root{tmp_path}")
+                return
+            reason = process.stderr.read()
+    pytest.skip(f"no tmpfs can be mounted here: {reason}")
+
+
+def test_a_disk_that_is_really_full(small_disk, tokenizer):
+    """The second checkpoint meets the end of the disk in each of its files, 4 kB further each time, until it fits: never is the first one touched."""
+    student, teacher, optimizer = trained(True, tokenizer)
+    first = save_checkpoint(small_disk, 1, student, tokenizer, teacher, optimizer, {}, keep_last=1)
+    before = {file: file.read_bytes() for file in first.rglob("*") if file.is_file()}
+    failures, room, done = [], 0, False
+    while not done:
+        free = shutil.disk_usage(small_disk).free
+        (small_disk / "filler").write_bytes(bytes(free - room))
+        try:
+            second = save_checkpoint(small_disk, 2, student, tokenizer, teacher, optimizer, {}, keep_last=1)
+            done = True
+        except OSError as error:
+            failures.append(str(error))
+            assert {file: file.read_bytes() for file in first.rglob("*") if file.is_file()} == before
+            assert sorted(path.name for path in small_disk.iterdir()) == ["checkpoint-000001", "filler"]
+        (small_disk / "filler").unlink()
+        room += 4096
+    assert len(failures) > 5, failures
+    for message in failures:
+        assert message.startswith(f"{small_disk / 'checkpoint-000002'} could not be written (") and "No space left on device" in message
+        assert message.endswith("What was saved before is whole; make room and go on with --resume")
+    student_2, teacher_2, optimizer_2 = trained(True, tokenizer)
+    load_checkpoint(second, student_2, teacher_2, optimizer_2)
+    assert same(student, student_2) and same(teacher, teacher_2)
 
 
 def test_checkpointed_layers_give_the_same_gradient_and_run_twice(tiny):
