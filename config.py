@@ -32,6 +32,9 @@ REPORTS = {  # what the table shows: name -> split
 }
 
 
+FREE_ON_RESUME = ["log_every", "sample_every", "save_every", "keep_last"]  # what is shown and kept; not eval_every, which chooses the best weights
+
+
 def option(default, help, choices=None):
     return field(default=default, metadata={"help": help, "choices": choices})
 
@@ -126,7 +129,8 @@ def parse_config(argv, description):
             continue
         number = {int: int, float: float}.get(f.type, int if f.type == int | None else str)
         parser.add_argument("--" + f.name.replace("_", "-"), type=number, choices=f.metadata["choices"], help=f.metadata["help"])
-    parser.add_argument("--resume", metavar="RUN", help="go on with a stopped run, as it was configured")
+    parser.add_argument("--resume", metavar="RUN",
+                        help=f"go on with a stopped run, as it was configured; only {_flags(FREE_ON_RESUME)} may change")
     given = vars(parser.parse_args(argv))
     if "resume" in given:
         return resumed_config(Path(given.pop("resume")), given)
@@ -153,10 +157,18 @@ def resumed_config(run_folder, given):
     if not checkpoints:
         raise ValueError(f"{run_folder} has no checkpoint to resume from; it must be the folder of a run, such as runs/science")
     saved = read_state(checkpoints[-1])["config"]
-    differing = [f"--{name.replace('_', '-')} is {value}, was {saved.get(name)}" for name, value in given.items() if saved.get(name) != value]
-    if differing:
-        raise ValueError(f"a resumed run keeps its configuration; {'; '.join(differing)}. Leave these flags out, or start a new run")
-    return Config(**saved), checkpoints[-1], f"preset {saved['preset']} (as it was), resumed from {checkpoints[-1]}"
+    changes = {name: f"--{name.replace('_', '-')} is {value}, was {saved.get(name)}" for name, value in given.items() if saved.get(name) != value}
+    refused = [change for name, change in changes.items() if name not in FREE_ON_RESUME]
+    if refused:
+        raise ValueError(f"a resumed run keeps its configuration; {'; '.join(refused)}. Leave these flags out, or start a new run; "
+                         f"only {_flags(FREE_ON_RESUME)} may change")
+    config = Config(**saved | given)
+    check_config(config)
+    return config, checkpoints[-1], "; ".join([f"preset {config.preset} (as it was), resumed from {checkpoints[-1]}", *changes.values()])
+
+
+def _flags(names):
+    return ", ".join("--" + name.replace("_", "-") for name in names)
 
 
 def check_config(config):

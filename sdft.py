@@ -333,27 +333,30 @@ def main(argv=None):
         run_folder = checkpoint.parent if checkpoint else new_run_folder(config)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    if checkpoint:
-        before = json.loads((run_folder / "before.json").read_text())
-    else:
-        before = {"preflight": preflight(student, tokenizer, validation, config.teacher_context, config.max_new_tokens)}
-        print(format_preflight(before["preflight"], config.teacher_context, lengths_report, estimate(before["preflight"], student, pairs, config)))
-        if METHODS[config.method]["completions"] == "student" and config.teacher != "model" and not teaches(before["preflight"]) and not config.force:
-            run_folder.rmdir()
-            sys.exit("no-go: nothing was trained. --force trains all the same")
-    data = Data(with_completions(pairs, train_examples, student, tokenizer, config), validation, reports,
-                sample_base_answers(student, tokenizer, general, config.general_tokens))
-    if not checkpoint:
-        before["before"] = report(student, tokenizer, data, config, "before")
-        (run_folder / "before.json").write_text(json.dumps(before, indent=1) + "\n")
 
     try:
+        if checkpoint:
+            before = json.loads((run_folder / "before.json").read_text())
+        else:
+            before = {"preflight": preflight(student, tokenizer, validation, config.teacher_context, config.max_new_tokens)}
+            print(format_preflight(before["preflight"], config.teacher_context, lengths_report, estimate(before["preflight"], student, pairs, config)))
+            if METHODS[config.method]["completions"] == "student" and config.teacher != "model" and not teaches(before["preflight"]) and not config.force:
+                run_folder.rmdir()
+                sys.exit("no-go: nothing was trained. --force trains all the same")
+        data = Data(with_completions(pairs, train_examples, student, tokenizer, config), validation, reports,
+                    sample_base_answers(student, tokenizer, general, config.general_tokens))
+        if not checkpoint:
+            before["before"] = report(student, tokenizer, data, config, "before")
+            (run_folder / "before.json").write_text(json.dumps(before, indent=1) + "\n")
         best, ended = train(student, tokenizer, data, config, run_folder, checkpoint, teacher)
     except FloatingPointError as error:
         sys.exit(f"error: {error}\nThe last checkpoint is kept. A lower --learning-rate is the usual remedy")
-    except torch.OutOfMemoryError as error:
-        sys.exit(f"error: {str(error).splitlines()[0]}\nSmaller --micro-batch-size, --max-new-tokens or --dtype bfloat16 help; go on from the last "
-                 f"checkpoint, if there is one, with --resume {run_folder}")
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):  # a GPU's; a CPU's
+            raise
+        sys.exit(f"error: {str(error).splitlines()[0]}\nA new run takes less memory with a smaller --micro-batch-size or --max-new-tokens, with "
+                 f"--gradient-checkpointing, or with --dtype bfloat16. --resume {run_folder} goes on from the last checkpoint, if there is one, "
+                 "with these flags as they are")
     except (ValueError, OSError) as error:      # a damaged checkpoint, a full disk
         sys.exit(f"error: {error}")
     if not ended:

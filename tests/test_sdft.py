@@ -24,7 +24,7 @@ from conftest import ROOT, gradients, tiny_llama
 from data import Pair
 from optim import AdamW
 from safetensors.torch import load_file
-from config import PRESETS, REPORTS, Config, check_config, choose_preset, preset_values
+from config import PRESETS, REPORTS, Config, check_config, choose_preset, preset_values, resumed_config
 from models import list_checkpoints
 from sdft import learning_rate_at, make_batch, sdft_step
 
@@ -216,6 +216,23 @@ def test_ctrl_c_saves_and_says_how_to_resume(unbroken, tiny_folder, tmp_path, ca
     same_weights(tmp_path / "run", unbroken)
 
 
+def test_what_does_not_change_the_result_may_change_on_resume(unbroken, tiny_folder, tmp_path, capsys, monkeypatch):
+    """Every step saved, two kept, one log line in two: the same bits as the unbroken run, which saved every other step and kept one."""
+    press_ctrl_c_in_step_3(monkeypatch)
+    sdft.main(flags(tiny_folder, tmp_path / "run"))
+    capsys.readouterr()
+    resume = ["--resume", str(tmp_path / "run")]
+    with pytest.raises(SystemExit, match="--save-every is 0; it must be at least 1"):
+        sdft.main(resume + ["--save-every", "0"])
+    sdft.main(resume + "--save-every 1 --keep-last 2 --log-every 2 --sample-every 0 --seed 0".split())
+    printed = capsys.readouterr().out
+    assert ("resumed from " + str(tmp_path / "run" / "checkpoint-000003") + "; --save-every is 1, was 2; --keep-last is 2, was 1; --log-every is 2, was 1; "
+            "--sample-every is 0, was 10") in printed and "--seed" not in printed
+    assert [checkpoint.name for checkpoint in list_checkpoints(tmp_path / "run")] == ["checkpoint-000005", "checkpoint-000006"]
+    same_weights(tmp_path / "run", unbroken)
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["config"]["save_every"] == 1
+
+
 def test_a_bfloat16_run_stopped_and_resumed_ends_in_the_same_bits(tiny_folder, tmp_path, monkeypatch):
     sdft.main(flags(tiny_folder, tmp_path / "whole", dtype="bfloat16"))
     press_ctrl_c_in_step_3(monkeypatch)
@@ -290,11 +307,41 @@ def test_a_damaged_checkpoint_is_named_without_a_traceback(unbroken, tmp_path):
         sdft.main(["--resume", str(tmp_path / "run")])
 
 
+def too_large_for_a_gpu(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation.")
+
+
+@pytest.mark.parametrize("fail, first_line", [
+    (too_large_for_a_gpu, "error: CUDA out of memory. Tried to allocate 2.00 GiB."),
+    (lambda *_: torch.empty(2**60, dtype=torch.uint8), "error: .*can't allocate memory: you tried to allocate 1152921504606846976 bytes.*"),
+])
+@pytest.mark.parametrize("where", ["preflight", "step"])
+def test_out_of_memory_names_the_flags_that_help(fail, first_line, where, tiny_folder, tmp_path, monkeypatch):
+    """In the preflight and in a step; the flags exist. The CPU's error is torch's own, for more bytes than an address has."""
+    if where == "preflight":
+        monkeypatch.setattr(sdft, "preflight", fail)
+    else:
+        monkeypatch.setitem(sdft.STEPS, "kl", fail)
+    with pytest.raises(SystemExit, match=rf"^{first_line}\nA new run takes less memory with [^\n]*$") as error:
+        sdft.main(flags(tiny_folder, tmp_path / "run", eval_examples=1, train_examples=2, max_new_tokens=4))
+    named = {flag[2:].replace("-", "_") for flag in str(error.value).split("\n")[1].replace(".", " ").replace(",", " ").split() if flag.startswith("--")}
+    assert named == {"micro_batch_size", "max_new_tokens", "gradient_checkpointing", "dtype", "resume"} and named - {"resume"} <= Config.__dataclass_fields__.keys()
+
+
+def test_other_errors_of_torch_keep_their_traceback(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sdft, "preflight", lambda *_: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"):
+        sdft.main(flags(tiny_folder, tmp_path / "run", eval_examples=1, train_examples=2, max_new_tokens=4))
+
+
 def test_existing_folders_and_changed_flags_are_refused(unbroken, tiny_folder, tmp_path):
     with pytest.raises(SystemExit, match="exists already"):
         sdft.main(flags(tiny_folder, unbroken))
     with pytest.raises(SystemExit, match="--learning-rate is 0.5, was 0.001"):
         sdft.main(["--resume", str(unbroken), "--learning-rate", "0.5"])
+    for name in Config.__dataclass_fields__.keys() - {"log_every", "sample_every", "save_every", "keep_last"}:
+        with pytest.raises(ValueError, match=f"^a resumed run keeps its configuration; --{name.replace('_', '-')} is other, was [^;]*. Leave these"):
+            resumed_config(unbroken, {name: "other", "keep_last": 5})
     with pytest.raises(SystemExit, match="has no checkpoint to resume from"):
         sdft.main(["--resume", str(tmp_path)])
 
