@@ -21,7 +21,6 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of data.py
@@ -87,15 +86,15 @@ class NoRedirects(urllib.request.HTTPRedirectHandler):
         return None  # urllib would take the key along to the new host; so the redirect comes out as an error instead
 
 
-def ask_server(url, model, prompt, timeout=120, attempts=6, sleep=time.sleep):
-    """The reply of an OpenAI-compatible server to one user turn -> str ("" where the server sends no text).
+def ask_server(url, model, messages, timeout=120, attempts=6, sleep=time.sleep):
+    """The reply of an OpenAI-compatible server to chat turns -> str ("" where the server sends no text, or not all of it).
 
     429, 5xx, timeouts and broken connections are tried again after 1, 2, 4, … seconds, or after the server's Retry-After, of at
     most a minute. No temperature is sent: reasoning models refuse one. Raises ValueError that says what to do; no key is in it.
     """
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"--url {url} must begin with http:// or https://")
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": prompt}]}).encode()
+    body = json.dumps({"model": model, "messages": messages}).encode()
     headers = {"Content-Type": "application/json"}
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if key:
@@ -121,22 +120,23 @@ def ask_server(url, model, prompt, timeout=120, attempts=6, sleep=time.sleep):
         if attempt + 1 < attempts:
             sleep(wait)
     raise ValueError(f"{url} gave no answer in {attempts} attempts; the last one: {reason}. Run the same command again later: "
-                     "what is judged already is in the cache")
+                     "what was answered already is in the cache")
 
 
 def read_reply(body, url):
-    """choices[0].message.content of a chat completion; "" where it is null (a refusal)."""
+    """choices[0].message.content of a chat completion; "" where it is null (a refusal) or was cut at a length limit."""
     try:
-        content = json.loads(body)["choices"][0]["message"]["content"]
+        choice = json.loads(body)["choices"][0]
+        content = choice["message"]["content"]
     except (ValueError, LookupError, TypeError):
         raise ValueError(f"{url} sent no chat completion but {body[:100]!r}; is --url the address in front of /chat/completions?") from None
-    return content if isinstance(content, str) else ""
+    return content if isinstance(content, str) and choice.get("finish_reason") != "length" else ""
 
 
 # ---- the cache: one JSON object a line ----
 
-def cache_key(judge, prompt):
-    return hashlib.sha256(json.dumps([judge, prompt]).encode()).hexdigest()
+def cache_key(asked, prompt):
+    return hashlib.sha256(json.dumps([asked, prompt]).encode()).hexdigest()
 
 
 def read_cache(file):
@@ -153,20 +153,23 @@ def read_cache(file):
             record = json.loads(line)
             replies[record["key"]] = record["reply"]
         except (ValueError, LookupError, TypeError):
-            raise ValueError(f"{file}:{number}: not a line of the judge's cache; remove the line, or name another --cache") from None
+            raise ValueError(f"{file}:{number}: not a line of a cache of replies; remove the line, or name another --cache") from None
     return replies
 
 
-def judge_all(prompts, judge, ask, cache_file, workers=1):
-    """Replies to the prompts, from the cache or by ask(prompt), which is called once for each different prompt -> list of str."""
+def ask_all(prompts, asked, ask, cache_file, workers=1):
+    """Replies to the prompts, from the cache or by ask(prompt), which is called once for each different prompt -> list of str.
+
+    A prompt is a string or a list of chat turns; asked says who answers, and replies of one are none of another.
+    """
     replies = read_cache(cache_file)
-    keys = [cache_key(judge, prompt) for prompt in prompts]
+    keys = [cache_key(asked, prompt) for prompt in prompts]
     missing = {key: prompt for key, prompt in zip(keys, prompts) if key not in replies}
     cache_file.parent.mkdir(parents=True, exist_ok=True)
     with open(cache_file, "a", encoding="utf-8", buffering=1) as cache, ThreadPoolExecutor(workers) as pool:
         for key, reply in zip(missing, pool.map(ask, missing.values())):  # an error in one cancels those not yet begun
             replies[key] = reply
-            cache.write(json.dumps({"key": key, "judge": judge, "reply": reply}) + "\n")
+            cache.write(json.dumps({"key": key, "asked": asked, "reply": reply}) + "\n")
     return [replies[key] for key in keys]
 
 
@@ -226,10 +229,12 @@ def main(argv=None):
         prompts = [judge_prompt(args.task, example, answer) for example, answer in pairs]
         if args.url:
             judge, workers = f"{args.url} {args.model}", args.workers
-            ask = partial(ask_server, args.url, args.model)
+
+            def ask(prompt):
+                return ask_server(args.url, args.model, [{"role": "user", "content": prompt}])
         else:
             (judge, ask), workers = local_judge(args.judge_model, max_new_tokens=16), 1
-        replies = judge_all(prompts, judge, ask, args.cache, workers)
+        replies = ask_all(prompts, judge, ask, args.cache, workers)
     except ValueError as error:
         sys.exit(f"error: {error}")
     verdicts = [parse_verdict(reply, args.task) for reply in replies]

@@ -1,6 +1,9 @@
-"""Tiny models and a tiny tokenizer, made here: no test but those marked `smollm2` loads anything from elsewhere."""
+"""Tiny models, a tiny tokenizer and a chat server, made here: no test but those marked `smollm2` loads anything from elsewhere."""
 
+import json
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast 
 
 CHAT_TEMPLATE = ("{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
                  "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+KEY = "sk-not-a-real-key"
 
 
 def tiny_llama(vocab_size=40, seed=0, tied=True, dtype=torch.float32, layers=2):
@@ -55,6 +59,42 @@ def tiny_folder(tmp_path_factory):
     tiny_llama(vocab_size=len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server that takes its next answers, (status, headers, text) or "hang up", from server.script, CORRECT when that is empty."""
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            here.asked.append((self.path, self.headers["Authorization"], asked))
+            answer = here.script.pop(0) if here.script else (200, {}, "CORRECT")
+            if answer == "hang up":
+                self.close_connection = True
+                return
+            status, headers, text = answer
+            body = json.dumps({"choices": [{"message": {"content": text}}], "key": self.headers["Authorization"]}).encode()
+            self.send_response(status)
+            for name, value in ({"Content-Length": str(len(body))} | headers).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST
+
+        def log_message(self, *_):
+            pass
+
+    here = HTTPServer(("127.0.0.1", 0), Handler)
+    here.script, here.asked, here.url = [], [], f"http://127.0.0.1:{here.server_port}/v1"
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    thread = threading.Thread(target=here.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield here
+    here.shutdown()
+    here.server_close()
+    thread.join()
 
 
 def gradients(model):

@@ -2,19 +2,17 @@
 
 import json
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from conftest import ROOT
+from conftest import KEY, ROOT
 from data import Example, load_task
 
 sys.path.insert(0, str(ROOT / "extras"))
 
 import judge  # noqa: E402
 
-KEY = "sk-not-a-real-key"
+QUESTION = [{"role": "user", "content": "Is it?"}]
 
 
 @pytest.mark.parametrize("reply, knowledge, medical", [
@@ -57,58 +55,22 @@ def test_prompts():
         judge.judge_prompt("medical", Example("q", "medical", [{"role": "user", "content": "?"}], source="my.jsonl:3"), "a")
 
 
-@pytest.fixture
-def server(monkeypatch):
-    """A server that takes its next answers, (status, headers, text) or "hang up", from server.script, CORRECT when that is empty."""
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            here.asked.append((self.path, self.headers["Authorization"], asked))
-            answer = here.script.pop(0) if here.script else (200, {}, "CORRECT")
-            if answer == "hang up":
-                self.close_connection = True
-                return
-            status, headers, text = answer
-            body = json.dumps({"choices": [{"message": {"content": text}}], "key": self.headers["Authorization"]}).encode()
-            self.send_response(status)
-            for name, value in ({"Content-Length": str(len(body))} | headers).items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_GET = do_POST
-
-        def log_message(self, *_):
-            pass
-
-    here = HTTPServer(("127.0.0.1", 0), Handler)
-    here.script, here.asked, here.url = [], [], f"http://127.0.0.1:{here.server_port}/v1"
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    thread = threading.Thread(target=here.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield here
-    here.shutdown()
-    here.server_close()
-    thread.join()
-
-
-def test_ask_server_sends_one_user_turn_and_the_key(server, monkeypatch):
-    assert judge.ask_server(server.url + "/", "gpt", "Is it?") == "CORRECT"
-    assert server.asked == [("/v1/chat/completions", f"Bearer {KEY}", {"model": "gpt", "messages": [{"role": "user", "content": "Is it?"}]})]
+def test_ask_server_sends_the_turns_and_the_key(server, monkeypatch):
+    assert judge.ask_server(server.url + "/", "gpt", QUESTION) == "CORRECT"
+    assert server.asked == [("/v1/chat/completions", f"Bearer {KEY}", {"model": "gpt", "messages": QUESTION})]
     monkeypatch.delenv("OPENAI_API_KEY")
     server.script = [(200, {}, None)]
-    assert judge.ask_server(server.url, "gpt", "Is it?") == "" and server.asked[-1][1] is None
+    assert judge.ask_server(server.url, "gpt", QUESTION) == "" and server.asked[-1][1] is None
 
 
 def test_busy_broken_and_silent_servers_are_asked_again(server):
     waits = []
     server.script = [(429, {"Retry-After": "7"}, ""), (500, {}, ""), "hang up", (503, {"Retry-After": "900"}, "")]
-    assert judge.ask_server(server.url, "gpt", "?", sleep=waits.append) == "CORRECT"
+    assert judge.ask_server(server.url, "gpt", QUESTION, sleep=waits.append) == "CORRECT"
     assert waits == [7, 2, 4, 60] and len(server.asked) == 5
     server.script = [(429, {}, "")] * 3
     with pytest.raises(ValueError, match="no answer in 3 attempts; the last one: HTTP 429"):
-        judge.ask_server(server.url, "gpt", "?", attempts=3, sleep=waits.append)
+        judge.ask_server(server.url, "gpt", QUESTION, attempts=3, sleep=waits.append)
     assert waits[4:] == [1, 2]
 
 
@@ -119,7 +81,7 @@ def test_a_timeout_is_asked_again(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as listening:
         waits = []
         with pytest.raises(ValueError, match="no answer in 2 attempts; the last one: .*timed out"):
-            judge.ask_server(f"http://127.0.0.1:{listening.getsockname()[1]}", "gpt", "?", timeout=0.05, attempts=2, sleep=waits.append)
+            judge.ask_server(f"http://127.0.0.1:{listening.getsockname()[1]}", "gpt", QUESTION, timeout=0.05, attempts=2, sleep=waits.append)
     assert waits == [1]
 
 
@@ -131,7 +93,7 @@ def test_a_timeout_is_asked_again(monkeypatch):
 def test_refusals_are_asked_once_and_never_show_the_key(server, answer, message):
     server.script = [answer]
     with pytest.raises(ValueError, match=message) as error:
-        judge.ask_server(server.url, "gpt", "?", sleep=pytest.fail)
+        judge.ask_server(server.url, "gpt", QUESTION, sleep=pytest.fail)
     assert len(server.asked) == 1 and KEY not in str(error.value)
 
 
@@ -139,16 +101,18 @@ def test_refusals_are_asked_once_and_never_show_the_key(server, answer, message)
 def test_a_key_that_no_header_holds_is_not_printed(server, monkeypatch, key):
     monkeypatch.setenv("OPENAI_API_KEY", key)
     with pytest.raises(ValueError, match="OPENAI_API_KEY holds") as error:
-        judge.ask_server(server.url, "gpt", "?")
+        judge.ask_server(server.url, "gpt", QUESTION)
     assert "sk" not in str(error.value) and server.asked == []
 
 
 def test_other_bodies_and_schemes_are_errors():
+    for body in (b'{"choices": [{"message": {"content": "CORRECT"}, "finish_reason": "length"}]}', b'{"choices": [{"message": {"content": null}}]}'):
+        assert judge.read_reply(body, "url") == ""
     for body in (b"<html>", b"[]", b'{"choices": []}', b'{"choices": [{"message": null}]}'):
         with pytest.raises(ValueError, match="sent no chat completion"):
             judge.read_reply(body, "url")
     with pytest.raises(ValueError, match="must begin with http"):
-        judge.ask_server("file:///etc", "gpt", "?")
+        judge.ask_server("file:///etc", "gpt", QUESTION)
 
 
 def test_cache(tmp_path):
@@ -159,17 +123,17 @@ def test_cache(tmp_path):
         asked.append(prompt)
         return f"reply to {prompt}"
 
-    assert judge.judge_all(["a", "b", "a"], "gpt", ask, cache) == ["reply to a", "reply to b", "reply to a"] and asked == ["a", "b"]
-    assert judge.judge_all(["b", "c"], "gpt", ask, cache, workers=3) == ["reply to b", "reply to c"] and asked == ["a", "b", "c"]
-    judge.judge_all(["a"], "another", ask, cache)
+    assert judge.ask_all(["a", "b", "a"], "gpt", ask, cache) == ["reply to a", "reply to b", "reply to a"] and asked == ["a", "b"]
+    assert judge.ask_all(["b", "c"], "gpt", ask, cache, workers=3) == ["reply to b", "reply to c"] and asked == ["a", "b", "c"]
+    judge.ask_all(["a"], "another", ask, cache)
     assert asked == ["a", "b", "c", "a"]
     whole = cache.read_text()
     cache.write_text(whole[:-5])
-    judge.judge_all(["a"], "another", ask, cache)
+    judge.ask_all(["a"], "another", ask, cache)
     assert asked == ["a", "b", "c", "a", "a"] and cache.read_text() == whole
     cache.write_text("{}\n" + whole)
-    with pytest.raises(ValueError, match="cache.jsonl:1: not a line of the judge's cache"):
-        judge.judge_all(["a"], "gpt", ask, cache)
+    with pytest.raises(ValueError, match="cache.jsonl:1: not a line of a cache of replies"):
+        judge.ask_all(["a"], "gpt", ask, cache)
 
 
 def test_what_was_judged_before_an_error_is_kept(tmp_path):
@@ -179,7 +143,7 @@ def test_what_was_judged_before_an_error_is_kept(tmp_path):
         return "CORRECT"
 
     with pytest.raises(ValueError, match="no answer"):
-        judge.judge_all(["a", "b", "c", "d"], "gpt", ask, tmp_path / "cache.jsonl")
+        judge.ask_all(["a", "b", "c", "d"], "gpt", ask, tmp_path / "cache.jsonl")
     assert len(judge.read_cache(tmp_path / "cache.jsonl")) == 2
 
 
