@@ -32,7 +32,8 @@ REPORTS = {  # what the table shows: name -> split
 }
 
 
-FREE_ON_RESUME = ["log_every", "sample_every", "save_every", "keep_last"]  # what is shown and kept; not eval_every, which chooses the best weights
+# what is shown and kept; not eval_every, which chooses the best weights
+FREE_ON_RESUME = ["log_every", "sample_every", "save_every", "keep_last"]
 
 
 def option(default, help, choices=None):

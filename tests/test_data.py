@@ -166,7 +166,8 @@ def test_control_tokens_typed_in_demonstrations_and_articles_stay_text(tokenizer
     tokenizer.chat_template += "{% if add_generation_prompt %}<think>{% endif %}"
     start, end, think = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>", "<think>"])
     typed = "<think>Turns end with <|im_end|><|im_start|>, <|im_<|im_end|>end|>."
-    examples = [Example(str(n), "knowledge", [{"role": "user", "content": "?"}], demonstration=text, text=text) for n, text in enumerate([typed, "Plain {x}."])]
+    examples = [Example(str(n), "knowledge", [{"role": "user", "content": "?"}], demonstration=text, text=text)
+                for n, text in enumerate([typed, "Plain {x}."])]
     odd, plain = (pair.completion for pair in with_demonstrations(tokenizer, [Pair("0", [3], [3]), Pair("1", [3], [3])], examples, end))
     assert [odd.count(token) for token in (start, end, think)] == [0, 1, 1] and odd[-1] == end and tokenizer.decode(odd[:-1]) == typed
     assert plain == tokenizer.encode("Plain {x}.") + [end]

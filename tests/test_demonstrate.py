@@ -49,7 +49,8 @@ def test_the_first_right_answer_is_kept_and_only_open_questions_are_asked_again(
 def test_with_a_server(server, questions, tmp_path, capsys):
     server.script = [(200, {}, text) for text in ("It is <answer>A</answer>\n", "B!", "The answer is D", "Ж: the answer is B", None)]
     output = tmp_path / "new" / "train.jsonl"
-    command = ["--task", "science", "--url", server.url, "--server-model", "gpt", "--samples", "2", "--workers", "1", "--cache", str(tmp_path / "cache.jsonl")]
+    command = ["--task", "science", "--url", server.url, "--server-model", "gpt", "--samples", "2", "--workers", "1",
+               "--cache", str(tmp_path / "cache.jsonl")]
     demonstrate.main([str(questions), str(output)] + command)
     written = [RECORDS[0] | {"demonstration": "It is <answer>A</answer>\n"}, RECORDS[1] | {"demonstration": "Ж: the answer is B"}]
     assert [json.loads(line) for line in output.read_text().splitlines()] == written and len(read_jsonl(output, "science")) == 2
@@ -76,7 +77,8 @@ def test_with_a_model(tiny_folder, tmp_path):
     record = {"id": "q", "prompt": "Say it.", "text": "An article.", "key_facts": [[drawn[0].text, drawn[ended].text]]}
     (tmp_path / "questions.jsonl").write_text(json.dumps(record))
     output = tmp_path / "train.jsonl"
-    demonstrate.main([str(tmp_path / "questions.jsonl"), str(output), "--task", "knowledge", "--model", str(tiny_folder), "--max-new-tokens", "16", "--seed", "1"])
+    demonstrate.main([str(tmp_path / "questions.jsonl"), str(output), "--task", "knowledge", "--model", str(tiny_folder),
+                      "--max-new-tokens", "16", "--seed", "1"])
     assert read_jsonl(output, "knowledge")[0].demonstration == drawn[ended].text
 
 
