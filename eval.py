@@ -23,7 +23,7 @@ from data import CONTEXTS, TASKS, encode_prompt, load_task, teacher_messages
 from kl_estimators import compare_completions
 from models import load_model, stop_tokens
 from sampling import completion_hidden, sample_completions
-from scoring import CHANCE, score
+from scoring import CHANCE, artefact_rate, final_answer, score
 
 
 # ---- greedy accuracy ----
@@ -31,7 +31,7 @@ from scoring import CHANCE, score
 @dataclass
 class Answer:
     """One answer, greedy or sampled."""
-    text: str
+    text: str           # with its thoughts, also where the template wrote the <think> before them
     ids: list           # through the EOS, if there is one
     finished: bool
 
@@ -44,20 +44,23 @@ def answer_greedily(model, tokenizer, prompts, max_new_tokens, batch_size=32, de
     for rows in tqdm(_split(by_length, batch_size), desc=description, leave=False, disable=description is None):
         rollout = sample_completions(model, [prompts[i] for i in rows], max_new_tokens=max_new_tokens, temperature=0, **stop)
         for row, i in enumerate(rows):
-            answers[i] = _answer(tokenizer, rollout, row)
+            answers[i] = _answer(tokenizer, prompts[i], rollout, row)
     return answers
 
 
-def _answer(tokenizer, rollout, row):
+def _answer(tokenizer, prompt, rollout, row):
     ids = rollout.completion_ids_BT[row][rollout.completion_mask_BT[row]].tolist()
-    return Answer(tokenizer.decode(ids, skip_special_tokens=True), ids, bool(rollout.finished_B[row]))
+    # without it, thoughts that the length limit cut off would look like an answer
+    opened = "<think>" if tokenizer.decode(prompt[-16:]).rstrip().endswith("<think>") else ""
+    return Answer(opened + tokenizer.decode(ids, skip_special_tokens=True), ids, bool(rollout.finished_B[row]))
 
 
 def evaluate(model, tokenizer, examples, *, context="none", max_new_tokens, batch_size=32, description=None):
     """Greedy accuracy -> (summary dict, list of Answer).
 
     summary: n; for each score ("correct", "lenient", "well_formed") its share; standard_error of "correct";
-    finished: share that reached an EOS; completion_tokens: their mean number.
+    finished: share that reached an EOS; completion_tokens: their mean number, thoughts included; artefacts: share that opens
+    with words about what only a teacher sees (scoring.ARTEFACTS).
     """
     prompts = [encode_prompt(tokenizer, teacher_messages(example, context)) for example in examples]
     answers = answer_greedily(model, tokenizer, prompts, max_new_tokens, batch_size, description)
@@ -67,6 +70,7 @@ def evaluate(model, tokenizer, examples, *, context="none", max_new_tokens, batc
     summary["standard_error"] = math.sqrt(summary["correct"] * (1 - summary["correct"]) / n)
     summary["finished"] = sum(answer.finished for answer in answers) / n
     summary["completion_tokens"] = sum(len(answer.ids) for answer in answers) / n
+    summary["artefacts"] = artefact_rate([answer.text for answer in answers])
     return summary, answers
 
 
@@ -125,7 +129,7 @@ def sample_answers(model, tokenizer, examples, *, samples, temperature=1.0, top_
         rollout = sample_completions(model, [prompts[i] for i, _ in batch], max_new_tokens=max_new_tokens, uniforms_BT=uniforms_BT,
                                      temperature=temperature, top_p=top_p, **stop)
         for row, (i, _) in enumerate(batch):
-            answers[i].append(_answer(tokenizer, rollout, row))
+            answers[i].append(_answer(tokenizer, prompts[i], rollout, row))
     return answers
 
 
@@ -153,7 +157,7 @@ def preflight(model, tokenizer, examples, context, max_new_tokens):
     student, answers = evaluate(model, tokenizer, examples, max_new_tokens=max_new_tokens, description="preflight: student")
     sampling_speed = sum(len(answer.ids) for answer in answers) / (time.perf_counter() - started)
     teacher, answers = evaluate(model, tokenizer, examples, context=context, max_new_tokens=max_new_tokens, description="preflight: teacher")
-    copied = [answer.text.split() == example.demonstration.split() for answer, example in zip(answers, examples)]
+    copied = [final_answer(answer.text).split() == example.demonstration.split() for answer, example in zip(answers, examples)]
 
     kl, tokens, scored, started = 0.0, 0, 0, time.perf_counter()
     for example, answer in zip(examples, answers):

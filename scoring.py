@@ -123,8 +123,14 @@ def score_format(text, format):
     raise ValueError(f'format "{name}" is unknown; choose from words, items, uppercase, lowercase, starts_with, ends_with, one_of')
 
 
+def final_answer(text):
+    """What a thinking model answers: the text after its last </think>, and nothing of a <think> that never ended."""
+    return text.rpartition("</think>")[2].partition("<think>")[0]
+
+
 def score(text, example):
-    """The scorer of the example's task."""
+    """The scorer of the example's task; thoughts are not scored."""
+    text = final_answer(text)
     if example.task == "science":
         return score_science(text, example.answer)
     if example.task in ("knowledge", "medical"):
@@ -137,6 +143,22 @@ def score(text, example):
 
 
 CHANCE = {"science": 0.25}
+
+ARTEFACTS = [  # openings that speak of what only the teacher sees (the paper's section 5, and what a small model learned here)
+    "based on the text", "based on the article", "based on the passage", "based on the example",
+    "based on the given text", "based on the given article", "based on the given example",
+    "based on the provided text", "based on the provided article", "based on the provided example",
+    "according to the text", "according to the article", "according to the passage", "according to the example",
+    "following the example", "as in the example", "like the example", "in the example", "in this example", "in the text", "in the article",
+    "the text", "the article", "the passage", "the example", "this example", "this is an example", "this response",
+    "the thinking process", "my thinking process", "thinking process", "here is a response", "here is an example", "here is my response",
+]
+
+
+def artefact_rate(texts):
+    """Share of texts that open with one of ARTEFACTS, whatever the case; tags, such as <reasoning>, and other marks may stand before it."""
+    opening = re.compile(r"(?:<\w+>|\W)*(?:" + "|".join(map(re.escape, ARTEFACTS)) + r")(?!\w)")
+    return sum(opening.match(_normalise(text)) is not None for text in texts) / len(texts)
 
 
 def _normalise(text):

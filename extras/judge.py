@@ -23,9 +23,10 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of data.py
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of data.py and scoring.py
 
 from data import load_task  # noqa: E402
+from scoring import final_answer  # noqa: E402
 
 INSTRUCTIONS = {
     "medical": """Compare a model's response to a medical question with the reference answer.
@@ -49,13 +50,13 @@ QUESTION = {"medical": "[Medical Question]", "knowledge": "[Question]"}
 # ---- the prompt and the verdict ----
 
 def judge_prompt(task, example, answer):
-    """What the judge reads; the reference is the example's `reference`, where it has one, else its demonstration."""
+    """What the judge reads, without the answer's thoughts; the reference is the example's `reference`, where it has one, else its demonstration."""
     reference = getattr(example, "reference", None) or example.demonstration
     if reference is None:
         raise ValueError(f'{example.source}: neither "reference" nor "demonstration"; a judge needs one to compare with')
     # joined, never .format: answers contain curly braces
     return "\n\n".join([INSTRUCTIONS[task], QUESTION[task] + "\n" + example.messages[-1]["content"],
-                        "[Reference Answer]\n" + reference, "[Model Response]\n" + answer])
+                        "[Reference Answer]\n" + reference, "[Model Response]\n" + final_answer(answer)])
 
 
 def parse_verdict(reply, task):

@@ -8,9 +8,9 @@ import torch
 
 import eval as evaluation
 from conftest import tiny_llama
-from data import Example, encode_prompt
-from eval import drift_from_base, evaluate, preflight, sample_base_answers
-from scoring import science_letter, score_reference, score_science
+from data import Example, encode_prompt, load_task
+from eval import drift_from_base, evaluate, preflight, sample_answers, sample_base_answers
+from scoring import artefact_rate, science_letter, score, score_reference, score_science
 
 
 @pytest.mark.parametrize("text, letter", [
@@ -56,6 +56,39 @@ def test_score_reference(text, strict, lenient):
     assert score_reference(text, [["312"], ["1 May", "May 1"]]) == {"correct": strict, "lenient": lenient}
 
 
+@pytest.mark.parametrize("text, right", [
+    ("<think>B? The correct answer is A.</think>The correct answer is B.", True),
+    ("The correct answer is B.</think>The correct answer is A.", False),
+    ("<think>A.</think>The correct answer is A.<think>No.</think> The correct answer is B.", True),
+    ("<think>The correct answer is B.", False),                                      # cut off while it thought
+    ("The correct answer is B.<think>The correct answer is A.", True),
+    ("The correct answer is B.", True),
+])
+def test_thoughts_are_not_scored(text, right):
+    assert score(text, Example("q", "science", [], answer="B"))["correct"] is right
+    assert score(text.replace("A", "X"), Example("q", "medical", [], key_facts=[["B"]]))["correct"] is right
+
+
+@pytest.mark.parametrize("text, artefact", [
+    ("Based on the text, it was 312.", True),
+    ("following the EXAMPLE: it was 312", True),
+    ("<reasoning>\n**According to  the article**, it was 312.", True),
+    ("<think>\nThe thinking process is", True),
+    ("The text says 312.", True),
+    ("The textile mill burned.", False),
+    ("In the textbook case", False),
+    ("It was 312, based on the text.", False),                                       # no opening
+    ("", False),
+])
+def test_artefacts_are_openings_about_what_only_the_teacher_sees(text, artefact):
+    assert artefact_rate([text]) == artefact
+    assert artefact_rate([text, "It was 312.", "It was 312.", "Based on the text"]) == (2 if artefact else 1) / 4
+
+
+def test_no_demonstration_of_ours_opens_like_an_artefact():
+    assert artefact_rate([example.demonstration for task in ("science", "knowledge", "medical", "tooluse") for example in load_task(task, "train")]) == 0
+
+
 @pytest.fixture
 def model(tokenizer):
     return tiny_llama(vocab_size=len(tokenizer))
@@ -69,15 +102,29 @@ def test_evaluate_counts(model, tokenizer, monkeypatch):
     """Scores are replaced: of 4, two are right and three well formed; the error of 1/2 at n = 4 is sqrt(1/16) = 1/4."""
     outcomes = iter([(1, 1), (1, 1), (0, 1), (0, 0)])
     monkeypatch.setattr(evaluation, "score", lambda text, example: dict(zip(("correct", "well_formed"), next(outcomes))))
+    texts = iter(["In the example, A.", "A.", "According to the text, A.", "In the text: A."])
+    monkeypatch.setattr(tokenizer, "decode", lambda ids, skip_special_tokens=False: next(texts) if skip_special_tokens else "")
     summary, answers = evaluate(model, tokenizer, questions(4), max_new_tokens=3)
     assert (summary["n"], summary["correct"], summary["well_formed"], summary["standard_error"]) == (4, 0.5, 0.75, 0.25)
-    assert summary["completion_tokens"] == sum(len(answer.ids) for answer in answers) / 4
+    assert summary["completion_tokens"] == sum(len(answer.ids) for answer in answers) / 4 and summary["artefacts"] == 0.75
 
 
 def test_answers_come_back_in_order(model, tokenizer):
     together = evaluate(model, tokenizer, questions()[::-1], max_new_tokens=6, batch_size=2)[1]
     alone = [evaluate(model, tokenizer, [question], max_new_tokens=6)[1][0] for question in questions()[::-1]]
     assert together == alone
+
+
+@pytest.mark.parametrize("opener", ["<think>\n", "<think>\n\n</think>\n\n", ""])
+def test_templates_that_open_a_thought(model, tokenizer, opener):
+    """The prompt ends with the template's opener, and thoughts that the length limit cut off are no answer, whatever stands in them."""
+    tokenizer.chat_template += "{% if add_generation_prompt %}{{ " + json.dumps(opener) + " }}{% endif %}"
+    prompt = encode_prompt(tokenizer, questions(1)[0].messages)
+    assert tokenizer.decode(prompt) == "<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n" + opener
+    [answer] = evaluate(model, tokenizer, questions(1), max_new_tokens=6)[1]
+    [[sampled]] = sample_answers(model, tokenizer, questions(1), samples=1, max_new_tokens=6)
+    assert answer.text.startswith("<think>") == sampled.text.startswith("<think>") == (opener == "<think>\n")
+    assert score(answer.text + "The correct answer is A.", questions(1)[0])["correct"] == (opener != "<think>\n")
 
 
 def test_drift_equals_a_dense_computation(model, tokenizer):
