@@ -42,10 +42,10 @@ def test_a_sequence_from_the_command_line_and_again(tiny_folder, tmp_path, capsy
     knowledge = ["trained wordings", "held-out wordings", "indirect (OOD)"]
     assert list(record["before"]) == ["science, test", *(f"knowledge, {name}" for name in knowledge), "probe"]
     scores = [done["scores"] for done in record["evaluations"]]
-    for evaluated, stage, when in [(record["before"], "stage-1-science", "before"), (scores[1], "stage-1-science", "last"),
+    for found, stage, when in [(record["before"], "stage-1-science", "before"), (scores[1], "stage-1-science", "last"),
                                    (scores[1], "stage-2-knowledge", "before"), (scores[3], "stage-2-knowledge", "last")]:
         for name, summary in results[stage][when].items():
-            assert evaluated[f"{stage[8:]}, {name}"] == {key: value for key, value in summary.items() if key != "drift_from_base"}
+            assert found[f"{stage[8:]}, {name}"] == {key: value for key, value in summary.items() if key != "drift_from_base"}
     assert record["before"]["probe"]["n"] == 6
     assert evaluated == [str(tiny_folder)] + [tmp_path / stage / weights for stage in results for weights in ("checkpoint-000001/student", "last")]
     assert not list(tmp_path.glob("*/checkpoint-*"))
