@@ -41,8 +41,8 @@ def answer_greedily(model, tokenizer, prompts, max_new_tokens, batch_size=32, de
     stop = stop_tokens(model, tokenizer)
     answers = [None] * len(prompts)
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # rows of similar length together: less padding
-    for rows in tqdm(_split(by_length, batch_size), desc=description, leave=False, disable=description is None):
-        rollout = sample_completions(model, [prompts[i] for i in rows], max_new_tokens=max_new_tokens, temperature=0, **stop)
+    for rows in tqdm(_split(by_length, 8 * batch_size), desc=description, leave=False, disable=description is None):
+        rollout = sample_completions(model, [prompts[i] for i in rows], max_new_tokens=max_new_tokens, temperature=0, max_rows=batch_size, **stop)
         for row, i in enumerate(rows):
             answers[i] = _answer(tokenizer, prompts[i], rollout, row)
     return answers
@@ -118,16 +118,15 @@ def sample_answers(model, tokenizer, examples, *, samples, temperature=1.0, top_
     """`samples` sampled answers to each example -> a list of lists of Answer, in the examples' order.
 
     Draws are a function of (seed, example's place, sample): neither batch_size nor a larger `samples` changes an answer.
-    A prompt is computed anew for each of its samples: the rows of a batch share nothing.
     """
     prompts = [encode_prompt(tokenizer, teacher_messages(example, context)) for example in examples]
     stop, answers = stop_tokens(model, tokenizer), [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     rows = [(i, j) for i in by_length for j in range(samples)]
-    for batch in tqdm(_split(rows, batch_size), desc=description, leave=False, disable=description is None):
+    for batch in tqdm(_split(rows, 8 * batch_size), desc=description, leave=False, disable=description is None):
         uniforms_BT = torch.from_numpy(np.stack([np.random.default_rng([seed, i, j]).random(max_new_tokens) for i, j in batch]))
         rollout = sample_completions(model, [prompts[i] for i, _ in batch], max_new_tokens=max_new_tokens, uniforms_BT=uniforms_BT,
-                                     temperature=temperature, top_p=top_p, **stop)
+                                     temperature=temperature, top_p=top_p, max_rows=batch_size, **stop)
         for row, (i, _) in enumerate(batch):
             answers[i].append(_answer(tokenizer, prompts[i], rollout, row))
     return answers

@@ -1,11 +1,12 @@
 """Sampling from a causal language model with a key-value cache, written out, and the hidden states of given completions.
 
-Needs torch and transformers. Shape key: B sequences, P padded prompt, T completion tokens, L = P + T, V vocabulary, D hidden.
+Needs torch and transformers. Shape key: B sequences, R of them in hand, P padded prompt, T completion tokens, C columns of the cache, V vocabulary, D hidden.
 
 Sampling and scoring use the same softmax. The model's own generation_config is never read: a top_k or a repetition
 penalty that comes with a checkpoint would draw from another distribution than the one the loss differentiates.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +25,7 @@ class Rollout:
 
 @torch.no_grad()
 def sample_completions(model, prompt_ids, *, max_new_tokens, uniforms_BT=None, temperature=1.0, top_p=1.0,
-                       eos_token_ids, pad_token_id):
+                       eos_token_ids, pad_token_id, max_rows=None):
     """Sample one completion for each prompt -> Rollout.  Algorithm 1, l. 5-7: y ~ student(. | x).
 
     prompt_ids      a list of B lists of token ids, of any lengths
@@ -33,6 +34,7 @@ def sample_completions(model, prompt_ids, *, max_new_tokens, uniforms_BT=None, t
     temperature     0 means greedy, which needs no uniforms (token_logprobs_BT is then at temperature 1)
     top_p           below 1: only the smallest set of tokens with at least this probability (ties by token id)
     eos_token_ids   any of them ends a row; the EOS belongs to the completion
+    max_rows        at most so many rows at a time: the next prompts take the places of those that have ended (default: all at once)
     Raises ValueError for an empty prompt, and for a temperature above 0 without uniforms.
     """
     _check_sampling_arguments(prompt_ids, max_new_tokens, uniforms_BT, temperature, top_p)
@@ -45,39 +47,64 @@ def sample_completions(model, prompt_ids, *, max_new_tokens, uniforms_BT=None, t
     if uniforms_BT is not None:
         uniforms_BT = uniforms_BT.to(device)
 
-    logits_BV, cache, mask_BL, position_B1 = _prefill(model, prompt_ids, T, pad_token_id)
-    P = mask_BL.shape[1] - T
-    rows = torch.arange(B, device=device)                # which completion each row of the batch is; finished ones leave
+    # R rows are in hand: which completion each is, and which of its tokens comes next
+    started = max_rows = min(max_rows or B, B)
+    columns = max(len(prompt) for prompt in prompt_ids) + T
+    logits_RV, cache, mask_RC, prompt_length_R = _prefill(model, prompt_ids[:started], columns, pad_token_id)
+    rows, next_t_R = torch.arange(started, device=device), torch.zeros(started, dtype=torch.long, device=device)
     # on a GPU, looking whether rows have ended means waiting for it, and a new batch size is slow once: both are kept rare
     look_every, leave_at = (16, 0.5) if device.type == "cuda" else (1, 1.0)
-    for t in range(T):
-        logprobs_BV = (logits_BV / (temperature or 1.0)).log_softmax(-1)
+    for step in itertools.count(1):
+        t_R = next_t_R.clamp(max=T - 1)                  # a row that has ended stays until somebody looks
+        logprobs_RV = (logits_RV / (temperature or 1.0)).log_softmax(-1)
         if temperature == 0:
-            next_ids = logits_BV.argmax(-1)
+            next_ids = logits_RV.argmax(-1)
         else:
-            next_ids = inverse_cdf_sample(logprobs_BV, uniforms_BT[rows, t], top_p)
-        running = ~finished_B[rows]
-        completion_ids_BT[rows, t] = torch.where(running, next_ids, pad_token_id)
-        token_logprobs_BT[rows, t] = torch.where(running, logprobs_BV.gather(1, next_ids[:, None])[:, 0], 0.0)
+            next_ids = inverse_cdf_sample(logprobs_RV, uniforms_BT[rows, t_R], top_p)
+        running = ~finished_B[rows] & (next_t_R < T)
+        completion_ids_BT[rows, t_R] = torch.where(running, next_ids, completion_ids_BT[rows, t_R])
+        token_logprobs_BT[rows, t_R] = torch.where(running, logprobs_RV.gather(1, next_ids[:, None])[:, 0], token_logprobs_BT[rows, t_R])
         ended = running & torch.isin(next_ids, eos_token_ids)
-        length_B[rows] = torch.where(ended, t + 1, length_B[rows])
+        length_B[rows] = torch.where(ended, t_R + 1, length_B[rows])
         finished_B[rows] |= ended
-        if t + 1 == T:
-            break
-        if (t + 1) % look_every == 0:
-            keep = (~finished_B[rows]).nonzero()[:, 0]
-            if len(keep) == 0:
+        next_t_R = next_t_R + 1
+
+        looking = step % look_every == 0 or step == T
+        if looking:
+            keep = (~finished_B[rows] & (next_t_R < T)).nonzero()[:, 0]
+            if len(keep) == 0 and started == B:
                 break
             if len(keep) < len(rows) and len(keep) <= leave_at * len(rows):
-                rows, next_ids, mask_BL, position_B1 = rows[keep], next_ids[keep], mask_BL[keep], position_B1[keep]
+                rows, next_ids, next_t_R, mask_RC, prompt_length_R = (x[keep] for x in (rows, next_ids, next_t_R, mask_RC, prompt_length_R))
                 for layer in cache.layers:
                     layer.keep_rows(keep)
-        logits_BV = model(input_ids=next_ids[:, None], attention_mask=_decoding_mask(model, mask_BL[:, :P + t + 1]),
-                          position_ids=position_B1 + t, past_key_values=cache, use_cache=True).logits[:, -1].float()
+        logits_RV = logits_RV[:0]
+        if len(rows) > 0:
+            column = cache.layers[0].used
+            mask_RC[:, column % columns] = True
+            logits_RV = model(input_ids=next_ids[:, None], attention_mask=_decoding_mask(model, mask_RC[:, :column + 1]), past_key_values=cache,
+                              position_ids=(prompt_length_R + next_t_R - 1)[:, None], use_cache=True).logits[:, -1].float()
+        if looking and started < B and _has_room(model, len(rows), max_rows):
+            new = torch.arange(started, min(B, started + max_rows - len(rows)), device=device)
+            started += len(new)
+            new_logits_RV, new_cache, new_mask_RC, new_length_R = _prefill(model, prompt_ids[started - len(new):started], columns, pad_token_id)
+            if len(rows) > 0:
+                new_mask_RC = torch.cat([mask_RC, new_mask_RC.roll(cache.layers[0].used - new_cache.layers[0].used, dims=1)])
+                for layer, added in zip(cache.layers, new_cache.layers):
+                    layer.add_rows(added)
+            else:
+                cache = new_cache
+            mask_RC, logits_RV = new_mask_RC, torch.cat([logits_RV, new_logits_RV])
+            rows, next_t_R, prompt_length_R = torch.cat([rows, new]), torch.cat([next_t_R, 0 * new]), torch.cat([prompt_length_R, new_length_R])
 
     T = int(length_B.max())
     completion_mask_BT = torch.arange(T, device=device) < length_B[:, None]  # never ids != pad: pad may equal EOS
     return Rollout(completion_ids_BT[:, :T], completion_mask_BT, token_logprobs_BT[:, :T], finished_B)
+
+
+def _has_room(model, rows, max_rows):
+    """Whether new prompts shall start now: some at once, since they are prefilled together; beside others only where any mask is taken."""
+    return rows == 0 or (rows <= 0.75 * max_rows and _takes_any_mask(model))
 
 
 def given_rollout(completions, *, eos_token_ids, pad_token_id, device=None):
@@ -126,30 +153,39 @@ def _shared_start(model, prompt_ids, at_least=8):
 
 
 class CacheLayer(DynamicLayer):
-    """One layer's keys and values [B, heads, L, D] in buffers of full length: a step writes one column and copies nothing."""
+    """One layer's keys and values in buffers [B, heads, C, D]: a step writes one column, the next one in turn, and copies nothing.
 
-    def __init__(self, keys_BHLD, values_BHLD, used):
+    Which column a token stands in does not matter: its position is in its key, and the mask says which columns are a row's own.
+    """
+
+    def __init__(self, keys_BHCD, values_BHCD, used):
         super().__init__()
-        self.lazy_initialization(keys_BHLD, values_BHLD)
-        self.buffers, self.used = (keys_BHLD, values_BHLD), used
+        self.lazy_initialization(keys_BHCD, values_BHCD)
+        self.buffers, self.rows, self.used = (keys_BHCD, values_BHCD), len(keys_BHCD), used
         self.keys, self.values = (buffer[:, :, :used] for buffer in self.buffers)
 
     def update(self, key_states, value_states, *args, **kwargs):
-        new = slice(self.used, self.used + key_states.shape[2])
-        self.used = new.stop
         for buffer, states in zip(self.buffers, (key_states, value_states)):
-            buffer[:, :, new] = states
-        self.keys, self.values = (buffer[:, :, :self.used] for buffer in self.buffers)
+            buffer[:self.rows, :, self.used % buffer.shape[2]] = states[:, :, 0]
+        self.used += 1
+        self.keys, self.values = (buffer[:self.rows, :, :self.used] for buffer in self.buffers)
         return self.keys, self.values
 
     def keep_rows(self, rows):
         for buffer in self.buffers:
             buffer[:len(rows), :, :self.used] = buffer[rows, :, :self.used]
-        self.buffers = tuple(buffer[:len(rows)] for buffer in self.buffers)
+        self.rows = len(rows)
+
+    def add_rows(self, other):
+        """Rows whose prompts have just been computed; they are moved so that each prompt ends in the column that was written last."""
+        for buffer, new in zip(self.buffers, other.buffers):
+            buffer[self.rows:self.rows + other.rows] = new.roll(self.used - other.used, dims=2)
+        self.rows += other.rows
+        self.used = self.used % buffer.shape[2] + buffer.shape[2]       # a turn further: all columns are in use now
 
 
-def _prefill(model, prompt_ids, new_tokens, pad_token_id, rows_at_once=8):
-    """The prompts' pass -> (logits_BV of the first new token, cache, mask_BL with L = P + new_tokens, position_B1 of that token).
+def _prefill(model, prompt_ids, columns, pad_token_id, rows_at_once=8):
+    """The prompts' pass -> (logits_BV of the first new token, cache of so many columns, mask_BC, prompt_length_B).
 
     The tokens that all begin with come first, once; then prompts of similar length together, padded on the left to their own
     longest; equal prompts once. The cache has the shared tokens in its first places, and all prompts end at P.
@@ -174,23 +210,25 @@ def _prefill(model, prompt_ids, new_tokens, pad_token_id, rows_at_once=8):
         for row, logits_V in zip(rows, output.logits[place, -1].float()):
             logits[row] = logits_V
         if layers is None:
-            layers = [[states.new_zeros(B, states.shape[1], P + new_tokens, states.shape[3]) for states in (layer.keys, layer.values)]
+            layers = [[states.new_zeros(B, states.shape[1], columns, states.shape[3]) for states in (layer.keys, layer.values)]
                       for layer in part.layers]
         for buffers, layer in zip(layers, part.layers):
             for buffer_BHLD, states in zip(buffers, (layer.keys, layer.values)):
                 buffer_BHLD[rows, :, :S] = states[place, :, :S]
                 buffer_BHLD[rows, :, P - states.shape[2] + S:P] = states[place, :, S:]
-    prompt_length_B1 = torch.tensor([[len(prompt)] for prompt in prompt_ids], device=model.device)
-    column_L = torch.arange(P + new_tokens, device=model.device)
-    mask_BL = (column_L < S) | (column_L >= P - prompt_length_B1 + S)
-    return torch.stack(logits), Cache(layers=[CacheLayer(*buffers, P) for buffers in layers]), mask_BL, prompt_length_B1
+    prompt_length_B = torch.tensor([len(prompt) for prompt in prompt_ids], device=model.device)
+    column_C = torch.arange(columns, device=model.device)
+    mask_BC = (column_C < S) | ((column_C >= P - prompt_length_B[:, None] + S) & (column_C < P))
+    return torch.stack(logits), Cache(layers=[CacheLayer(*buffers, P) for buffers in layers]), mask_BC, prompt_length_B
 
 
-def _decoding_mask(model, mask_BL):
+def _decoding_mask(model, mask_RC):
     """With four axes the mask is used as it is; with two, Hugging Face first waits for the GPU to see whether anything is padded."""
-    if model.config._attn_implementation == "sdpa" and _only_full_attention(model):
-        return mask_BL[:, None, None]
-    return mask_BL
+    return mask_RC[:, None, None] if _takes_any_mask(model) else mask_RC
+
+
+def _takes_any_mask(model):
+    return model.config._attn_implementation == "sdpa" and _only_full_attention(model)
 
 
 def _only_full_attention(model):

@@ -43,6 +43,20 @@ def test_cached_logprobs_equal_teacher_forced_ones(tiny, temperature, prompts):
         torch.testing.assert_close(logprobs, plain_logprobs(tiny, prompt, completion, temperature), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("max_rows, attention", [(2, "sdpa"), (5, "sdpa"), (15, "sdpa"), (5, "eager")])
+def test_rows_that_take_free_places_draw_what_they_draw_at_once(max_rows, attention):
+    """Longer prompts come later, shorter ones in between, and the columns of the cache are used in turn several times over."""
+    model = tiny_llama()
+    model.set_attn_implementation(attention)        # eager takes no mask of ours: there a new group starts when all rows have ended
+    prompts = (PROMPTS + SHARING + [[4] * 30]) * 2
+    options = dict(max_new_tokens=20, uniforms_BT=uniforms(16, 20), **STOP)
+    together, in_turns = sample_completions(model, prompts, **options), sample_completions(model, prompts, max_rows=max_rows, **options)
+    for b, prompt in enumerate(prompts):
+        completion, logprobs = row(in_turns, b)
+        assert completion == row(together, b)[0] and in_turns.finished_B[b] == together.finished_B[b]
+        torch.testing.assert_close(logprobs, plain_logprobs(model, prompt, completion), rtol=0, atol=1e-4)
+
+
 def test_greedy_tokens_equal_generate_row_by_row(tiny):
     rollout = sample_completions(tiny, PROMPTS, max_new_tokens=12, temperature=0, **STOP)
     for b, prompt in enumerate(PROMPTS):
