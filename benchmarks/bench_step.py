@@ -7,8 +7,12 @@
 The same for all: model, float32, CPU, no gradient checkpointing, prompts and teacher prompts (checked token by token), one completion
 a prompt, full-vocabulary divergence, first three tokens without a loss, micro-batch, AdamW with clipping to 1, EMA after each step.
 Every contender runs in a process of its own, so that peak memory is its own, and they take turns; the first step of each process
-is a warm-up. SFT (sdft.likelihood_step) trains on as many completion tokens, row by row, as ours has just sampled: the
-difference is what sampling and the teacher cost.
+is a warm-up. Three more, with as many completion tokens, row by row, as ours has just sampled:
+
+    sft        sdft.likelihood_step: the difference to ours is what sampling and the teacher cost
+    lean       ours with one sequence in a micro-batch, which takes less memory
+    products   only the matrix products of the prompts' pass, of the teacher's pass and of the student's with backward, nothing shared
+               between rows: what a plain float32 implementation cannot go below, and sampling's single tokens are not even in it
 """
 
 import argparse
@@ -21,6 +25,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -35,7 +40,7 @@ from optim import AdamW
 from sampling import Rollout
 from sdft import Batch, likelihood_step, sdft_step
 
-CONTENDERS = ["ours", "trl", "sft"]
+CONTENDERS = ["ours", "trl", "sft", "lean", "products"]
 LEARNING_RATE, EMA_RATE, SKIP_FIRST_TOKENS = 1e-5, 0.01, 3
 TRL_ALPHA = {"forward": 0.0, "reverse": 1.0}    # its distillation_alpha: 0 is KL(teacher || student), 1 is KL(student || teacher)
 
@@ -74,9 +79,10 @@ def load_ours(args):
 
 # ---- the contenders: each -> (seconds of each step, completion lengths of each step), the warm-up first ----
 
-def run_ours(args):
+def run_ours(args, micro_batch_size=None):
     student, tokenizer, stop = load_ours(args)
     teacher, optimizer, config = copy.deepcopy(student), AdamW(student), our_config(args)
+    config.micro_batch_size = micro_batch_size or config.micro_batch_size
     seconds, lengths = [], []
     for batch in batches(tokenizer, stop, args):
         started = time.perf_counter()
@@ -98,6 +104,24 @@ def run_sft(args):
         batch.given = Rollout(ids_BT, mask_BT, None, torch.ones(len(rows), dtype=torch.bool))
         started = time.perf_counter()
         likelihood_step(model, None, optimizer, batch, config)
+        seconds.append(time.perf_counter() - started)
+    return seconds, lengths
+
+
+@torch.no_grad()
+def run_products(args):
+    model, tokenizer, stop = load_ours(args)
+    layers = [module.weight for module in model.base_model.modules() if isinstance(module, torch.nn.Linear)]
+    seconds, lengths = [], json.loads(args.lengths)
+    for batch, lengths_B in zip(batches(tokenizer, stop, args), lengths, strict=True):
+        new, prompts, teacher_prompts = sum(lengths_B), sum(map(len, batch.student_prompts)), sum(map(len, batch.teacher_prompts))
+        started, parts = time.perf_counter(), args.batch_size // args.micro_batch_size
+        for _ in range(parts):
+            for weights, student, forward in ((layers, prompts + new, prompts + teacher_prompts + new), ([model.lm_head.weight], new, new)):
+                for weight in weights:
+                    x, y = torch.zeros(student // parts, weight.shape[1]), torch.zeros(student // parts, weight.shape[0])
+                    (x @ weight.T, y @ weight, y.T @ x)             # forward, and both products of backward
+                    torch.zeros(forward // parts, weight.shape[1]) @ weight.T
         seconds.append(time.perf_counter() - started)
     return seconds, lengths
 
@@ -166,7 +190,8 @@ def run_turn(name, args, seed, lengths=None):
 
 
 def worker(args):
-    seconds, lengths = {"ours": run_ours, "trl": run_trl, "sft": run_sft}[args.worker](args)
+    seconds, lengths = {"ours": run_ours, "lean": partial(run_ours, micro_batch_size=1), "trl": run_trl, "sft": run_sft,
+                        "products": run_products}[args.worker](args)
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"seconds": seconds[1:], "lengths": lengths, "peak_mib": kilobytes / (1024 if sys.platform != "darwin" else 1024 ** 2)}))
 
@@ -203,7 +228,7 @@ def main():
     turns = {name: [] for name in CONTENDERS if name != "trl" or has_trl}
     for repeat in range(args.repeats):
         for name in turns:
-            turns[name].append(run_turn(name, args, repeat, turns["ours"][-1]["lengths"] if name == "sft" else None))
+            turns[name].append(run_turn(name, args, repeat, turns["ours"][-1]["lengths"] if name in ("sft", "products") else None))
             print(f"repeat {repeat + 1}, {name}: {', '.join(f'{s:.2f}' for s in turns[name][-1]['seconds'])} s", file=sys.stderr, flush=True)
 
     _, tokenizer, _ = load_ours(args)
