@@ -31,7 +31,6 @@ REPORTS = {  # what the table shows: name -> split
     "knowledge": {"trained wordings": "train", "held-out wordings": "test", "indirect (OOD)": "ood"},
 }
 
-
 # what is shown and kept; not eval_every, which chooses the best weights
 FREE_ON_RESUME = ["log_every", "sample_every", "save_every", "keep_last"]
 
@@ -101,9 +100,9 @@ PRESETS = {  # preset -> what differs from Config's defaults, for every task and
     },
     "laptop": {
         "every task": {"model": "smollm2", "dtype": "float32", "divergence": "forward", "learning_rate": 1e-4, "warmup": 3, "steps": 30,
-                       "gradient_checkpointing": False, "batch_size": 8, "micro_batch_size": 8, "max_new_tokens": 48,
-                       "micro_batch_tokens": 2048,
-                       "max_prompt_tokens": 256, "max_teacher_prompt_tokens": 512, "eval_examples": 64, "general_tokens": 32, "eval_every": 10, "save_every": 15},
+                       "gradient_checkpointing": False, "batch_size": 8, "micro_batch_size": 8, "micro_batch_tokens": 2048,
+                       "max_new_tokens": 48, "max_prompt_tokens": 256, "max_teacher_prompt_tokens": 512, "eval_examples": 64,
+                       "general_tokens": 32, "eval_every": 10, "save_every": 15},
         "knowledge": {"teacher_context": "text+demonstration", "teacher": "base", "learning_rate": 3e-4, "steps": 50, "max_new_tokens": 24,
                       "train_examples": 48, "eval_every": 25, "save_every": 25},
         "medical": {"max_prompt_tokens": 128, "max_teacher_prompt_tokens": 256},

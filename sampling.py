@@ -95,7 +95,7 @@ def sample_completions(model, prompt_ids, *, max_new_tokens, uniforms_BT=None, t
             else:
                 cache = new_cache
             mask_RC, logits_RV = new_mask_RC, torch.cat([logits_RV, new_logits_RV])
-            rows, next_t_R, prompt_length_R = torch.cat([rows, new]), torch.cat([next_t_R, 0 * new]), torch.cat([prompt_length_R, new_length_R])
+            rows, next_t_R, prompt_length_R = torch.cat([rows, new]), torch.cat([next_t_R, torch.zeros_like(new)]), torch.cat([prompt_length_R, new_length_R])
 
     T = int(length_B.max())
     completion_mask_BT = torch.arange(T, device=device) < length_B[:, None]  # never ids != pad: pad may equal EOS

@@ -207,7 +207,8 @@ def step_metrics(rollout, grad_norm, batch, config, seconds):
     return {"grad_norm": grad_norm, "completion_tokens": lengths_B.mean().item(), "finished": rollout.finished_B.float().mean().item(),
             "tokens_per_s": lengths_B.sum().item() / seconds, "learning_rate": batch.learning_rate,
             "no_loss_tokens": (lengths_B <= config.skip_first_tokens).float().mean().item(), "seconds": seconds,
-            "prompt_tokens": sum(map(len, batch.student_prompts)) / len(batch.ids), "teacher_prompt_tokens": sum(map(len, batch.teacher_prompts)) / len(batch.ids)}
+            "prompt_tokens": sum(map(len, batch.student_prompts)) / len(batch.ids),
+            "teacher_prompt_tokens": sum(map(len, batch.teacher_prompts)) / len(batch.ids)}
 
 
 # ---- before training: data, and the preflight ----
@@ -367,7 +368,8 @@ def main(argv=None):
     if best is not None and best["step"] < total_steps(config, len(data.train)):
         load_weights(student, run_folder / "best")
         results["best"] = report(student, tokenizer, data, config, "best")
-    results |= {"best_step": best and best["step"], "parameters": sum(parameter.numel() for parameter in student.parameters()), "seconds": time.perf_counter() - started, "machine": describe_machine()}
+    results |= {"best_step": best and best["step"], "parameters": sum(parameter.numel() for parameter in student.parameters()),
+                "seconds": time.perf_counter() - started, "machine": describe_machine()}
     (run_folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     print("\n" + results_table(results) + f"\nweights: {run_folder}/last" + (f", {run_folder}/best" if best else ""))
 

@@ -103,7 +103,8 @@ def main():
     optimizer = AdamW(student)
     teacher = copy.deepcopy(student).requires_grad_(False)     # after AdamW, which gives bfloat16 weights their remainders
     checkpoint_layers(student)
-    config = Config(divergence=args.divergence, batch_size=args.batch, micro_batch_size=args.micro_batch, max_new_tokens=args.new_tokens)
+    config = Config(divergence=args.divergence, batch_size=args.batch, micro_batch_size=args.micro_batch, micro_batch_tokens=10 ** 9,
+                    max_new_tokens=args.new_tokens)
     steps = [timed_step(student, teacher, optimizer, random_batch(step, shape.vocab_size, args), config, device) for step in range(1 + args.repeats)][1:]
 
     seconds = {part: median(step["seconds"][part] for step in steps) for part in steps[0]["seconds"]}

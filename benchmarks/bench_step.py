@@ -7,7 +7,7 @@
 The same for all: model, float32, CPU, no gradient checkpointing, prompts and teacher prompts (checked token by token), one completion
 a prompt, full-vocabulary divergence, first three tokens without a loss, micro-batch, AdamW with clipping to 1, EMA after each step.
 Every contender runs in a process of its own, so that peak memory is its own, and they take turns; the first step of each process
-is a warm-up. Three more, with as many completion tokens, row by row, as ours has just sampled:
+is a warm-up. Three more; sft and products get as many completion tokens, row by row, as ours has just sampled:
 
     sft        sdft.likelihood_step: the difference to ours is what sampling and the teacher cost
     lean       ours with one sequence in a micro-batch, which takes less memory
@@ -63,7 +63,8 @@ def batches(tokenizer, stop, args):
 
 
 def our_config(args):
-    return Config(divergence=args.divergence, batch_size=args.batch_size, micro_batch_size=args.micro_batch_size, max_new_tokens=args.max_new_tokens,
+    return Config(divergence=args.divergence, batch_size=args.batch_size, micro_batch_size=args.micro_batch_size, micro_batch_tokens=10 ** 9,
+                  max_new_tokens=args.max_new_tokens,
                   skip_first_tokens=SKIP_FIRST_TOKENS, ema_rate=EMA_RATE, max_grad_norm=1.0)
 
 

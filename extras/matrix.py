@@ -26,7 +26,7 @@ MATRIX = {  # name -> (flags of sdft.py, seeds)
     "medical": ("--task medical --preset laptop", [0]),
     # what more steps than a laptop's ten minutes bring
     "knowledge-long": ("--task knowledge --preset laptop --steps 100 --eval-every 20", [0]),
-    # the paper's comparison; each method at two learning rates or more, so that the trade-off is a curve
+    # the paper's comparison; SFT at two learning rates, and every run's curve over its steps
     "science-sft-1e-4": ("--task science --preset laptop --method sft", [0, 1, 2]),
     "science-sft-3e-5": ("--task science --preset laptop --method sft --learning-rate 3e-5", [0]),
     "science-reverse": ("--task science --preset laptop --divergence reverse", [0]),
