@@ -345,7 +345,7 @@ def main(argv=None):
                 run_folder.rmdir()
                 sys.exit("no-go: nothing was trained. --force trains all the same")
         data = Data(with_completions(pairs, train_examples, student, tokenizer, config), validation, reports,
-                    sample_base_answers(student, tokenizer, general, config.general_tokens))
+                    sample_base_answers(teacher or student, tokenizer, general, config.general_tokens))     # of --teacher-model, where it is given
         if not checkpoint:
             before["before"] = report(student, tokenizer, data, config, "before")
             (run_folder / "before.json").write_text(json.dumps(before, indent=1) + "\n")

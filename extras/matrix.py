@@ -5,11 +5,13 @@
     python extras/matrix.py --list
 
 Each run becomes results/NAME-seedN.json: the command, its configuration, every table, the curve over steps, the machine. Weights
-are deleted once it is written (--keep-weights keeps them), so a matrix needs the disk of one run.
+are deleted once it is written, so a matrix needs the disk of one run; --keep-weights keeps them, and those that a later run starts
+from, {NAME-seedN} in its flags, are kept in any case.
 """
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -21,23 +23,35 @@ sys.path.insert(0, str(ROOT))
 from config import METHODS  # noqa: E402
 
 MATRIX = {  # name -> (flags of sdft.py, seeds)
+    # the paper's comparison; every run keeps its curve over the steps
     "science": ("--task science --preset laptop", [0, 1, 2]),
-    "knowledge": ("--task knowledge --preset laptop", [0, 1, 2]),
-    "medical": ("--task medical --preset laptop", [0]),
-    # what more steps than a laptop's ten minutes bring
-    "knowledge-long": ("--task knowledge --preset laptop --steps 100 --eval-every 20", [0]),
-    # the paper's comparison; SFT at two learning rates, and every run's curve over its steps
+    "science-reverse": ("--task science --preset laptop --divergence reverse", [0, 1, 2]),
     "science-sft-1e-4": ("--task science --preset laptop --method sft", [0, 1, 2]),
     "science-sft-3e-5": ("--task science --preset laptop --method sft --learning-rate 3e-5", [0]),
-    "science-reverse": ("--task science --preset laptop --divergence reverse", [0]),
     "science-dft": ("--task science --preset laptop --method dft", [0]),
-    "knowledge-sft-3e-5": ("--task knowledge --preset laptop --method sft --learning-rate 3e-5", [0]),
+    "science-reinvoke": ("--task science --preset laptop --method reinvoke --model {science-sft-1e-4-seed0} --teacher-model smollm2", [0]),
+    "knowledge": ("--task knowledge --preset laptop", [0, 1, 2]),
+    "knowledge-reverse": ("--task knowledge --preset laptop --divergence reverse", [0, 1, 2]),
     "knowledge-sft-1e-4": ("--task knowledge --preset laptop --method sft --learning-rate 1e-4", [0, 1, 2]),
-    "knowledge-reverse": ("--task knowledge --preset laptop --divergence reverse", [0]),
+    "knowledge-sft-3e-5": ("--task knowledge --preset laptop --method sft --learning-rate 3e-5", [0]),
     "knowledge-dft": ("--task knowledge --preset laptop --method dft --learning-rate 1e-4", [0]),
     "knowledge-cpt": ("--task knowledge --preset laptop --method cpt --learning-rate 1e-4", [0]),
     "knowledge-teacher-sft": ("--task knowledge --preset laptop --method teacher-sft --learning-rate 1e-4", [0]),
     "knowledge-teacher-kd": ("--task knowledge --preset laptop --method teacher-kd --learning-rate 1e-4", [0]),
+    "knowledge-reinvoke": ("--task knowledge --preset laptop --method reinvoke --learning-rate 1e-4"
+                           " --model {knowledge-sft-1e-4-seed2} --teacher-model smollm2", [2]),
+    # what more steps than a laptop's ten minutes bring
+    "knowledge-100-steps": ("--task knowledge --preset laptop --steps 100 --eval-every 20", [0]),
+    "knowledge-250-steps": ("--task knowledge --preset laptop --steps 250 --eval-every 25", [0]),
+    "medical": ("--task medical --preset laptop", [0]),
+    # ablations: teacher's weights, estimator, first tokens on science; the teacher's context, which only an article has, on knowledge
+    "science-teacher-base": ("--task science --preset laptop --teacher base", [0]),
+    "science-teacher-student": ("--task science --preset laptop --teacher student", [0]),
+    "science-token": ("--task science --preset laptop --divergence reverse --estimator token", [0]),
+    "science-rb": ("--task science --preset laptop --divergence reverse --estimator rb --reduction sum", [0]),
+    "science-skip-0": ("--task science --preset laptop --skip-first-tokens 0", [0]),
+    "knowledge-text": ("--task knowledge --preset laptop --teacher-context text", [0]),
+    "knowledge-demonstration": ("--task knowledge --preset laptop --teacher-context demonstration", [0]),
 }
 
 
@@ -57,12 +71,18 @@ def main():
             if file.exists() or args.list:
                 print(f"{'done' if file.exists() else 'to do':6} {name} seed {seed}: python sdft.py {flags} --seed {seed}")
                 continue
-            run(f"{name}-seed{seed}", f"{flags} --seed {seed}", args.runs, file, args.keep_weights)
+            needed = any(f"{{{name}-seed{seed}}}" in other for other, _ in MATRIX.values())
+            run(f"{name}-seed{seed}", f"{flags} --seed {seed}", args.runs, file, args.keep_weights or needed)
 
 
 def run(name, flags, runs, file, keep_weights):
     """One experiment to its end, and its record into `file`; stops the matrix when the command fails."""
     folder = runs / name
+    for earlier in re.findall(r"{(.*?)}", flags):
+        if not (runs / earlier / "last").exists():
+            sys.exit(f"error: {name} starts from the weights of {earlier}, and {runs / earlier / 'last'} does not exist; take "
+                     f"{earlier}.json out of the results, so that it is run again")
+        flags = flags.replace(f"{{{earlier}}}", str(runs / earlier / "last"))
     if any(folder.glob("checkpoint-*")):
         command = ["--resume", str(folder)]
     else:
@@ -87,7 +107,7 @@ def write_record(folder, command, file):
         record["probe"] = json.loads((folder / "probe.json").read_text())["summary"]
     record["config"]["output"] = None
     file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(record, indent=1) + "\n")
+    file.write_text(json.dumps(record, indent=1).replace(str(folder.parent), "runs") + "\n")
 
 
 def read_curve(metrics_file):

@@ -1,9 +1,10 @@
 """Write the README's tables from results/*.json, and from nothing else.
 
-    python extras/tables.py            # rewrites README.md between its <!-- table NAME --> and <!-- end --> marks
+    python extras/tables.py            # rewrites README.md between its marks
     python extras/tables.py --check    # only says whether it is up to date
 
-A cell of several seeds is their mean ± half of a 95 % confidence interval (Student's t over seeds); of one seed, its figure alone.
+<!-- table NAME --> … <!-- end --> holds every set of one experiment, before and after; <!-- methods TASK NAME NAME … --> … <!-- end --> one row
+for each experiment: its last weights on the test set, what it kept of the probe and what it cost. A cell of several seeds is their mean ± half of a 95 % confidence interval (Student's t over seeds); of one seed, its figure alone.
 """
 
 import argparse
@@ -26,17 +27,48 @@ def main():
     readme = ROOT / "README.md"
     check = parser.parse_args().check
     old = readme.read_text(encoding="utf-8")
-    new = re.sub(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", lambda match: match[1] + table(match[2]) + match[3], old, flags=re.DOTALL)
+    new = re.sub(r"(<!-- (table|methods) ([\w -]+) -->\n).*?(<!-- end -->)",
+                 lambda match: match[1] + {"table": table, "methods": methods}[match[2]](*match[3].split()) + match[4], old, flags=re.DOTALL)
     if check:
         sys.exit(None if new == old else "README.md is older than results/: python extras/tables.py")
     readme.write_text(new, encoding="utf-8")
 
 
+def read_runs(name):
+    runs = [json.loads(file.read_text()) for file in sorted((ROOT / "results").glob(f"{name}-seed*.json"))]
+    return runs or sys.exit(f"results/{name}-seed*.json: there is none")
+
+
+METHOD_COLUMNS = {  # task -> [(heading, how to read it from a run's record)]
+    "science": [("right", lambda run: run["last"]["test"]["correct"]), ("well formed", lambda run: run["last"]["test"]["well_formed"])],
+    "knowledge": [("trained wordings", lambda run: run["last"]["trained wordings"]["correct"]),
+                  ("held-out", lambda run: run["last"]["held-out wordings"]["correct"]),
+                  ("held-out, lenient", lambda run: run["last"]["held-out wordings"]["lenient"]),
+                  ("indirect", lambda run: run["last"]["indirect (OOD)"]["correct"])],
+    "every task": [("probe", lambda run: run.get("probe", {}).get("correct")),
+                   ("drift from base", lambda run: next(iter(run["last"].values()))["drift_from_base"]),
+                   ("completion tokens", lambda run: next(reversed(run["last"].values()))["completion_tokens"]),
+                   ("TFLOP", lambda run: run["training_flops"] / 1e12)],
+}
+
+
+def methods(task, *names):
+    """One markdown row for the base model, one for each of the experiments NAME-seedN.json, and below the table their commands."""
+    columns = METHOD_COLUMNS[task] + METHOD_COLUMNS["every task"]
+    lines = ["| | seeds | " + " | ".join(heading for heading, _ in columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    base = read_runs(names[0])[0]
+    base = {"last": base["before"], "probe": json.loads((ROOT / "results" / "base-model.json").read_text())["probe"]["summary"], "training_flops": 0}
+    commands = []
+    for name, runs in [("base", [base]), *((name, read_runs(name)) for name in names)]:
+        cells = [cell([read(run) for run in runs], heading) for heading, read in columns]
+        lines.append(f"| {name} | {'' if name == 'base' else len(runs)} | " + " | ".join(cells) + " |")
+        commands += [f"{name}: `{re.sub(' --seed [0-9]+', '', run['command'])}`" for run in runs[:1] if name != "base"]
+    return "\n".join(lines) + "\n\n" + "; ".join(commands) + ".\n"
+
+
 def table(name):
     """The results files NAME-seedN.json as one markdown table with its command, seeds and machine."""
-    runs = [json.loads(file.read_text()) for file in sorted((ROOT / "results").glob(f"{name}-seed*.json"))]
-    if not runs:
-        sys.exit(f"results/{name}-seed*.json: there is none")
+    runs = read_runs(name)
     rows = defaultdict(list)
     for run in runs:
         for report in run["before"]:
@@ -60,7 +92,7 @@ def table(name):
 def cell(values, column):
     if any(value is None for value in values):
         return ""
-    scale, unit, digits = {"completion_tokens": (1, "", 1), "drift_from_base": (1, "", 3)}.get(column, (100, " %", 1))
+    scale, unit, digits = {"completion tokens": (1, "", 1), "drift from base": (1, "", 3), "TFLOP": (1, "", 0)}.get(column.replace("_", " "), (100, " %", 1))
     half = f" ± {scale * confidence_interval(values)[1]:.{digits}f}" if len(values) > 1 else ""
     return f"{scale * mean(values):.{digits}f}{half}{unit}"
 

@@ -56,3 +56,24 @@ def test_colours_run_from_white_to_full():
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(SystemExit, match="rollouts.jsonl does not exist; give the folder of a run"):
         plot.read_lines(tmp_path / "rollouts.jsonl")
+
+
+def test_one_row_for_each_method(tmp_path, monkeypatch):
+    """Two seeds that are right in 0.5 and 0.7 of the questions: 60 ± 0.1 x 12.706 = 127.1 %; the base's row comes from a run's start."""
+    def record(correct, drift):
+        return {"test": {"n": 64, "correct": correct, "well_formed": 1.0, "finished": 1.0, "completion_tokens": 14.0, "drift_from_base": drift}}
+
+    (tmp_path / "results").mkdir()
+    for name, correct in [("science-seed0", 0.5), ("science-seed1", 0.7), ("science-sft-seed0", 0.25)]:
+        run = {"command": f"python sdft.py --task science --seed {name[-1]}", "before": record(0.125, 0.0), "last": record(correct, 0.05),
+               "probe": {"correct": 0.5}, "training_flops": 9.4e12}
+        (tmp_path / "results" / f"{name}.json").write_text(json.dumps(run))
+    (tmp_path / "results" / "base-model.json").write_text(json.dumps({"probe": {"summary": {"correct": 0.6}}}))
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    assert tables.methods("science", "science", "science-sft").splitlines()[2:5] == [
+        "| base |  | 12.5 % | 100.0 % | 60.0 % | 0.000 | 14.0 | 0 |",
+        "| science | 2 | 60.0 ± 127.1 % | 100.0 ± 0.0 % | 50.0 ± 0.0 % | 0.050 ± 0.000 | 14.0 ± 0.0 | 9 ± 0 |",
+        "| science-sft | 1 | 25.0 % | 100.0 % | 50.0 % | 0.050 | 14.0 | 9 |"]
+    assert tables.methods("science", "science").splitlines()[-1] == "science: `python sdft.py --task science`."
+    with pytest.raises(SystemExit, match="science-dft-seed.*there is none"):
+        tables.methods("science", "science-dft")

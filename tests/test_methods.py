@@ -4,6 +4,7 @@ Oracles: cross entropy of torch on unpadded sequences; -p log p differentiated b
 """
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ import torch.nn.functional as F
 import sdft
 from config import METHODS, Config, parse_config
 from conftest import gradients, tiny_llama
-from data import Example, Pair, text_blocks, with_demonstrations
+from data import Example, Pair, load_task, text_blocks, with_demonstrations
+from eval import drift_from_base, sample_base_answers
 from kl_estimators import completion_logprobs, dynamic_loss, likelihood_loss
+from models import load_model
 from sdft import likelihood_step, make_batch, sdft_step
 from test_sdft import STOP, KeepGradients
 
@@ -118,3 +121,16 @@ def test_each_row_of_methods_parses():
         more = ["--teacher-model", "smollm2"] if method == "reinvoke" else []
         config, _, _ = parse_config(["--method", method, "--task", "knowledge", "--preset", "laptop", *more], "")
         assert config.method == method and sdft.STEPS[METHODS[method]["loss"]] in (sdft_step, likelihood_step)
+
+
+def test_reinvoke_measures_drift_from_the_model_it_returns_to(tiny_folder, tokenizer, tmp_path):
+    """Oracle: drift of the start's weights, from the answers of --teacher-model, computed beside the run."""
+    start = tiny_llama(vocab_size=len(tokenizer), seed=1)
+    start.save_pretrained(tmp_path / "start")
+    tokenizer.save_pretrained(tmp_path / "start")
+    sdft.main(["--method", "reinvoke", "--task", "science", "--preset", "laptop", "--model", str(tmp_path / "start"), "--teacher-model", str(tiny_folder),
+               "--output", str(tmp_path / "run"), "--steps", "1", "--batch-size", "2", "--max-new-tokens", "4", "--max-prompt-tokens", "1000",
+               "--eval-examples", "2", "--general-tokens", "4", "--eval-every", "0"])
+    before = json.loads((tmp_path / "run" / "results.json").read_text())["before"]["test"]["drift_from_base"]
+    base_answers = sample_base_answers(load_model(str(tiny_folder), "cpu")[0], tokenizer, load_task("general", "test"), 4)
+    assert before == pytest.approx(drift_from_base(base_answers, start), rel=1e-4) and before > 0.1
