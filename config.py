@@ -66,7 +66,8 @@ class Config:
     warmup: float = option(10, "steps of linear warm-up; below 1 a share of all steps")
     epochs: float = option(2, "passes over the training examples")
     steps: int | None = option(None, "number of steps, instead of epochs")
-    batch_size: int = option(32, "prompts a step; one rollout each")
+    batch_size: int = option(32, "prompts a step")
+    rollouts_per_prompt: int = option(1, "answers sampled to each of them; the paper saw no gain in more than 1")
     micro_batch_size: int = option(32, "most sequences in one forward and backward; changes memory, not the gradient")
     micro_batch_tokens: int = option(4096, "most tokens in one, padding included; a longer sequence goes alone")
     gradient_checkpointing: bool = option(True, "compute the layers again in backward: slower, and needed for 7 B parameters on one GPU; "
@@ -178,6 +179,8 @@ def check_config(config):
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}; --method {config.method} fixes it to {value}")
     if (config.teacher == "model") != (config.teacher_model is not None):
         raise ValueError("--teacher model and --teacher-model belong together (--method reinvoke needs --teacher-model, for example smollm2)")
+    if METHODS[config.method]["completions"] != "student" and config.rollouts_per_prompt != 1:
+        raise ValueError(f"--rollouts-per-prompt is {config.rollouts_per_prompt}; --method {config.method} samples none, its completions are given")
     if METHODS[config.method]["completions"] == "text" and config.task != "knowledge":
         raise ValueError(f"--method {config.method} reads articles; only --task knowledge has them")
     if config.estimator != "analytic" and config.divergence != "reverse":
@@ -185,7 +188,7 @@ def check_config(config):
                          "use --estimator analytic")
     if config.estimator == "rb" and config.reduction != "sum":
         raise ValueError("--estimator rb needs --reduction sum: a mean divides by a length that depends on later tokens, and is biased")
-    at_least = dict(batch_size=1, micro_batch_size=1, micro_batch_tokens=1, max_new_tokens=1, max_prompt_tokens=1, max_teacher_prompt_tokens=1, save_every=1,
+    at_least = dict(batch_size=1, rollouts_per_prompt=1, micro_batch_size=1, micro_batch_tokens=1, max_new_tokens=1, max_prompt_tokens=1, max_teacher_prompt_tokens=1, save_every=1,
                     keep_last=1, log_every=1, train_examples=1, eval_examples=1, steps=1, general_tokens=1, skip_first_tokens=0,
                     eval_every=0, sample_every=0, warmup=0, weight_decay=0, seed=0)
     for name, least in at_least.items():

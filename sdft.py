@@ -151,8 +151,8 @@ def make_batch(pairs, step, config, stop, device="cpu"):
     B, n = config.batch_size, len(pairs)
     shuffles = {epoch: np.random.default_rng([config.seed, 0, epoch]).permutation(n)
                 for epoch in range(step * B // n, (step * B + B - 1) // n + 1)}
-    chosen = [pairs[shuffles[position // n][position % n]] for position in range(step * B, step * B + B)]
-    uniforms_BT = torch.from_numpy(np.random.default_rng([config.seed, 1, step]).random((B, config.max_new_tokens)))
+    chosen = [pairs[shuffles[position // n][position % n]] for position in range(step * B, step * B + B) for _ in range(config.rollouts_per_prompt)]
+    uniforms_BT = torch.from_numpy(np.random.default_rng([config.seed, 1, step]).random((len(chosen), config.max_new_tokens)))
     given = None
     if chosen[0].completion is not None:
         given = given_rollout([pair.completion for pair in chosen], **stop, device=device)
@@ -275,7 +275,7 @@ def estimate(figures, model, pairs, config):
     T, method = figures["student"]["completion_tokens"], METHODS[config.method]
     scored = sum((method["loss"] == "kl") * (len(pair.teacher_prompt) + T) + 3 * (len(pair.student_prompt) + T) for pair in pairs) / len(pairs)
     sampled = T if method["completions"] == "student" else 0
-    step_seconds = config.batch_size * (sampled / figures["sampling_tokens_per_s"] + scored / figures["scoring_tokens_per_s"])
+    step_seconds = config.batch_size * config.rollouts_per_prompt * (sampled / figures["sampling_tokens_per_s"] + scored / figures["scoring_tokens_per_s"])
     steps, each = total_steps(config, len(pairs)), 14 if config.dtype == "bfloat16" else 16  # bytes a parameter: the table in optim.py
     gigabytes = (each + 4 * (config.teacher != "student")) * sum(parameter.numel() for parameter in model.parameters()) / 1e9
     return f"{steps} steps of about {step_seconds:.0f} s = {steps * step_seconds / 60:.0f} minutes; {gigabytes:.1f} GB, plus activations"

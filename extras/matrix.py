@@ -126,7 +126,7 @@ def training_flops(metrics_file, config, parameters):
     for line in map(json.loads, metrics_file.read_text().splitlines()):
         student, teacher = (line[prompt] + line["completion_tokens"] for prompt in ("prompt_tokens", "teacher_prompt_tokens"))
         tokens += 6 * student + 2 * student * (method["completions"] == "student") + 2 * teacher * (method["loss"] == "kl")
-    return parameters * config["batch_size"] * tokens
+    return parameters * config["batch_size"] * config.get("rollouts_per_prompt", 1) * tokens
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ def test_a_finished_run_is_recorded_and_skipped(tmp_path):
     # 8 rows, 1000 parameters: the student samples and trains 13 tokens (2 + 6), the teacher reads 23 (2)
     assert record["training_flops"] == 8 * 1000 * (8 * 13 + 2 * 23)
     assert matrix.training_flops(run / "metrics.jsonl", config | {"method": "sft"}, 1000) == 8 * 1000 * 6 * 13
+    assert matrix.training_flops(run / "metrics.jsonl", config | {"rollouts_per_prompt": 3}, 1000) == 3 * record["training_flops"]
     listed = subprocess.run([sys.executable, ROOT / "extras" / "matrix.py", "science", "--list", "--results", str(file.parent)],
                             capture_output=True, text=True, check=True).stdout.splitlines()[:3]
     assert [line.split(":")[0] for line in listed] == ["done   science seed 0", "to do  science seed 1", "to do  science seed 2"]

@@ -109,6 +109,7 @@ def test_what_each_method_trains_on(tokenizer):
     ("--method teacher-kd --divergence reverse", "--method teacher-kd fixes it to forward"),
     ("--method reinvoke", "--teacher-model"),
     ("--teacher-model smollm2", "belong together"),
+    ("--method sft --rollouts-per-prompt 4", "--method sft samples none"),
     ("--method cpt --task science", "only --task knowledge has them"),
 ])
 def test_combinations_that_cannot_be_meant_are_refused(flags, message):

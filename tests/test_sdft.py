@@ -81,6 +81,16 @@ def test_gradient_equals_a_dense_computation(divergence, estimator, reduction):
     assert (found - expected).norm() <= 1e-10 * expected.norm()
 
 
+def test_several_rollouts_of_a_prompt_are_rows_of_their_own():
+    config = dataclasses.replace(TINY, batch_size=3, rollouts_per_prompt=2, max_grad_norm=1e9, teacher="base")
+    found, _, rollout, student, teacher = step_gradient(config)
+    assert torch.allclose(found, dense_gradient(rollout, student, teacher, config), atol=1e-6)
+    ids = make_batch(PAIRS, 0, config, STOP).ids
+    assert ids[0::2] == ids[1::2] == make_batch(PAIRS, 0, dataclasses.replace(config, rollouts_per_prompt=1), STOP).ids
+    rows = [ids_T[mask_T].tolist() for ids_T, mask_T in zip(rollout.completion_ids_BT, rollout.completion_mask_BT)]
+    assert all(one != other for one, other in zip(rows[0::2], rows[1::2]))
+
+
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 def test_micro_batch_size_changes_no_gradient(dtype, tolerance):
     whole, *_ = step_gradient(TINY, dtype)
