@@ -350,26 +350,35 @@ def main(argv=None):
             before["before"] = report(student, tokenizer, data, config, "before")
             (run_folder / "before.json").write_text(json.dumps(before, indent=1) + "\n")
         best, ended = train(student, tokenizer, data, config, run_folder, checkpoint, teacher)
+        if ended:
+            finish(student, tokenizer, data, config, run_folder, best,
+                   {"command": " ".join(["python", "sdft.py"] + (argv or sys.argv[1:])), "config": dataclasses.asdict(config)} | before
+                   | {"seconds": time.perf_counter() - started})
     except FloatingPointError as error:
         sys.exit(f"error: {error}\nThe last checkpoint is kept. A lower --learning-rate is the usual remedy")
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):  # a GPU's; a CPU's
             raise
+        if not any(run_folder.iterdir()):
+            run_folder.rmdir()      # nothing was trained yet: the same command runs again
         sys.exit(f"error: {str(error).splitlines()[0]}\nA new run takes less memory with a smaller --micro-batch-size or --max-new-tokens, with "
                  f"--gradient-checkpointing, or with --dtype bfloat16. --resume {run_folder} goes on from the last checkpoint, if there is one, "
                  "with these flags as they are")
     except (ValueError, OSError) as error:      # a damaged checkpoint, a full disk
         sys.exit(f"error: {error}")
-    if not ended:
-        return
+
+
+def finish(student, tokenizer, data, config, run_folder, best, results):
+    """After the last step: the weights in last/, what they and the best ones score, results.json, and the table on the screen."""
+    started = time.perf_counter()
     save_model(run_folder / "last", student, tokenizer)
-    results = {"command": " ".join(["python", "sdft.py"] + (argv or sys.argv[1:])), "config": dataclasses.asdict(config)} | before
     results["last"] = report(student, tokenizer, data, config, "last")
     if best is not None and best["step"] < total_steps(config, len(data.train)):
         load_weights(student, run_folder / "best")
         results["best"] = report(student, tokenizer, data, config, "best")
+    results["seconds"] += time.perf_counter() - started
     results |= {"best_step": best and best["step"], "parameters": sum(parameter.numel() for parameter in student.parameters()),
-                "seconds": time.perf_counter() - started, "machine": describe_machine()}
+                "machine": describe_machine()}
     (run_folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     print("\n" + results_table(results) + f"\nweights: {run_folder}/last" + (f", {run_folder}/best" if best else ""))
 

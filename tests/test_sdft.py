@@ -7,6 +7,7 @@ resumes; Algorithm 1's arithmetic by hand, for schedule and order.
 import ast
 import copy
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -338,6 +339,21 @@ def test_out_of_memory_names_the_flags_that_help(fail, first_line, where, tiny_f
     named = {flag.replace("-", "_") for flag in re.findall("--([a-z-]+)", str(error.value))}
     assert named == {"micro_batch_size", "max_new_tokens", "gradient_checkpointing", "dtype", "resume"}
     assert named - {"resume"} <= Config.__dataclass_fields__.keys()
+    assert (tmp_path / "run").exists() == (where == "step")     # no empty folder is in the way of the next try
+
+
+def test_a_disk_that_is_full_at_the_end_loses_nothing(unbroken, tiny_folder, tmp_path, monkeypatch):
+    """The last checkpoint stands, and --resume writes what is missing: the same bits as the run that never stopped."""
+    def full(folder, *_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sdft, "finish", lambda *_: full(tmp_path / "run" / "last"))
+        with pytest.raises(SystemExit, match="error: .*No space left on device.*last"):
+            sdft.main(flags(tiny_folder, tmp_path / "run"))
+    sdft.main(["--resume", str(tmp_path / "run")])
+    ended, expected = (load_file(run / "last" / "model.safetensors") for run in (tmp_path / "run", unbroken))
+    assert all(torch.equal(ended[name], expected[name]) for name in expected)
 
 
 def test_other_errors_of_torch_keep_their_traceback(tiny_folder, tmp_path, monkeypatch):
