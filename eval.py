@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from data import CONTEXTS, TASKS, encode_prompt, load_task, teacher_messages
 from kl_estimators import compare_completions
-from models import load_model, stop_tokens
+from models import describe_machine, load_model, stop_tokens
 from sampling import completion_hidden, sample_completions
 from scoring import CHANCE, artefact_rate, final_answer, score
 
@@ -331,7 +331,7 @@ def main(argv=None):
                                            context=args.context)
         print(f"KL(model || {args.kl_to_base}) on the model's own sampled answers: {summary['kl_to_base']:.3f} nats a token")
     if args.json:
-        record = {"command": " ".join(["python", "eval.py"] + (argv or sys.argv[1:])), "summary": summary} | details
+        record = {"command": " ".join(["python", "eval.py"] + (argv or sys.argv[1:])), "summary": summary, "machine": describe_machine()} | details
         args.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
