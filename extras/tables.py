@@ -39,6 +39,10 @@ def read_runs(name):
     return runs or sys.exit(f"results/{name}-seed*.json: there is none")
 
 
+def of_test(reports):
+    return next(reports[name] for name in ("test", "held-out wordings") if name in reports)
+
+
 METHOD_COLUMNS = {  # task -> [(heading, how to read it from a run's record)]
     "science": [("right", lambda run: run["last"]["test"]["correct"]), ("well formed", lambda run: run["last"]["test"]["well_formed"])],
     "knowledge": [("trained wordings", lambda run: run["last"]["trained wordings"]["correct"]),
@@ -46,9 +50,9 @@ METHOD_COLUMNS = {  # task -> [(heading, how to read it from a run's record)]
                   ("held-out, lenient", lambda run: run["last"]["held-out wordings"]["lenient"]),
                   ("indirect", lambda run: run["last"]["indirect (OOD)"]["correct"])],
     "every task": [("probe", lambda run: run.get("probe", {}).get("correct")),
-                   ("drift from base", lambda run: next(iter(run["last"].values()))["drift_from_base"]),
-                   ("completion tokens", lambda run: next(reversed(run["last"].values()))["completion_tokens"]),
-                   ("TFLOP", lambda run: run["training_flops"] / 1e12)],
+                   ("drift from base", lambda run: of_test(run["last"])["drift_from_base"]),
+                   ("completion tokens", lambda run: of_test(run["last"])["completion_tokens"]),
+                   ("TFLOP", lambda run: run["training_flops"] / 1e12 if "training_flops" in run else None)],
 }
 
 
@@ -84,8 +88,9 @@ def table(name):
         cells = [cell([summary.get(column) for summary in summaries], column) for column in columns]
         lines.append(f"| {label} | {summaries[0]['n']} | " + " | ".join(cells) + " |")
     command = re.sub(r" --seed \d+", "", runs[0]["command"])
-    minutes = mean(run["seconds"] for run in runs) / 60
-    lines.append(f"\n`{command}`, {len(runs)} seed{'s' if len(runs) > 1 else ''}, {minutes:.1f} minutes each on {runs[0]['machine']['processor']}.\n")
+    fastest = min(runs, key=lambda run: run["seconds"])
+    lines.append(f"\n`{command}`, {len(runs)} seed{'s' if len(runs) > 1 else ''}; {'the fastest ' if len(runs) > 1 else ''}in {fastest['seconds'] / 60:.1f} minutes "
+                 f"on {fastest['machine']['processor']}.\n")
     return "\n".join(lines)
 
 
