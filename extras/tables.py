@@ -39,6 +39,14 @@ def read_runs(name):
     return runs or sys.exit(f"results/{name}-seed*.json: there is none")
 
 
+PAPER = {  # task -> (heading, {experiment: figures of Qwen2.5-7B}); the paper's SDFT is the forward KL of its code
+    "science": ("paper: new task / prior", {"base": "32.1 / 65.5", "science": "70.2 / 64.5", "science-sft-1e-4": "66.2 / 53.4",
+                                            "science-reinvoke": "66.0 / 60.2", "science-dft": "54.8 / 60.2"}),
+    "knowledge": ("paper: strict / lenient / OOD", {"base": "0 / 0 / 0", "knowledge": "89 / 100 / 98", "knowledge-sft-1e-4": "80 / 95 / 80",
+                                                    "knowledge-cpt": "9 / 37 / 7"}),
+}
+
+
 def of_test(reports):
     return next(reports[name] for name in ("test", "held-out wordings") if name in reports)
 
@@ -58,14 +66,14 @@ METHOD_COLUMNS = {  # task -> [(heading, how to read it from a run's record)]
 
 def methods(task, *names):
     """One markdown row for the base model, one for each of the experiments NAME-seedN.json, and below the table their commands."""
-    columns = METHOD_COLUMNS[task] + METHOD_COLUMNS["every task"]
-    lines = ["| | seeds | " + " | ".join(heading for heading, _ in columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    columns, (paper_heading, paper) = METHOD_COLUMNS[task] + METHOD_COLUMNS["every task"], PAPER[task]
+    lines = ["| | seeds | " + " | ".join(heading for heading, _ in columns) + f" | {paper_heading} |", "|---" * (len(columns) + 3) + "|"]
     base = read_runs(names[0])[0]
     base = {"last": base["before"], "probe": json.loads((ROOT / "results" / "base-model.json").read_text())["probe"]["summary"], "training_flops": 0}
     commands = []
     for name, runs in [("base", [base]), *((name, read_runs(name)) for name in names)]:
         cells = [cell([read(run) for run in runs], heading) for heading, read in columns]
-        lines.append(f"| {name} | {'' if name == 'base' else len(runs)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | {'' if name == 'base' else len(runs)} | " + " | ".join([*cells, paper.get(name, "")]) + " |")
         commands += [f"{name}: `{re.sub(' --seed [0-9]+', '', run['command'])}`" for run in runs[:1] if name != "base"]
     return "\n".join(lines) + "\n\n" + "; ".join(commands) + ".\n"
 
