@@ -74,8 +74,8 @@ def methods(task, *names):
     for name, runs in [("base", [base]), *((name, read_runs(name)) for name in names)]:
         cells = [cell([read(run) for run in runs], heading) for heading, read in columns]
         lines.append(f"| {name} | {'' if name == 'base' else len(runs)} | " + " | ".join([*cells, paper.get(name, "")]) + " |")
-        commands += [f"{name}: `{re.sub(' --seed [0-9]+', '', run['command'])}`" for run in runs[:1] if name != "base"]
-    return "\n".join(lines) + "\n\n" + "; ".join(commands) + ".\n"
+        commands += [f"- {name}: `{re.sub(' --seed [0-9]+', '', run['command'])}`" for run in runs[:1] if name != "base"]
+    return "\n".join(lines) + "\n\n" + "\n".join(commands) + "\n"
 
 
 def table(name):
