@@ -1,6 +1,7 @@
 """The memory plan. Oracles: the parameter count of the published models; bytes counted from the tensors of real tiny models."""
 
 import copy
+import json
 import subprocess
 import sys
 
@@ -75,3 +76,12 @@ def test_every_advice_would_do():
     assert not make_plan(config, "float32", plan["card"], batch=4096, **arguments)["fits"]
     named = int(advice[-1].split()[-2].replace(",", ""))
     assert (named - 1) * 2 ** 20 < plan["peak"] <= named * 2 ** 20
+
+
+def test_the_parts_of_a_step_add_up_to_it(tiny_folder, tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "profile_step.py"), "--model", str(tiny_folder), "--steps", "1", "--batch-size", "2",
+               "--micro-batch-size", "1", "--max-new-tokens", "8", "--json", str(tmp_path / "profile.json")]
+    subprocess.run(command, capture_output=True, text=True, check=True)
+    seconds = json.loads((tmp_path / "profile.json").read_text())["seconds"]
+    whole = seconds.pop("whole step")
+    assert sum(seconds.values()) == pytest.approx(whole) and len(seconds) == 9 and min(seconds.values()) > 0
