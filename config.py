@@ -188,8 +188,8 @@ def check_config(config):
                          "use --estimator analytic")
     if config.estimator == "rb" and config.reduction != "sum":
         raise ValueError("--estimator rb needs --reduction sum: a mean divides by a length that depends on later tokens, and is biased")
-    at_least = dict(batch_size=1, rollouts_per_prompt=1, micro_batch_size=1, micro_batch_tokens=1, max_new_tokens=1, max_prompt_tokens=1, max_teacher_prompt_tokens=1, save_every=1,
-                    keep_last=1, log_every=1, train_examples=1, eval_examples=1, steps=1, general_tokens=1, skip_first_tokens=0,
+    at_least = dict(batch_size=1, rollouts_per_prompt=1, micro_batch_size=1, micro_batch_tokens=1, max_new_tokens=1, max_prompt_tokens=1, max_teacher_prompt_tokens=1,
+                    save_every=1, keep_last=1, log_every=1, train_examples=1, eval_examples=1, steps=1, general_tokens=1, skip_first_tokens=0,
                     eval_every=0, sample_every=0, warmup=0, weight_decay=0, seed=0)
     for name, least in at_least.items():
         if getattr(config, name) is not None and not getattr(config, name) >= least:

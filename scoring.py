@@ -7,6 +7,11 @@ import statistics
 from collections import Counter
 
 
+def validation_rank(summary):
+    """[correct, then well_formed or lenient] of a summary on validation: what the best weights, and the best run of a sweep, are chosen by."""
+    return [summary["correct"], summary.get("well_formed", summary.get("lenient"))]
+
+
 def science_letter(text):
     """The letter in the last <answer>…</answer>, else in the last "answer is X"; None where there is neither."""
     tagged = re.findall(r"<answer>(.*?)</answer>", text, flags=re.DOTALL)

@@ -33,7 +33,7 @@ from models import (checkpoint_layers, describe_machine, finish_step_on_signal, 
                     start_log, stop_tokens)
 from optim import AdamW, clip_gradients, relative_distance, update_ema
 from sampling import Rollout, completion_hidden, given_rollout, sample_completions
-from scoring import CHANCE
+from scoring import CHANCE, validation_rank
 
 
 def sdft_step(student, teacher, optimizer, batch, config):
@@ -285,7 +285,7 @@ def validate(student, tokenizer, data, step, best, config, run_folder):
     """Greedy accuracy and drift; a new best (by correct, then well_formed; the later one of two equal) is saved in run_folder/best."""
     summary, _ = evaluate(student, tokenizer, data.validation, max_new_tokens=config.max_new_tokens, description="validation")
     summary["drift_from_base"] = drift_from_base(data.base_answers, student)
-    rank = [summary["correct"], summary.get("well_formed", summary.get("lenient"))]
+    rank = validation_rank(summary)
     if best is None or rank >= best["rank"]:
         best = {"step": step, "rank": rank}
         save_model(run_folder / "best", student, tokenizer)
@@ -351,9 +351,8 @@ def main(argv=None):
             (run_folder / "before.json").write_text(json.dumps(before, indent=1) + "\n")
         best, ended = train(student, tokenizer, data, config, run_folder, checkpoint, teacher)
         if ended:
-            finish(student, tokenizer, data, config, run_folder, best,
-                   {"command": " ".join(["python", "sdft.py"] + (argv or sys.argv[1:])), "config": dataclasses.asdict(config)} | before
-                   | {"seconds": time.perf_counter() - started})
+            finish(student, tokenizer, data, config, run_folder, best, started,
+                   {"command": " ".join(["python", "sdft.py"] + (argv or sys.argv[1:])), "config": dataclasses.asdict(config)} | before)
     except FloatingPointError as error:
         sys.exit(f"error: {error}\nThe last checkpoint is kept. A lower --learning-rate is the usual remedy")
     except RuntimeError as error:
@@ -368,17 +367,15 @@ def main(argv=None):
         sys.exit(f"error: {error}")
 
 
-def finish(student, tokenizer, data, config, run_folder, best, results):
+def finish(student, tokenizer, data, config, run_folder, best, started, results):
     """After the last step: the weights in last/, what they and the best ones score, results.json, and the table on the screen."""
-    started = time.perf_counter()
     save_model(run_folder / "last", student, tokenizer)
     results["last"] = report(student, tokenizer, data, config, "last")
     if best is not None and best["step"] < total_steps(config, len(data.train)):
         load_weights(student, run_folder / "best")
         results["best"] = report(student, tokenizer, data, config, "best")
-    results["seconds"] += time.perf_counter() - started
     results |= {"best_step": best and best["step"], "parameters": sum(parameter.numel() for parameter in student.parameters()),
-                "machine": describe_machine()}
+                "seconds": time.perf_counter() - started, "machine": describe_machine()}
     (run_folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     print("\n" + results_table(results) + f"\nweights: {run_folder}/last" + (f", {run_folder}/best" if best else ""))
 

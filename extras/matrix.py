@@ -12,6 +12,7 @@ from, {NAME-seedN} in its flags, are kept in any case.
 import argparse
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -82,19 +83,20 @@ def run(name, flags, runs, file, keep_weights):
         if not (runs / earlier / "last").exists():
             sys.exit(f"error: {name} starts from the weights of {earlier}, and {runs / earlier / 'last'} does not exist; take "
                      f"{earlier}.json out of the results, so that it is run again")
-        flags = flags.replace(f"{{{earlier}}}", str(runs / earlier / "last"))
+    recorded = re.sub(r"{(.*?)}", r"runs/\1/last", flags)
+    flags = re.sub(r"{(.*?)}", lambda match: shlex.quote(str(runs / match[1] / "last")), flags)
     if any(folder.glob("checkpoint-*")):
         command = ["--resume", str(folder)]
     else:
         shutil.rmtree(folder, ignore_errors=True)   # stopped before its first checkpoint: nothing to go on from
-        command = [*flags.split(), "--output", str(folder)]
+        command = [*shlex.split(flags), "--output", str(folder)]
     print(f"\n==== {name}: python sdft.py {flags}", flush=True)
     done = subprocess.run([sys.executable, str(ROOT / "sdft.py"), *command])
     if done.returncode or not (folder / "results.json").exists():
         sys.exit(f"error: {name} did not end; run this again to go on with it")
     subprocess.run([sys.executable, str(ROOT / "eval.py"), "--model", str(folder / "last"), "--task", "probe", "--max-new-tokens", "32",
                     "--json", str(folder / "probe.json")], check=True)
-    write_record(folder, f"python sdft.py {flags}", file)
+    write_record(folder, f"python sdft.py {recorded}", file)
     if not keep_weights:
         shutil.rmtree(folder)
 
@@ -106,8 +108,11 @@ def write_record(folder, command, file):
     if (folder / "probe.json").exists():
         record["probe"] = json.loads((folder / "probe.json").read_text())["summary"]
     record["config"]["output"] = None
+    model = Path(record["config"]["model"])
+    if model.is_relative_to(folder.parent):     # another run's weights
+        record["config"]["model"] = str("runs" / model.relative_to(folder.parent))
     file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(record, indent=1).replace(str(folder.parent), "runs") + "\n")
+    file.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def read_curve(metrics_file):
@@ -126,7 +131,7 @@ def training_flops(metrics_file, config, parameters):
     for line in map(json.loads, metrics_file.read_text().splitlines()):
         student, teacher = (line[prompt] + line["completion_tokens"] for prompt in ("prompt_tokens", "teacher_prompt_tokens"))
         tokens += 6 * student + 2 * student * (method["completions"] == "student") + 2 * teacher * (method["loss"] == "kl")
-    return parameters * config["batch_size"] * config.get("rollouts_per_prompt", 1) * tokens
+    return parameters * config["batch_size"] * config["rollouts_per_prompt"] * tokens
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT / "extras"))
 
 from config import METHODS, REPORTS, parse_config  # noqa: E402
 from matrix import run  # noqa: E402
+from scoring import validation_rank  # noqa: E402
 
 
 def paper_grid(task, method):
@@ -47,9 +48,10 @@ def main(argv=None):
     args, shared = parser.parse_args(argv[:cut]), argv[cut + 1:]
     grid = paper_grid(args.task, args.method)
     if args.grid:
-        if not all(flag and values for flag, _, values in (given.partition("=") for given in args.grid)):
+        given = dict(axis.partition("=")[::2] for axis in args.grid)
+        if not all(flag and values for flag, values in given.items()):
             parser.error("--grid takes FLAG=VALUE,VALUE, for example learning-rate=1e-5,5e-5")
-        grid = {flag: values.split(",") for flag, _, values in (given.partition("=") for given in args.grid)}
+        grid = {flag: values.split(",") for flag, values in given.items()}
 
     points = {}
     for values in itertools.product(*grid.values()):
@@ -70,8 +72,8 @@ def main(argv=None):
 
 
 def best_validation(record):
-    """(correct, well formed or lenient) of the run's best validation: that of the weights in its best/. ValueError where it had none."""
-    ranks = [(done["correct"], done.get("well_formed", done.get("lenient"))) for done in (line.get("validation") for line in record["curve"]) if done]
+    """scoring.validation_rank of the run's best validation: that of the weights in its best/. ValueError where it had none."""
+    ranks = [validation_rank(line["validation"]) for line in record["curve"] if "validation" in line]
     if not ranks:
         raise ValueError(f"{record['command']}: no validation was made; a sweep needs --eval-every of 1 or more")
     return max(ranks)

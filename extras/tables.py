@@ -4,7 +4,8 @@
     python extras/tables.py --check    # only says whether it is up to date
 
 <!-- table NAME --> … <!-- end --> holds every set of one experiment, before and after; <!-- methods TASK NAME NAME … --> … <!-- end --> one row
-for each experiment: its last weights on the test set, what it kept of the probe and what it cost. A cell of several seeds is their mean ± half of a 95 % confidence interval (Student's t over seeds); of one seed, its figure alone.
+for each experiment: its last weights on the test set, what it kept of the probe and what it cost. A cell of several seeds is their mean ± half
+of a 95 % confidence interval (Student's t over seeds); of one seed, its figure alone.
 """
 
 import argparse
@@ -17,7 +18,9 @@ from statistics import mean
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "extras"))
 
+from plot_results import of_test  # noqa: E402
 from scoring import confidence_interval  # noqa: E402
 
 
@@ -39,16 +42,16 @@ def read_runs(name):
     return runs or sys.exit(f"results/{name}-seed*.json: there is none")
 
 
+def without_seed(command):
+    return re.sub(r" --seed \d+", "", command)
+
+
 PAPER = {  # task -> (heading, {experiment: figures of Qwen2.5-7B}); the paper's SDFT is the forward KL of its code
     "science": ("paper: new task / prior", {"base": "32.1 / 65.5", "science": "70.2 / 64.5", "science-sft-1e-4": "66.2 / 53.4",
                                             "science-reinvoke": "66.0 / 60.2", "science-dft": "54.8 / 60.2"}),
     "knowledge": ("paper: strict / lenient / OOD", {"base": "0 / 0 / 0", "knowledge": "89 / 100 / 98", "knowledge-sft-1e-4": "80 / 95 / 80",
                                                     "knowledge-cpt": "9 / 37 / 7"}),
 }
-
-
-def of_test(reports):
-    return next(reports[name] for name in ("test", "held-out wordings") if name in reports)
 
 
 METHOD_COLUMNS = {  # task -> [(heading, how to read it from a run's record)]
@@ -68,13 +71,13 @@ def methods(task, *names):
     """One markdown row for the base model, one for each of the experiments NAME-seedN.json, and below the table their commands."""
     columns, (paper_heading, paper) = METHOD_COLUMNS[task] + METHOD_COLUMNS["every task"], PAPER[task]
     lines = ["| | seeds | " + " | ".join(heading for heading, _ in columns) + f" | {paper_heading} |", "|---" * (len(columns) + 3) + "|"]
-    base = read_runs(names[0])[0]
-    base = {"last": base["before"], "probe": json.loads((ROOT / "results" / "base-model.json").read_text())["probe"]["summary"], "training_flops": 0}
-    commands = []
-    for name, runs in [("base", [base]), *((name, read_runs(name)) for name in names)]:
+    experiments = {name: read_runs(name) for name in names}
+    probe = json.loads((ROOT / "results" / "base-model.json").read_text())["probe"]["summary"]
+    base = {"last": experiments[names[0]][0]["before"], "probe": probe, "training_flops": 0}
+    for name, seeds, runs in [("base", "", [base]), *((name, len(runs), runs) for name, runs in experiments.items())]:
         cells = [cell([read(run) for run in runs], heading) for heading, read in columns]
-        lines.append(f"| {name} | {'' if name == 'base' else len(runs)} | " + " | ".join([*cells, paper.get(name, "")]) + " |")
-        commands += [f"- {name}: `{re.sub(' --seed [0-9]+', '', run['command'])}`" for run in runs[:1] if name != "base"]
+        lines.append(f"| {name} | {seeds} | " + " | ".join([*cells, paper.get(name, "")]) + " |")
+    commands = [f"- {name}: `{without_seed(runs[0]['command'])}`" for name, runs in experiments.items()]
     return "\n".join(lines) + "\n\n" + "\n".join(commands) + "\n"
 
 
@@ -95,9 +98,8 @@ def table(name):
     for label, summaries in rows.items():
         cells = [cell([summary.get(column) for summary in summaries], column) for column in columns]
         lines.append(f"| {label} | {summaries[0]['n']} | " + " | ".join(cells) + " |")
-    command = re.sub(r" --seed \d+", "", runs[0]["command"])
     fastest = min(runs, key=lambda run: run["seconds"])
-    lines.append(f"\n`{command}`, {len(runs)} seed{'s' if len(runs) > 1 else ''}; {'the fastest ' if len(runs) > 1 else ''}in {fastest['seconds'] / 60:.1f} minutes "
+    lines.append(f"\n`{without_seed(runs[0]['command'])}`, {len(runs)} seed{'s' if len(runs) > 1 else ''}; {'the fastest ' if len(runs) > 1 else ''}in {fastest['seconds'] / 60:.1f} minutes "
                  f"on {fastest['machine']['processor']}.\n")
     return "\n".join(lines)
 

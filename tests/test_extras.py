@@ -25,13 +25,14 @@ def test_cells():
 def test_a_finished_run_is_recorded_and_skipped(tmp_path):
     run, file = tmp_path / "run", tmp_path / "results" / "science-seed0.json"
     run.mkdir()
-    config = {"output": "somewhere", "method": "sdft", "batch_size": 8}
+    config = {"output": "somewhere", "method": "sdft", "batch_size": 8, "rollouts_per_prompt": 1, "model": str(tmp_path / "earlier" / "last")}
     (run / "results.json").write_text(json.dumps({"command": "with a path", "config": config, "seconds": 60, "parameters": 1000}))
     (run / "metrics.jsonl").write_text('{"step": 1, "kl": 0.5, "completion_tokens": 3, "seconds": 2, "grad_norm": 1, '
                                        '"prompt_tokens": 10, "teacher_prompt_tokens": 20}\n')
     matrix.write_record(run, "python sdft.py --task science", file)
     record = json.loads(file.read_text())
     assert record["command"] == "python sdft.py --task science" and record["config"]["output"] is None
+    assert record["config"]["model"] == "runs/earlier/last"
     assert record["curve"] == [{"step": 1, "kl": 0.5, "completion_tokens": 3, "seconds": 2}]
     # 8 rows, 1000 parameters: the student samples and trains 13 tokens (2 + 6), the teacher reads 23 (2)
     assert record["training_flops"] == 8 * 1000 * (8 * 13 + 2 * 23)
