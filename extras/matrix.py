@@ -45,14 +45,18 @@ MATRIX = {  # name -> (flags of sdft.py, seeds)
     "knowledge-100-steps": ("--task knowledge --preset laptop --steps 100 --eval-every 20", [0]),
     "knowledge-250-steps": ("--task knowledge --preset laptop --steps 250 --eval-every 25", [0]),
     "medical": ("--task medical --preset laptop", [0]),
-    # ablations: teacher's weights, estimator, first tokens on science; the teacher's context, which only an article has, on knowledge
-    "science-teacher-base": ("--task science --preset laptop --teacher base", [0]),
-    "science-teacher-student": ("--task science --preset laptop --teacher student", [0]),
-    "science-token": ("--task science --preset laptop --divergence reverse --estimator token", [0]),
-    "science-rb": ("--task science --preset laptop --divergence reverse --estimator rb --reduction sum", [0]),
-    "science-skip-0": ("--task science --preset laptop --skip-first-tokens 0", [0]),
-    "knowledge-text": ("--task knowledge --preset laptop --teacher-context text", [0]),
-    "knowledge-demonstration": ("--task knowledge --preset laptop --teacher-context demonstration", [0]),
+    # ablations, last weights alone: teacher's weights, estimator, first tokens, rollouts on science; the teacher's context, which only
+    # an article has, on knowledge
+    "science-teacher-base": ("--task science --preset laptop --teacher base --eval-every 0", [0]),
+    "science-teacher-student": ("--task science --preset laptop --teacher student --eval-every 0", [0]),
+    "science-token": ("--task science --preset laptop --divergence reverse --estimator token --eval-every 0", [0]),
+    "science-rb": ("--task science --preset laptop --divergence reverse --estimator rb --reduction sum --eval-every 0", [0]),
+    "science-skip-0": ("--task science --preset laptop --skip-first-tokens 0 --eval-every 0", [0]),
+    "science-4-rollouts": ("--task science --preset laptop --rollouts-per-prompt 4 --batch-size 2 --eval-every 0", [0]),
+    "knowledge-text": ("--task knowledge --preset laptop --teacher-context text --eval-every 0", [0]),
+    "knowledge-demonstration": ("--task knowledge --preset laptop --teacher-context demonstration --eval-every 0", [0]),
+    # Table 2 at toy size: it starts and ends; what it shows takes a reasoning model
+    "medical-answer-only": ("--task medical --preset laptop --data samples/medical-answer-only --steps 5 --eval-every 0 --force", [0]),
 }
 
 
