@@ -232,7 +232,8 @@ def _takes_any_mask(model):
 
 
 def _only_full_attention(model):
-    return set(getattr(model.config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+    """Whether every layer sees the whole sequence: a sliding window, which some configurations have beside no layer_types, does not."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
 def inverse_cdf_sample(logprobs_BV, uniforms_B, top_p=1.0):

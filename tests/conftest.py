@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast  # noqa: E402
 
 CHAT_TEMPLATE = ("{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
                  "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
@@ -22,11 +22,15 @@ KEY = "sk-not-a-real-key"
 
 def tiny_llama(vocab_size=40, seed=0, tied=True, dtype=torch.float32, layers=2):
     """A random Llama of some thousand parameters; a large initializer makes its distributions far from uniform."""
+    return tiny_model(LlamaConfig, seed, dtype, vocab_size=vocab_size, tie_word_embeddings=tied, num_hidden_layers=layers)
+
+
+def tiny_model(config_class, seed=0, dtype=torch.float32, **more):
+    """The same for another architecture; more are fields of its configuration."""
     torch.manual_seed(seed)
-    config = LlamaConfig(vocab_size=vocab_size, hidden_size=16, intermediate_size=32, num_hidden_layers=layers, num_attention_heads=4,
-                         num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=tied, initializer_range=0.3,
-                         bos_token_id=None, eos_token_id=1, pad_token_id=1)
-    return LlamaForCausalLM(config).to(dtype).eval()
+    sizes = dict(vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                 max_position_embeddings=512, initializer_range=0.3, bos_token_id=None, eos_token_id=1, pad_token_id=1)
+    return AutoModelForCausalLM.from_config(config_class(**sizes | more)).to(dtype).eval()
 
 
 def tiny_tokenizer():

@@ -7,7 +7,9 @@ Oracles: row-by-row forwards of the whole sequence without cache or padding; Hug
 import pytest
 import torch
 
-from conftest import gradients, tiny_llama
+from transformers import MistralConfig, Olmo3Config, Qwen2Config
+
+from conftest import gradients, tiny_llama, tiny_model
 from models import checkpoint_layers
 from sampling import completion_hidden, inverse_cdf_sample, sample_completions
 
@@ -55,6 +57,22 @@ def test_rows_that_take_free_places_draw_what_they_draw_at_once(max_rows, attent
         completion, logprobs = row(in_turns, b)
         assert completion == row(together, b)[0] and in_turns.finished_B[b] == together.finished_B[b]
         torch.testing.assert_close(logprobs, plain_logprobs(model, prompt, completion), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("max_rows", [None, 5])
+@pytest.mark.parametrize("config_class, more", [(Qwen2Config, {}), (Olmo3Config, {"sliding_window": 8, "num_hidden_layers": 4}),
+                                                (MistralConfig, {"sliding_window": 8})], ids=["qwen2", "olmo3", "mistral"])
+def test_other_architectures(config_class, more, max_rows):
+    """Biases; layers with and without a sliding window, named in layer_types; a window that no layer_types tell of."""
+    model, prompts = tiny_model(config_class, **more), (PROMPTS + SHARING + [[4] * 30]) * 2
+    rollout = sample_completions(model, prompts, max_new_tokens=20, uniforms_BT=uniforms(16, 20), max_rows=max_rows, **STOP)
+    hidden_BTD = completion_hidden(model, prompts, rollout.completion_ids_BT, rollout.completion_mask_BT)
+    for b, prompt in enumerate(prompts):
+        completion, logprobs = row(rollout, b)
+        expected = plain_logprobs(model, prompt, completion)
+        torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-4)
+        scored = model.lm_head(hidden_BTD[b, :len(completion)]).log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
+        torch.testing.assert_close(scored, expected, rtol=0, atol=1e-4)
 
 
 def test_greedy_tokens_equal_generate_row_by_row(tiny):
