@@ -46,12 +46,36 @@ def without_seed(command):
     return re.sub(r" --seed \d+", "", command)
 
 
-PAPER = {  # task -> (heading, {experiment: figures of Qwen2.5-7B}); the paper's SDFT is the forward KL of its code
-    "science": ("paper: new task / prior", {"base": "32.1 / 65.5", "science": "70.2 / 64.5", "science-sft-1e-4": "66.2 / 53.4",
-                                            "science-reinvoke": "66.0 / 60.2", "science-dft": "54.8 / 60.2"}),
-    "knowledge": ("paper: strict / lenient / OOD", {"base": "0 / 0 / 0", "knowledge": "89 / 100 / 98", "knowledge-sft-1e-4": "80 / 95 / 80",
-                                                    "knowledge-cpt": "9 / 37 / 7"}),
+PAPER = {"science": "paper: new task / prior", "knowledge": "paper: strict / lenient / OOD"}     # Qwen2.5-7B; its SDFT is the forward KL of its code
+
+ROWS = {  # experiment -> (what its row is called, the paper's figures); what is not here is called by its name
+    "science": ("SDFT, forward KL", "70.2 / 64.5"),
+    "science-reverse": ("SDFT, reverse KL", ""),
+    "science-sft-1e-4": ("SFT, rate 1e-4", "66.2 / 53.4"),
+    "science-sft-3e-5": ("SFT, rate 3e-5", ""),
+    "science-dft": ("DFT", "54.8 / 60.2"),
+    "science-reinvoke": ("SFT, then re-invoke", "66.0 / 60.2"),
+    "science-teacher-base": ("teacher: the frozen base", ""),
+    "science-teacher-student": ("teacher: the student itself", ""),
+    "science-token": ("reverse KL, estimator token", ""),
+    "science-rb": ("reverse KL, estimator rb, sum", ""),
+    "science-skip-0": ("no first tokens masked", ""),
+    "science-4-rollouts": ("4 rollouts for each of 2 prompts", ""),
+    "knowledge": ("SDFT, forward KL", "89 / 100 / 98"),
+    "knowledge-100-steps": ("the same, 100 steps", ""),
+    "knowledge-250-steps": ("the same, 250 steps", ""),
+    "knowledge-reverse": ("SDFT, reverse KL", ""),
+    "knowledge-sft-1e-4": ("SFT, rate 1e-4", "80 / 95 / 80"),
+    "knowledge-sft-3e-5": ("SFT, rate 3e-5", ""),
+    "knowledge-dft": ("DFT", ""),
+    "knowledge-reinvoke": ("SFT, then re-invoke", ""),
+    "knowledge-cpt": ("CPT on the articles", "9 / 37 / 7"),
+    "knowledge-teacher-sft": ("SFT on the teacher's answers", ""),
+    "knowledge-teacher-kd": ("KL on the teacher's answers", ""),
+    "knowledge-text": ("teacher sees the article alone", ""),
+    "knowledge-demonstration": ("teacher sees the answer alone", ""),
 }
+BASE = {"science": "32.1 / 65.5", "knowledge": "0 / 0 / 0"}
 
 
 METHOD_COLUMNS = {  # task -> [(heading, how to read it from a run's record)]
@@ -69,15 +93,16 @@ METHOD_COLUMNS = {  # task -> [(heading, how to read it from a run's record)]
 
 def methods(task, *names):
     """One markdown row for the base model, one for each of the experiments NAME-seedN.json, and below the table their commands."""
-    columns, (paper_heading, paper) = METHOD_COLUMNS[task] + METHOD_COLUMNS["every task"], PAPER[task]
-    lines = ["| | seeds | " + " | ".join(heading for heading, _ in columns) + f" | {paper_heading} |", "|---" * (len(columns) + 3) + "|"]
+    columns = METHOD_COLUMNS[task] + METHOD_COLUMNS["every task"]
+    lines = ["| | seeds | " + " | ".join(heading for heading, _ in columns) + f" | {PAPER[task]} |", "|---" * (len(columns) + 3) + "|"]
     experiments = {name: read_runs(name) for name in names}
     probe = json.loads((ROOT / "results" / "base-model.json").read_text())["probe"]["summary"]
     base = {"last": experiments[names[0]][0]["before"], "probe": probe, "training_flops": 0}
-    for name, seeds, runs in [("base", "", [base]), *((name, len(runs), runs) for name, runs in experiments.items())]:
+    called = {name: ROWS.get(name, (name, "")) for name in names}
+    for (label, paper), seeds, runs in [(("base", BASE[task]), "", [base]), *((called[name], len(runs), runs) for name, runs in experiments.items())]:
         cells = [cell([read(run) for run in runs], heading) for heading, read in columns]
-        lines.append(f"| {name} | {seeds} | " + " | ".join([*cells, paper.get(name, "")]) + " |")
-    commands = [f"- {name}: `{without_seed(runs[0]['command'])}`" for name, runs in experiments.items()]
+        lines.append(f"| {label} | {seeds} | " + " | ".join([*cells, paper]) + " |")
+    commands = [f"- {called[name][0]}: `{without_seed(runs[0]['command'])}`" for name, runs in experiments.items()]
     return "\n".join(lines) + "\n\n" + "\n".join(commands) + "\n"
 
 

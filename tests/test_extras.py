@@ -74,8 +74,8 @@ def test_one_row_for_each_method(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     assert tables.methods("science", "science", "science-sft").splitlines()[2:5] == [
         "| base |  | 12.5 % | 100.0 % | 60.0 % | 0.000 | 14.0 | 0 | 32.1 / 65.5 |",
-        "| science | 2 | 60.0 ± 127.1 % | 100.0 ± 0.0 % | 50.0 ± 0.0 % | 0.050 ± 0.000 | 14.0 ± 0.0 | 9 ± 0 | 70.2 / 64.5 |",
+        "| SDFT, forward KL | 2 | 60.0 ± 127.1 % | 100.0 ± 0.0 % | 50.0 ± 0.0 % | 0.050 ± 0.000 | 14.0 ± 0.0 | 9 ± 0 | 70.2 / 64.5 |",
         "| science-sft | 1 | 25.0 % | 100.0 % | 50.0 % | 0.050 | 14.0 | 9 |  |"]
-    assert tables.methods("science", "science").splitlines()[-1] == "- science: `python sdft.py --task science`"
+    assert tables.methods("science", "science").splitlines()[-1] == "- SDFT, forward KL: `python sdft.py --task science`"
     with pytest.raises(SystemExit, match="science-dft-seed.*there is none"):
         tables.methods("science", "science-dft")
