@@ -69,14 +69,14 @@ class Config:
     batch_size: int = option(32, "prompts a step")
     rollouts_per_prompt: int = option(1, "answers sampled to each of them; the paper saw no gain in more than 1")
     micro_batch_size: int = option(32, "most sequences in one forward and backward; changes memory, not the gradient")
-    micro_batch_tokens: int = option(4096, "most tokens in one, padding included; a longer sequence goes alone")
+    micro_batch_tokens: int = option(2048, "most tokens in one, padding and the teacher's longer prompts included; a longer sequence goes alone")
     gradient_checkpointing: bool = option(True, "compute the layers again in backward: slower, and needed for 7 B parameters on one GPU; "
                                                  "off in the preset laptop")
     max_grad_norm: float = option(1.0, "gradients are scaled down to this 2-norm")
     weight_decay: float = option(0.0, "decoupled, as in AdamW")
     # lengths
     max_new_tokens: int = option(2048, "longest completion, in training and evaluation")
-    max_prompt_tokens: int = option(2048, "longest student prompt")
+    max_prompt_tokens: int = option(2048, "longest student prompt; of --method cpt the length of a block of text")
     max_teacher_prompt_tokens: int = option(4096, "longest teacher prompt")
     too_long: str = option("drop", "prompts over the limit: drop and name them, or stop; never cut", ["drop", "stop"])
     # what is looked at and saved
@@ -101,7 +101,7 @@ PRESETS = {  # preset -> what differs from Config's defaults, for every task and
     },
     "laptop": {
         "every task": {"model": "smollm2", "dtype": "float32", "divergence": "forward", "learning_rate": 1e-4, "warmup": 3, "steps": 30,
-                       "gradient_checkpointing": False, "batch_size": 8, "micro_batch_size": 8, "micro_batch_tokens": 2048,
+                       "gradient_checkpointing": False, "batch_size": 8, "micro_batch_size": 8, "micro_batch_tokens": 4096,
                        "max_new_tokens": 48, "max_prompt_tokens": 256, "max_teacher_prompt_tokens": 512, "eval_examples": 64,
                        "general_tokens": 32, "eval_every": 10, "save_every": 15},
         "knowledge": {"teacher_context": "text+demonstration", "teacher": "base", "learning_rate": 3e-4, "steps": 50, "max_new_tokens": 24,
@@ -126,10 +126,10 @@ def parse_config(argv, description):
                                      argument_default=argparse.SUPPRESS, allow_abbrev=False)
     for f in dataclasses.fields(Config):
         if f.type is bool:
-            parser.add_argument("--" + f.name.replace("_", "-"), action=argparse.BooleanOptionalAction, help=f.metadata["help"])
+            parser.add_argument("--" + f.name.replace("_", "-"), action=argparse.BooleanOptionalAction, help=described(f))
             continue
         number = {int: int, float: float}.get(f.type, int if f.type == int | None else str)
-        parser.add_argument("--" + f.name.replace("_", "-"), type=number, choices=f.metadata["choices"], help=f.metadata["help"])
+        parser.add_argument("--" + f.name.replace("_", "-"), type=number, choices=f.metadata["choices"], help=described(f))
     parser.add_argument("--resume", metavar="RUN",
                         help=f"go on with a stopped run, as it was configured; only {_flags(FREE_ON_RESUME)} may change")
     given = vars(parser.parse_args(argv))
@@ -140,6 +140,16 @@ def parse_config(argv, description):
     config = Config(**{"preset": preset} | preset_values(preset, given.get("task", Config.task)) | fixed | given)
     check_config(config)
     return config, None, f"preset {preset} ({why})"
+
+
+def described(f):
+    """The help of a flag with its default, and that of the preset laptop where it is another."""
+    laptop, values = preset_values("laptop", Config.task), []
+    if f.default is not None:
+        values.append(f"default: {f.default}")
+    if f.name in laptop:
+        values.append(f"laptop: {laptop[f.name]}")
+    return f.metadata["help"].replace("%", "%%") + (f" ({'; '.join(values)})" if values else "")
 
 
 def choose_preset(named):

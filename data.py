@@ -98,10 +98,15 @@ def encode_prompt(tokenizer, messages):
     """
     if tokenizer.chat_template is None:
         raise ValueError("the model's tokenizer has no chat template; choose an instruction-tuned model")
+    from jinja2 import TemplateError        # here: whoever only reads data does without it
     typed = _typed_control_tokens(tokenizer, messages)
-    if not any(typed):
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    return _encode_typed(tokenizer, messages, typed)
+    try:
+        if not any(typed):
+            return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        return _encode_typed(tokenizer, messages, typed)
+    except TemplateError as error:      # of templates that take no system turn, for example
+        roles = ", ".join(turn["role"] for turn in messages)
+        raise ValueError(f"the model's chat template refuses a prompt with the turns {roles}: {error}") from None
 
 
 def _typed_control_tokens(tokenizer, messages):
@@ -179,7 +184,18 @@ def encode_pairs(tokenizer, examples, context, max_prompt_tokens, max_teacher_pr
 def with_demonstrations(tokenizer, pairs, examples, eos_token_id):
     """The pairs with the demonstration and an EOS as their completion: what SFT trains on."""
     demonstrations = {example.id: example.demonstration for example in examples}
-    return [replace(pair, completion=encode_text(tokenizer, demonstrations[pair.id], "assistant") + [eos_token_id]) for pair in pairs]
+    completed = []
+    for pair in pairs:
+        text = demonstrations[pair.id]
+        if opens_thoughts(tokenizer, pair.student_prompt) and "</think>" not in text:
+            text = f"\n</think>\n\n{text}"         # else the whole demonstration would be a thought, and no answer
+        completed.append(replace(pair, completion=encode_text(tokenizer, text, "assistant") + [eos_token_id]))
+    return completed
+
+
+def opens_thoughts(tokenizer, prompt):
+    """Whether a prompt (token ids) ends with the <think> that some templates write before the answer."""
+    return tokenizer.decode(prompt[-16:]).rstrip().endswith("<think>")
 
 
 def text_blocks(tokenizer, examples, block_tokens, eos_token_id):

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import CONTEXTS, TASKS, encode_prompt, load_task, teacher_messages
+from data import CONTEXTS, TASKS, encode_prompt, load_task, opens_thoughts, teacher_messages
 from kl_estimators import compare_completions
 from models import describe_machine, load_model, stop_tokens
 from sampling import completion_hidden, sample_completions
@@ -51,7 +51,7 @@ def answer_greedily(model, tokenizer, prompts, max_new_tokens, batch_size=32, de
 def _answer(tokenizer, prompt, rollout, row):
     ids = rollout.completion_ids_BT[row][rollout.completion_mask_BT[row]].tolist()
     # without it, thoughts that the length limit cut off would look like an answer
-    opened = "<think>" if tokenizer.decode(prompt[-16:]).rstrip().endswith("<think>") else ""
+    opened = "<think>" if opens_thoughts(tokenizer, prompt) else ""
     return Answer(opened + tokenizer.decode(ids, skip_special_tokens=True), ids, bool(rollout.finished_B[row]))
 
 
@@ -176,13 +176,19 @@ def teaches(figures):
     return figures["teacher"]["correct"] > figures["student"]["correct"]
 
 
-def format_preflight(figures, context, lengths_report, estimate):
-    """The preflight's figures and a verdict, as lines of text."""
+def format_preflight(figures, context, lengths_report, estimate, enforced=True):
+    """The preflight's figures and a verdict, as lines of text; not enforced: the method has no such teacher."""
     def scores(summary):
-        return f"{summary['correct']:.1%} right" + (f", {summary['well_formed']:.1%} well formed" if "well_formed" in summary else "")
+        return (f"{summary['correct']:.1%} right, " + (f"{summary['well_formed']:.1%} well formed, " if "well_formed" in summary else "")
+                + f"{summary['finished']:.1%} ended")
 
-    if teaches(figures):
+    if not enforced:
+        verdict = "none: this method needs no teacher that is better than the student"
+    elif teaches(figures):
         verdict = "go: with its context the model can do what it cannot do alone"
+    elif figures["teacher"]["finished"] < 0.5:
+        verdict = ("no-go: the teacher is no better than the student, but most of its answers are cut at --max-new-tokens;\n"
+                   "               raise that first")
     else:
         verdict = ("no-go: the teacher is no better than the student, so SDFT has nothing to teach here. Try a larger\n"
                    "               --model, another --teacher-context, or demonstrations in a form that this model would say anyway")
@@ -280,6 +286,15 @@ def _split(items, size):
 
 # ---- python eval.py ----
 
+def config_of_run(model):
+    """The configuration of the run of sdft.py whose last/ or best/ a model's folder is; {} for any other model."""
+    file = Path(model).parent / "before.json"
+    try:
+        return json.loads(file.read_text())["config"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Greedy accuracy, or pass@k, of a model on a task.")
     parser.add_argument("--model", required=True, help="folder, hub id, or smollm2")
@@ -288,7 +303,8 @@ def main(argv=None):
     parser.add_argument("--data", help="folder with our JSONL files (default: our own samples)")
     parser.add_argument("--context", default="none", choices=CONTEXTS, help="what stands in the prompt beside the question (default: %(default)s)")
     parser.add_argument("--limit", type=int, help="only the first N examples")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--max-new-tokens", type=int, help="longest answer (default: that of the run which left the model, else 64)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the model's arithmetic (default: that of its run, else float32)")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--json", type=Path, help="also write summary and answers to this file")
     parser.add_argument("--pass-at-k", type=int, metavar="K",
@@ -304,17 +320,22 @@ def main(argv=None):
         parser.error(f"--samples {args.samples} needs a --pass-at-k of at most as many")
     if args.seed is not None and args.pass_at_k is None and args.kl_to_base is None:
         parser.error(f"--seed {args.seed}: greedy answers have no seed; it is for --pass-at-k and --kl-to-base")
+    for name in ("limit", "batch_size", "max_new_tokens"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: it must be at least 1")
     samples, seed = args.samples or args.pass_at_k, args.seed or 0
+    run = config_of_run(args.model)
+    args.max_new_tokens, args.dtype = args.max_new_tokens or run.get("max_new_tokens", 64), args.dtype or run.get("dtype", "float32")
     try:
         examples = load_task(args.task, args.split, args.data)[:args.limit]
         for example in examples:
             teacher_messages(example, args.context)  # a field that the context needs is missing? say so before the model loads
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model, tokenizer = load_model(args.model, device)
-        base_model = load_model(args.kl_to_base, device)[0] if args.kl_to_base else None
+        model, tokenizer = load_model(args.model, device, args.dtype)
+        base_model = load_model(args.kl_to_base, device, args.dtype)[0] if args.kl_to_base else None
     except ValueError as error:
         sys.exit(f"error: {error}")
-    label = f"{args.task} {args.split}, context {args.context}"
+    label = f"{args.task} {args.split}, context {args.context}, at most {args.max_new_tokens} tokens"
     if args.pass_at_k:
         summary, right = evaluate_pass_at_k(model, tokenizer, examples, k=args.pass_at_k, samples=samples, seed=seed, context=args.context,
                                             max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, description="sampling")

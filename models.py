@@ -64,6 +64,9 @@ def load_model(name, device="cpu", dtype="float32"):
     model.to(device).eval()
     use_small_products(model)
     _check_head(model)
+    if any(".experts." in name for name, _ in model.named_parameters()):
+        raise ValueError(f'model "{name}" is a mixture of experts, whose weights are saved under other names than they are trained under: '
+                         "load_weights could not read a checkpoint back. Choose a dense model")
     return model, tokenizer
 
 
@@ -161,6 +164,8 @@ def checkpoint_layers(model):
 
     Hugging Face's own switch would also take the cache away from sampling. Copy a teacher before: a copy would run these layers.
     """
+    if not hasattr(model.base_model, "layers"):
+        raise ValueError(f"--gradient-checkpointing does not know where {type(model).__name__} keeps its layers; leave it out")
     for layer in model.base_model.layers:
         def forward(*args, plain=layer.forward, **kwargs):
             if torch.is_grad_enabled():
@@ -250,7 +255,8 @@ def _read_safetensors(file):
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file} cannot be read ({error}); the checkpoint is damaged. Resume from an older one, if there is one") from None
+        raise ValueError(f"{file} cannot be read ({error}); the checkpoint is damaged. Delete its folder: --resume "
+                         "then takes the one before, if --keep-last left one") from None
 
 
 @contextmanager
@@ -291,9 +297,9 @@ def describe_machine():
 # ---- what makes a run resumable beside its checkpoints ----
 
 def start_log(file, step):
-    """metrics.jsonl, opened for appending; lines of steps that a resumed run will do again are removed."""
-    kept = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= step] if file.exists() else []
-    file.write_text("".join(line + "\n" for line in kept))
+    """metrics.jsonl, opened for appending; lines of steps that a resumed run will do again are removed, and one that a full disk cut off."""
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    file.write_text("".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step))
     return open(file, "a", buffering=1)
 
 

@@ -52,8 +52,8 @@ def sample_completions(model, prompt_ids, *, max_new_tokens, uniforms_BT=None, t
     columns = max(len(prompt) for prompt in prompt_ids) + T
     logits_RV, cache, mask_RC, prompt_length_R = _prefill(model, prompt_ids[:started], columns, pad_token_id)
     rows, next_t_R = torch.arange(started, device=device), torch.zeros(started, dtype=torch.long, device=device)
-    # on a GPU, looking whether rows have ended means waiting for it, and a new batch size is slow once: both are kept rare
-    look_every, leave_at = (16, 0.5) if device.type == "cuda" else (1, 1.0)
+    look_every, leave_at = _pace(device)
+    began = 0           # the step after which the rows in hand began, the oldest of them
     for step in itertools.count(1):
         t_R = next_t_R.clamp(max=T - 1)                  # a row that has ended stays until somebody looks
         logprobs_RV = (logits_RV / (temperature or 1.0)).log_softmax(-1)
@@ -69,7 +69,7 @@ def sample_completions(model, prompt_ids, *, max_new_tokens, uniforms_BT=None, t
         finished_B[rows] |= ended
         next_t_R = next_t_R + 1
 
-        looking = step % look_every == 0 or step == T
+        looking = (step - began) % look_every == 0 or step - began == T
         if looking:
             keep = (~finished_B[rows] & (next_t_R < T)).nonzero()[:, 0]
             if len(keep) == 0 and started == B:
@@ -93,13 +93,19 @@ def sample_completions(model, prompt_ids, *, max_new_tokens, uniforms_BT=None, t
                 for layer, added in zip(cache.layers, new_cache.layers):
                     layer.add_rows(added)
             else:
-                cache = new_cache
+                cache, began = new_cache, step
             mask_RC, logits_RV = new_mask_RC, torch.cat([logits_RV, new_logits_RV])
             rows, next_t_R, prompt_length_R = torch.cat([rows, new]), torch.cat([next_t_R, torch.zeros_like(new)]), torch.cat([prompt_length_R, new_length_R])
 
     T = int(length_B.max())
     completion_mask_BT = torch.arange(T, device=device) < length_B[:, None]  # never ids != pad: pad may equal EOS
     return Rollout(completion_ids_BT[:, :T], completion_mask_BT, token_logprobs_BT[:, :T], finished_B)
+
+
+def _pace(device):
+    """(look every so many steps whether rows have ended, let them leave when at most this share is left): on a GPU looking means
+    waiting for it, and a new batch size is slow once, so both are kept rare."""
+    return (16, 0.5) if device.type == "cuda" else (1, 1.0)
 
 
 def _has_room(model, rows, max_rows):

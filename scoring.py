@@ -32,12 +32,17 @@ def score_science(text, answer):
 def score_reference(text, key_facts):
     """correct (strict): every key fact occurs in one of its accepted variants; lenient: at least one does.
 
-    Case is folded, white space normalised, and a variant counts at word boundaries only: 31 is not in 312.
+    Case is folded, white space normalised, and a variant counts at word boundaries only: 31 is not in 312, nor in 31.5 or 1,031.
     """
     text = _normalise(text)
-    found = [any(re.search(r"(?<!\w)" + re.escape(_normalise(variant)) + r"(?!\w)", text) for variant in variants)
-             for variants in key_facts]
+    found = [any(_occurs(_normalise(variant), text) for variant in variants) for variants in key_facts]
     return {"correct": all(found), "lenient": any(found)}
+
+
+def _occurs(variant, text):
+    before = r"(?<!\w)(?<!\d[.,])" if variant[0].isdigit() else r"(?<!\w)"
+    after = r"(?!\w)(?![.,]\d)" if variant[-1].isdigit() else r"(?!\w)"
+    return re.search(before + re.escape(variant) + after, text) is not None
 
 
 def score_tooluse(text, calls, rule="calls"):

@@ -40,8 +40,10 @@ def sdft_step(student, teacher, optimizer, batch, config):
     """Algorithm 1, lines 5 to 19, for one batch of (prompt, demonstration) pairs -> (metrics, rollout)."""
     started = time.perf_counter()
     B = len(batch.student_prompts)
-    rollout = batch.given or sample_completions(student, batch.student_prompts, max_new_tokens=config.max_new_tokens,  # l. 5-7   y ~ student(. | x)
-                                                uniforms_BT=batch.uniforms_BT, **batch.stop)
+    rollout = batch.given_completions
+    if rollout is None:                                                                                        # l. 5-7   y ~ student(. | x)
+        rollout = sample_completions(student, batch.student_prompts, max_new_tokens=config.max_new_tokens,
+                                     uniforms_BT=batch.uniforms_BT, **batch.stop_tokens)
     sampled = time.perf_counter()
 
     kl_B = torch.zeros(B, device=student.device)
@@ -62,8 +64,10 @@ def sdft_step(student, teacher, optimizer, batch, config):
     optimizer.step(batch.learning_rate)                                                                        # l. 18
     if config.teacher == "ema":
         update_ema(teacher, student, config.ema_rate)                                                          # l. 19
-    metrics = step_metrics(rollout, grad_norm, batch, config, time.perf_counter() - started)
-    return {"kl": kl_B.mean().item(), "teacher_gap": relative_distance(teacher, student), "sampling_seconds": sampled - started} | metrics, rollout
+    metrics = {"kl": kl_B.mean().item(), "sampling_seconds": sampled - started}
+    if config.teacher != "model":               # another model may have other shapes
+        metrics["teacher_gap"] = relative_distance(teacher, student)
+    return metrics | step_metrics(rollout, grad_norm, batch, config, time.perf_counter() - started), rollout
 
 
 def likelihood_step(student, teacher, optimizer, batch, config):
@@ -71,7 +75,7 @@ def likelihood_step(student, teacher, optimizer, batch, config):
     started = time.perf_counter()
     B = len(batch.student_prompts)
     nll_B = torch.zeros(B, device=student.device)
-    for micro in micro_batches(batch, batch.given, config):
+    for micro in micro_batches(batch, batch.given_completions, config):
         hidden_BTD = completion_hidden(student, micro.student_prompts, micro.completion_ids_BT, micro.completion_mask_BT)
         logprobs_BT = completion_logprobs(hidden_BTD, student.lm_head, micro.completion_ids_BT)
         loss_BT = LIKELIHOODS[METHODS[config.method]["loss"]](logprobs_BT)
@@ -80,7 +84,8 @@ def likelihood_step(student, teacher, optimizer, batch, config):
     grad_norm = clip_gradients(student, config.max_grad_norm)
     stop_if_not_finite(grad_norm, nll_B, batch)
     optimizer.step(batch.learning_rate)
-    return {"nll": nll_B.mean().item()} | step_metrics(batch.given, grad_norm, batch, config, time.perf_counter() - started), batch.given
+    metrics = step_metrics(batch.given_completions, grad_norm, batch, config, time.perf_counter() - started)
+    return {"nll": nll_B.mean().item()} | metrics, batch.given_completions
 
 
 STEPS = {"kl": sdft_step, "nll": likelihood_step, "dft": likelihood_step}     # by the loss that METHODS names
@@ -142,16 +147,19 @@ class Batch:
     teacher_prompts: list
     uniforms_BT: torch.Tensor
     learning_rate: float
-    stop: dict
-    given: Rollout | None = None    # a baseline's completions; None where the student samples
+    stop_tokens: dict                           # eos_token_ids, pad_token_id
+    given_completions: Rollout | None = None    # a baseline's; None where the student samples
 
 
 def make_batch(pairs, step, config, stop, device="cpu"):
     """The batch of a step: a fresh shuffle each epoch, and one uniform for each (row, token)."""
     B, n = config.batch_size, len(pairs)
-    shuffles = {epoch: np.random.default_rng([config.seed, 0, epoch]).permutation(n)
-                for epoch in range(step * B // n, (step * B + B - 1) // n + 1)}
-    chosen = [pairs[shuffles[position // n][position % n]] for position in range(step * B, step * B + B) for _ in range(config.rollouts_per_prompt)]
+    shuffles = {epoch: np.random.default_rng([config.seed, 0, epoch]).permutation(n) for epoch in range(step * B // n, (step * B + B - 1) // n + 1)}
+
+    def pair_at(position):          # of all prompts since step 0
+        epoch, place = divmod(position, n)
+        return pairs[shuffles[epoch][place]]
+    chosen = [pair_at(position) for position in range(step * B, step * B + B) for _ in range(config.rollouts_per_prompt)]
     uniforms_BT = torch.from_numpy(np.random.default_rng([config.seed, 1, step]).random((len(chosen), config.max_new_tokens)))
     given = None
     if chosen[0].completion is not None:
@@ -180,9 +188,11 @@ class MicroBatch:
 
 
 def micro_batches(batch, rollout, config):
-    """Rows of similar length together, so that little is padding: at most micro_batch_size rows and micro_batch_tokens tokens."""
+    """Rows of similar length together, so that little is padding: at most micro_batch_size rows and micro_batch_tokens tokens,
+    the student's or, where a teacher scores, its own longer ones."""
     lengths = rollout.completion_mask_BT.sum(1).tolist()
-    total = [len(prompt) + length for prompt, length in zip(batch.student_prompts, lengths)]
+    prompts = [batch.student_prompts] + [batch.teacher_prompts] * (METHODS[config.method]["loss"] == "kl")
+    total = [max(map(len, row_prompts)) + length for *row_prompts, length in zip(*prompts, lengths)]
     parts = [[]]
     for row in sorted(range(len(total)), key=total.__getitem__):     # each is the longest so far
         full = len(parts[-1]) == config.micro_batch_size or (len(parts[-1]) + 1) * total[row] > config.micro_batch_tokens
@@ -226,7 +236,11 @@ def load_data(config):
     train_examples = load_task(config.task, "train", config.data)[:config.train_examples]
     examples = {split: load_task(config.task, split, config.data) for split in ["validation", *REPORTS[config.task].values()]}
     if config.train_examples:
-        examples = {split: from_articles_of(train_examples, some) for split, some in examples.items()}
+        for split in examples:
+            examples[split] = from_articles_of(train_examples, examples[split])
+            if not examples[split]:
+                raise ValueError(f"{split}: no example is about the articles of the first {config.train_examples} training examples, which "
+                                 "--train-examples keeps; raise it, or put the articles of train.jsonl in another order")
     validation = examples["validation"][:config.eval_examples]
     reports = {name: examples[split][:config.eval_examples] for name, split in REPORTS[config.task].items()}
     for example in train_examples + validation:
@@ -236,31 +250,36 @@ def load_data(config):
     return train_examples, validation, reports, load_task("general", "test")
 
 
-def with_completions(pairs, examples, student, tokenizer, config):
-    """The pairs with what the method trains on; where the student samples it, as they are."""
-    stop, source = stop_tokens(student, tokenizer), METHODS[config.method]["completions"]
+def with_given_completions(pairs, examples, student, tokenizer, config):
+    """The pairs with the demonstrations or the article blocks that a method trains on; other methods' pairs as they are."""
+    source = METHODS[config.method]["completions"]
+    eos_token_id = stop_tokens(student, tokenizer)["eos_token_ids"][0] if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     if source == "demonstration":
-        return with_demonstrations(tokenizer, pairs, examples, tokenizer.eos_token_id)
+        return with_demonstrations(tokenizer, pairs, examples, eos_token_id)
     if source == "text":
-        return text_blocks(tokenizer, examples, config.max_new_tokens, tokenizer.eos_token_id)
-    if source == "teacher":             # the base model in context, once for each prompt
-        written = []
-        for start in tqdm(range(0, len(pairs), config.batch_size), desc="the teacher writes", leave=False):
-            part = pairs[start:start + config.batch_size]
-            uniforms_BT = torch.from_numpy(np.random.default_rng([config.seed, 2, start]).random((len(part), config.max_new_tokens)))
-            rollout = sample_completions(student, [pair.teacher_prompt for pair in part], max_new_tokens=config.max_new_tokens,
-                                         uniforms_BT=uniforms_BT, **stop)
-            written += [dataclasses.replace(pair, completion=ids_T[mask_T].tolist())
-                        for pair, ids_T, mask_T in zip(part, rollout.completion_ids_BT, rollout.completion_mask_BT)]
-        return written
+        return text_blocks(tokenizer, examples, config.max_prompt_tokens, eos_token_id)
     return pairs
+
+
+def with_teacher_completions(pairs, base_model, tokenizer, config):
+    """The pairs with what the base model in context samples, once for each prompt: what teacher-sft and teacher-kd train on."""
+    written = []
+    for start in tqdm(range(0, len(pairs), config.batch_size), desc="the teacher writes", leave=False):
+        part = pairs[start:start + config.batch_size]
+        uniforms_BT = torch.from_numpy(np.random.default_rng([config.seed, 2, start]).random((len(part), config.max_new_tokens)))
+        rollout = sample_completions(base_model, [pair.teacher_prompt for pair in part], max_new_tokens=config.max_new_tokens,
+                                     uniforms_BT=uniforms_BT, **stop_tokens(base_model, tokenizer))
+        written += [dataclasses.replace(pair, completion=ids_T[mask_T].tolist())
+                    for pair, ids_T, mask_T in zip(part, rollout.completion_ids_BT, rollout.completion_mask_BT)]
+    return written
 
 
 def check_lengths(pairs, too_long, config):
     """One line about the prompts; ValueError where none fits, or one does not and --too-long is stop."""
-    longest = [max(len(prompt) for prompt in prompts) for prompts in zip(*((p.student_prompt, p.teacher_prompt) for p in pairs + too_long))]
-    report = (f"{len(pairs)} of {len(pairs) + len(too_long)} fit; longest student prompt {longest[0]} tokens (limit {config.max_prompt_tokens}), "
-              f"longest teacher prompt {longest[1]} (limit {config.max_teacher_prompt_tokens})")
+    longest_student = max(len(pair.student_prompt) for pair in pairs + too_long)
+    longest_teacher = max(len(pair.teacher_prompt) for pair in pairs + too_long)
+    report = (f"{len(pairs)} of {len(pairs) + len(too_long)} fit; longest student prompt {longest_student} tokens (limit {config.max_prompt_tokens}), "
+              f"longest teacher prompt {longest_teacher} (limit {config.max_teacher_prompt_tokens})")
     if too_long:
         report += f"\n               left out: {', '.join(pair.id for pair in too_long[:5])}{' …' if len(too_long) > 5 else ''}"
     if not pairs or (too_long and config.too_long == "stop"):
@@ -271,13 +290,20 @@ def check_lengths(pairs, too_long, config):
 
 def estimate(figures, model, pairs, config):
     """One line of what the run will cost, from the speeds that the preflight has seen."""
-    # a step: sampling, a forward pass of the teacher, and of the student one forward and one backward (the work of two)
-    T, method = figures["student"]["completion_tokens"], METHODS[config.method]
-    scored = sum((method["loss"] == "kl") * (len(pair.teacher_prompt) + T) + 3 * (len(pair.student_prompt) + T) for pair in pairs) / len(pairs)
-    sampled = T if method["completions"] == "student" else 0
-    step_seconds = config.batch_size * config.rollouts_per_prompt * (sampled / figures["sampling_tokens_per_s"] + scored / figures["scoring_tokens_per_s"])
-    steps, each = total_steps(config, len(pairs)), 14 if config.dtype == "bfloat16" else 16  # bytes a parameter: the table in optim.py
-    gigabytes = (each + 4 * (config.teacher != "student")) * sum(parameter.numel() for parameter in model.parameters()) / 1e9
+    method, row_seconds = METHODS[config.method], 0
+    for pair in pairs:
+        T = len(pair.completion or []) or figures["student"]["completion_tokens"]
+        tokens = 3 * (len(pair.student_prompt) + T)             # one forward pass, and a backward pass, which is the work of two
+        if method["loss"] == "kl":
+            tokens += len(pair.teacher_prompt) + T
+        row_seconds += tokens / figures["scoring_tokens_per_s"] / len(pairs)
+        if method["completions"] == "student":
+            row_seconds += T / figures["sampling_tokens_per_s"] / len(pairs)
+    steps, step_seconds = total_steps(config, len(pairs)), config.batch_size * config.rollouts_per_prompt * row_seconds
+    bytes_a_parameter = 14 if config.dtype == "bfloat16" else 16        # the table in optim.py; a teacher of its own is 4 more
+    if config.teacher != "student":
+        bytes_a_parameter += 4
+    gigabytes = bytes_a_parameter * sum(parameter.numel() for parameter in model.parameters()) / 1e9
     return f"{steps} steps of about {step_seconds:.0f} s = {steps * step_seconds / 60:.0f} minutes; {gigabytes:.1f} GB, plus activations"
 
 
@@ -320,6 +346,16 @@ def new_run_folder(config):
     return folder
 
 
+def load_other_teacher(config, student, tokenizer):
+    """--teacher-model; ValueError where it has another vocabulary, for then the two distributions are not over the same tokens."""
+    teacher, teacher_tokenizer = load_model(config.teacher_model, student.device, config.dtype)
+    sizes = [model.lm_head.weight.shape[0] for model in (teacher, student)]
+    if sizes[0] != sizes[1] or teacher_tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise ValueError(f"--teacher-model {config.teacher_model} and --model {config.model} have different vocabularies ({sizes[0]} and {sizes[1]} tokens); "
+                         "they are compared token by token. Choose two models of one family whose vocabularies are equal")
+    return teacher
+
+
 def main(argv=None):
     started = time.perf_counter()
     keep_freed_memory()
@@ -330,41 +366,47 @@ def main(argv=None):
         student, tokenizer = load_model(config.model, "cuda" if torch.cuda.is_available() else "cpu", config.dtype)
         pairs, too_long = encode_pairs(tokenizer, train_examples, config.teacher_context, config.max_prompt_tokens, config.max_teacher_prompt_tokens)
         lengths_report = check_lengths(pairs, too_long, config)
-        teacher = load_model(config.teacher_model, student.device, config.dtype)[0] if config.teacher == "model" else None
+        pairs = with_given_completions(pairs, train_examples, student, tokenizer, config)
+        teacher = load_other_teacher(config, student, tokenizer) if config.teacher == "model" else None
         run_folder = checkpoint.parent if checkpoint else new_run_folder(config)
     except ValueError as error:
         sys.exit(f"error: {error}")
 
     try:
         if checkpoint:
-            before = json.loads((run_folder / "before.json").read_text())
+            before = json.loads((run_folder / "before.json").read_text()) | {"config": dataclasses.asdict(config)}
         else:
-            before = {"preflight": preflight(student, tokenizer, validation, config.teacher_context, config.max_new_tokens)}
-            print(format_preflight(before["preflight"], config.teacher_context, lengths_report, estimate(before["preflight"], student, pairs, config)))
-            if METHODS[config.method]["completions"] == "student" and config.teacher != "model" and not teaches(before["preflight"]) and not config.force:
-                run_folder.rmdir()
+            before = {"command": " ".join(["python", "sdft.py"] + (argv or sys.argv[1:])), "config": dataclasses.asdict(config),
+                      "preflight": preflight(student, tokenizer, validation, config.teacher_context, config.max_new_tokens)}
+            # a baseline needs no better teacher, and another model's is not asked in context
+            enforced = METHODS[config.method]["completions"] == "student" and config.teacher != "model"
+            print(format_preflight(before["preflight"], config.teacher_context, lengths_report, estimate(before["preflight"], student, pairs, config),
+                                   enforced))
+            if enforced and not teaches(before["preflight"]) and not config.force:
                 sys.exit("no-go: nothing was trained. --force trains all the same")
-        data = Data(with_completions(pairs, train_examples, student, tokenizer, config), validation, reports,
+        if METHODS[config.method]["completions"] == "teacher":
+            pairs = with_teacher_completions(pairs, student, tokenizer, config)
+        data = Data(pairs, validation, reports,
                     sample_base_answers(teacher or student, tokenizer, general, config.general_tokens))     # of --teacher-model, where it is given
         if not checkpoint:
             before["before"] = report(student, tokenizer, data, config, "before")
             (run_folder / "before.json").write_text(json.dumps(before, indent=1) + "\n")
         best, ended = train(student, tokenizer, data, config, run_folder, checkpoint, teacher)
         if ended:
-            finish(student, tokenizer, data, config, run_folder, best, started,
-                   {"command": " ".join(["python", "sdft.py"] + (argv or sys.argv[1:])), "config": dataclasses.asdict(config)} | before)
+            finish(student, tokenizer, data, config, run_folder, best, started, before)
     except FloatingPointError as error:
         sys.exit(f"error: {error}\nThe last checkpoint is kept. A lower --learning-rate is the usual remedy")
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):  # a GPU's; a CPU's
             raise
-        if not any(run_folder.iterdir()):
-            run_folder.rmdir()      # nothing was trained yet: the same command runs again
-        sys.exit(f"error: {str(error).splitlines()[0]}\nA new run takes less memory with a smaller --micro-batch-size or --max-new-tokens, with "
+        sys.exit(f"error: {str(error).splitlines()[0]}\nA new run takes less memory with a smaller --micro-batch-tokens or --max-new-tokens, with "
                  f"--gradient-checkpointing, or with --dtype bfloat16. --resume {run_folder} goes on from the last checkpoint, if there is one, "
                  "with these flags as they are")
     except (ValueError, OSError) as error:      # a damaged checkpoint, a full disk
         sys.exit(f"error: {error}")
+    finally:
+        if not any(run_folder.iterdir()):       # stopped before anything was trained: the same command runs again
+            run_folder.rmdir()
 
 
 def finish(student, tokenizer, data, config, run_folder, best, started, results):

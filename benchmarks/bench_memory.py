@@ -21,6 +21,7 @@ from common import markdown_table, write_record
 
 import torch
 
+from config import Config
 from kl_estimators import DIVERGENCES, compare_completions
 
 
@@ -80,6 +81,7 @@ BYTES_A_PARAMETER = {  # optim.py has the reasons; the sums are 18 and 20
     "float32": {"weights": 4, "gradients": 4, "first moment": 4, "second moment": 4, "teacher": 4},
 }
 PREFILL_ROWS, CHUNK_SIZE = 8, 256       # of sampling._prefill and kl_estimators.compare_completions
+GENERAL_PROMPTS = 32                    # of samples/general/test.jsonl
 CONTEXT_BYTES = 10 ** 9                 # CUDA context and library workspaces: an allowance, not a measurement
 
 
@@ -117,6 +119,7 @@ def make_plan(config, dtype, card_bytes, batch, new_tokens, prompt_tokens, micro
     D, V, layers, I = config.hidden_size, config.vocab_size, config.num_hidden_layers, config.intermediate_size
     head_dim = getattr(config, "head_dim", None) or D // config.num_attention_heads
     kept = {name: bytes_ * parameters for name, bytes_ in per_parameter.items() if name != "gradients"}
+    kept["what measures drift: the base's head, states of its answers"] = size * D * (V + GENERAL_PROMPTS * Config.general_tokens)
     L, N = prompt_tokens + new_tokens, min(CHUNK_SIZE, micro_batch * new_tokens)
     training = kept | {
         "gradients": per_parameter["gradients"] * parameters,

@@ -102,7 +102,7 @@ def run_sft(args):
         rows = [(prompt * args.max_new_tokens)[:length] for prompt, length in zip(batch.teacher_prompts, lengths_B)]
         ids_BT = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
         mask_BT = torch.arange(ids_BT.shape[1]) < torch.tensor(lengths_B)[:, None]
-        batch.given = Rollout(ids_BT, mask_BT, None, torch.ones(len(rows), dtype=torch.bool))
+        batch.given_completions = Rollout(ids_BT, mask_BT, None, torch.ones(len(rows), dtype=torch.bool))
         started = time.perf_counter()
         likelihood_step(model, None, optimizer, batch, config)
         seconds.append(time.perf_counter() - started)

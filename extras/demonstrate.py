@@ -52,7 +52,7 @@ def local_sampler(name, context, samples, *, temperature, top_p, max_new_tokens,
 
     from eval import sample_answers
     from models import load_model
-    model, tokenizer = load_model(name, "cuda" if torch.cuda.is_available() else "cpu")
+    model, tokenizer = load_model(name, *(("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")))
 
     def sample(examples, n):
         # a seed of its own for each (seed, n): draws are a function of the seed and an example's place

@@ -183,7 +183,7 @@ def local_judge(name, max_new_tokens):
     from data import encode_prompt
     from eval import answer_greedily
     from models import load_model
-    model, tokenizer = load_model(name, "cuda" if torch.cuda.is_available() else "cpu")
+    model, tokenizer = load_model(name, *(("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")))
     changed = max((file.stat().st_mtime_ns for file in Path(name).glob("*.safetensors")), default=0)
 
     def ask(prompt):

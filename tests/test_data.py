@@ -176,6 +176,14 @@ def test_control_tokens_typed_in_demonstrations_and_articles_stay_text(tokenizer
     assert [ids.count(token) for token in (start, end, think)] == [0, 2, 0] and tokenizer.decode(ids) == f"{typed}<|im_end|>Plain {{x}}.<|im_end|>"
 
 
+def test_a_template_that_takes_no_system_turn_says_so(tokenizer):
+    tokenizer.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + tokenizer.chat_template
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    with pytest.raises(ValueError, match="refuses a prompt with the turns system, user: System role not supported"):
+        encode_prompt(tokenizer, turns)
+    assert encode_prompt(tokenizer, turns[1:])
+
+
 @pytest.mark.parametrize("rule", ["message['content'] | trim", "message['content'].split('<|im_end|>')[-1]"])
 def test_templates_that_change_contents(tokenizer, rule):
     """A template that trims gives what it gives to text; one that acts on the token is refused, not misread."""

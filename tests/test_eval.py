@@ -2,6 +2,8 @@
 
 import copy
 import json
+import re
+import shutil
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 import eval as evaluation
 from conftest import tiny_llama
 from data import Example, encode_prompt, load_task
-from eval import drift_from_base, evaluate, preflight, sample_answers, sample_base_answers
+from eval import drift_from_base, evaluate, format_preflight, preflight, sample_answers, sample_base_answers
 from scoring import artefact_rate, science_letter, score, score_reference, score_science
 
 
@@ -54,6 +56,15 @@ def test_well_formed_is_to_end_with_the_letter(text, well_formed):
 ])
 def test_score_reference(text, strict, lenient):
     assert score_reference(text, [["312"], ["1 May", "May 1"]]) == {"correct": strict, "lenient": lenient}
+
+
+@pytest.mark.parametrize("text, right", [
+    ("312", True), ("It is 312.", True), ("312, I think", True), ("(312)", True), ("1,312 euro", False), ("1.312 Euro", False),
+    ("312.5 tonnes", False), ("312,000", False), ("3120", False), ("v312", False), ("in room 4, 312 people", True),
+])
+def test_a_number_inside_another_is_another(text, right):
+    assert score_reference(text, [["312"]])["correct"] is right
+    assert score_reference("On 3.May,1990", [["May"]])["correct"]      # only digits make a number
 
 
 @pytest.mark.parametrize("text, right", [
@@ -149,6 +160,16 @@ def test_preflight_figures(model, tokenizer):
     assert preflight(model, tokenizer, questions(), "demonstration", 6)["kl_teacher_student"] > 0.01
 
 
+def test_the_verdict_names_what_is_wrong():
+    def figures(teacher, ended):
+        summary = {"n": 4, "correct": 0.25, "finished": 0.5}
+        return {"student": summary, "teacher": summary | {"correct": teacher, "finished": ended}, "copied": 0.0, "kl_teacher_student": 1.0}
+    for teacher, ended, enforced, verdict in [(0.5, 0.1, True, "go: "), (0.25, 0.1, True, "no-go: .* cut at --max-new-tokens"),
+                                              (0.25, 0.9, True, "no-go: .* larger"), (0.25, 0.9, False, "none: this method needs no teacher")]:
+        text = format_preflight(figures(teacher, ended), "demonstration", "", "", enforced)
+        assert re.search(rf"verdict +{verdict}", text, re.DOTALL) and f"{ended:.1%} ended" in text
+
+
 def test_command_line(tiny_folder, tmp_path, capsys):
     evaluation.main(["--model", str(tiny_folder), "--task", "science", "--limit", "3", "--max-new-tokens", "4", "--json", str(tmp_path / "out.json")])
     record = json.loads((tmp_path / "out.json").read_text())
@@ -157,3 +178,18 @@ def test_command_line(tiny_folder, tmp_path, capsys):
         evaluation.main(["--model", str(tmp_path), "--task", "science"])
     with pytest.raises(SystemExit, match="does not exist; its folder has"):
         evaluation.main(["--model", str(tiny_folder), "--task", "science", "--split", "exam"])
+    for flag in ("--limit", "--batch-size", "--max-new-tokens"):
+        with pytest.raises(SystemExit):
+            evaluation.main(["--model", str(tiny_folder), "--task", "science", flag, "0"])
+        assert f"{flag} 0: it must be at least 1" in capsys.readouterr().err
+
+
+def test_length_and_arithmetic_are_those_of_the_run_that_left_the_model(tiny_folder, tmp_path, capsys, monkeypatch):
+    shutil.copytree(tiny_folder, tmp_path / "run" / "last")
+    (tmp_path / "run" / "before.json").write_text('{"config": {"max_new_tokens": 5, "dtype": "bfloat16"}}')
+    loaded, load = [], evaluation.load_model
+    monkeypatch.setattr(evaluation, "load_model", lambda name, device, dtype: loaded.append(dtype) or load(name, device, dtype))
+    for folder, more, tokens, dtype in [(tmp_path / "run" / "last", [], 5, "bfloat16"), (tmp_path / "run" / "last", ["--dtype", "float32"], 5, "float32"),
+                                        (tiny_folder, [], 64, "float32"), (tiny_folder, ["--max-new-tokens", "3"], 3, "float32")]:
+        evaluation.main(["--model", str(folder), "--task", "science", "--limit", "1", *more])
+        assert f"at most {tokens} tokens" in capsys.readouterr().out and loaded[-1] == dtype

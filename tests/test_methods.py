@@ -13,10 +13,11 @@ import torch.nn.functional as F
 import sdft
 from config import METHODS, Config, parse_config
 from conftest import gradients, tiny_llama
-from data import Example, Pair, load_task, text_blocks, with_demonstrations
+from data import Example, Pair, encode_prompt, load_task, text_blocks, with_demonstrations
 from eval import drift_from_base, sample_base_answers
 from kl_estimators import completion_logprobs, dynamic_loss, likelihood_loss
 from models import load_model
+from scoring import score
 from sdft import likelihood_step, make_batch, sdft_step
 from test_sdft import STOP, KeepGradients
 
@@ -98,10 +99,25 @@ def test_what_each_method_trains_on(tokenizer):
     assert ids.count(eos) == 2 and max(len(block.student_prompt + block.completion) for block in blocks) == 7
 
     model, config = tiny_llama(), dataclasses.replace(CONFIG, method="teacher-sft", task="knowledge", teacher="base")
-    drawn = [sdft.with_completions(pairs, examples, model, tokenizer, config) for _ in range(2)]
+    drawn = [sdft.with_teacher_completions(pairs, model, tokenizer, config) for _ in range(2)]
     assert [pair.completion for pair in drawn[0]] == [pair.completion for pair in drawn[1]]
     assert all(1 <= len(pair.completion) <= 8 for pair in drawn[0]) and pairs[0].completion is None
-    assert sdft.with_completions(pairs, examples, model, tokenizer, CONFIG) == pairs
+    assert sdft.with_given_completions(pairs, examples, model, tokenizer, CONFIG) == pairs
+    cpt = dataclasses.replace(CONFIG, method="cpt", task="knowledge", max_prompt_tokens=7)
+    assert sdft.with_given_completions(pairs, examples, model, tokenizer, cpt) == blocks
+
+
+def test_a_demonstration_after_an_opened_thought_is_an_answer(tokenizer):
+    """Oracle: the scorer, which looks behind </think>. A demonstration that closes its own thought stays as it is."""
+    tokenizer.add_tokens(["<think>"])
+    tokenizer.chat_template += "{% if add_generation_prompt %}<think>{% endif %}"
+    turn = [{"role": "user", "content": "Which organ?"}]
+    examples = [Example(str(n), "medical", turn, demonstration=text, key_facts=[["liver"]]) for n, text in enumerate(["The liver.", "Bile …</think>The liver."])]
+    prompt = encode_prompt(tokenizer, turn)
+    given = [pair.completion for pair in with_demonstrations(tokenizer, [Pair("0", prompt, prompt), Pair("1", prompt, prompt)], examples, tokenizer.eos_token_id)]
+    texts = [tokenizer.decode(prompt + ids[:-1]).rpartition("assistant\n")[2] for ids in given]
+    assert texts == ["<think>\n</think>\n\nThe liver.", "<think>Bile …</think>The liver."]
+    assert all(score(text, example)["correct"] for text, example in zip(texts, examples))
 
 
 @pytest.mark.parametrize("flags, message", [
@@ -124,14 +140,28 @@ def test_each_row_of_methods_parses():
         assert config.method == method and sdft.STEPS[METHODS[method]["loss"]] in (sdft_step, likelihood_step)
 
 
-def test_reinvoke_measures_drift_from_the_model_it_returns_to(tiny_folder, tokenizer, tmp_path):
-    """Oracle: drift of the start's weights, from the answers of --teacher-model, computed beside the run."""
-    start = tiny_llama(vocab_size=len(tokenizer), seed=1)
+REINVOKE = ["--method", "reinvoke", "--task", "science", "--preset", "laptop", "--steps", "1", "--batch-size", "2", "--max-new-tokens", "4",
+            "--max-prompt-tokens", "1000", "--eval-examples", "2", "--general-tokens", "4", "--eval-every", "0"]
+
+
+@pytest.mark.parametrize("dtype, layers", [("float32", 2), ("bfloat16", 2), ("float32", 3)])
+def test_reinvoke_measures_drift_from_the_model_it_returns_to(dtype, layers, tiny_folder, tokenizer, tmp_path, capsys):
+    """Oracle: drift of the start's weights, from the answers of --teacher-model, computed beside the run. The teacher may have other shapes."""
+    start = tiny_llama(vocab_size=len(tokenizer), seed=1, layers=layers)
     start.save_pretrained(tmp_path / "start")
     tokenizer.save_pretrained(tmp_path / "start")
-    sdft.main(["--method", "reinvoke", "--task", "science", "--preset", "laptop", "--model", str(tmp_path / "start"), "--teacher-model", str(tiny_folder),
-               "--output", str(tmp_path / "run"), "--steps", "1", "--batch-size", "2", "--max-new-tokens", "4", "--max-prompt-tokens", "1000",
-               "--eval-examples", "2", "--general-tokens", "4", "--eval-every", "0"])
+    sdft.main([*REINVOKE, "--model", str(tmp_path / "start"), "--teacher-model", str(tiny_folder), "--output", str(tmp_path / "run"), "--dtype", dtype])
     before = json.loads((tmp_path / "run" / "results.json").read_text())["before"]["test"]["drift_from_base"]
-    base_answers = sample_base_answers(load_model(str(tiny_folder), "cpu")[0], tokenizer, load_task("general", "test"), 4)
+    start, teacher = (load_model(str(folder), "cpu", dtype)[0] for folder in (tmp_path / "start", tiny_folder))
+    base_answers = sample_base_answers(teacher, tokenizer, load_task("general", "test"), 4)
     assert before == pytest.approx(drift_from_base(base_answers, start), rel=1e-4) and before > 0.1
+    assert "no-go" not in capsys.readouterr().out
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(tiny_folder, tokenizer, tmp_path):
+    tokenizer.add_tokens(["<one more>"])
+    tiny_llama(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    with pytest.raises(SystemExit, match=r"different vocabularies \(259 and 258 tokens\)"):
+        sdft.main([*REINVOKE, "--model", str(tiny_folder), "--teacher-model", str(tmp_path / "other"), "--output", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()

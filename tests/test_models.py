@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, Qwen3MoeConfig
 
 import models
-from conftest import gradients, tiny_llama
-from models import list_checkpoints, load_checkpoint, load_model, load_weights, read_state, save_checkpoint, save_model, stop_tokens
+from conftest import gradients, tiny_llama, tiny_model
+from models import (checkpoint_layers, list_checkpoints, load_checkpoint, load_model, load_weights, read_state, save_checkpoint, save_model, start_log,
+                    stop_tokens)
 from optim import AdamW, prepare_for_training, relative_distance, update_ema
 
 
@@ -130,6 +131,22 @@ def test_models_that_change_their_logits_are_refused(tiny):
         models._check_head(scaled)
 
 
+def test_mixtures_of_experts_are_refused(tokenizer, tmp_path):
+    """Their weights are saved under other names than they have while they are trained, so that a checkpoint could not be read back."""
+    tiny_model(Qwen3MoeConfig, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=4).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="mixture of experts"):
+        load_model(str(tmp_path))
+
+
+def test_a_log_line_that_a_full_disk_cut_off_is_dropped(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1, "kl": 0.5}\n{"step": 2, "kl": 0.4}\n{"step": 3, "k')
+    with start_log(file, 2) as log:
+        log.write('{"step": 3, "kl": 0.3}\n')
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2, 3]
+
+
 def test_unreachable_models_and_packages_give_one_plain_message(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(ValueError, match="cannot be loaded.*\n.*smollm2"):
@@ -206,6 +223,11 @@ def test_a_disk_that_is_really_full(small_disk, tokenizer):
     student_2, teacher_2, optimizer_2 = trained(True, tokenizer)
     load_checkpoint(second, student_2, teacher_2, optimizer_2)
     assert same(student, student_2) and same(teacher, teacher_2)
+
+
+def test_layers_that_are_elsewhere_are_not_checkpointed():
+    with pytest.raises(ValueError, match="--gradient-checkpointing does not know where GPT2LMHeadModel keeps its layers"):
+        checkpoint_layers(GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=32)))
 
 
 def test_checkpointed_layers_give_the_same_gradient_and_run_twice(tiny):

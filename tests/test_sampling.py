@@ -9,6 +9,7 @@ import torch
 
 from transformers import MistralConfig, Olmo3Config, Qwen2Config
 
+import sampling
 from conftest import gradients, tiny_llama, tiny_model
 from models import checkpoint_layers
 from sampling import completion_hidden, inverse_cdf_sample, sample_completions
@@ -73,6 +74,18 @@ def test_other_architectures(config_class, more, max_rows):
         torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-4)
         scored = model.lm_head(hidden_BTD[b, :len(completion)]).log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
         torch.testing.assert_close(scored, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("T", [16, 20, 33])
+@pytest.mark.parametrize("config_class", [Qwen2Config, Olmo3Config])
+def test_the_pace_of_a_gpu_draws_the_same(config_class, T, monkeypatch):
+    """It looks rarely whether rows have ended, so that some stand there ended; with a sliding window groups begin one after the other."""
+    model, prompts = tiny_model(config_class, num_hidden_layers=4, **{"sliding_window": 8} if config_class is Olmo3Config else {}), PROMPTS * 4
+    options = dict(max_new_tokens=T, uniforms_BT=uniforms(12, T), max_rows=3, **STOP)
+    expected = sample_completions(model, prompts, **options)
+    monkeypatch.setattr(sampling, "_pace", lambda device: (16, 0.5))
+    found = sample_completions(model, prompts, **options)
+    assert [row(found, b)[0] for b in range(12)] == [row(expected, b)[0] for b in range(12)]
 
 
 def test_greedy_tokens_equal_generate_row_by_row(tiny):

@@ -184,6 +184,8 @@ def test_a_run_leaves_what_the_readme_says(unbroken):
     metrics = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]
     results = json.loads((unbroken / "results.json").read_text())
+    before = json.loads((unbroken / "before.json").read_text())
+    assert before["config"] == results["config"] and before["command"] == results["command"]
     assert results["before"]["test"]["drift_from_base"] == pytest.approx(0, abs=1e-5) and results["last"]["test"]["drift_from_base"] > 0
     assert results["config"]["steps"] == 6 and "--steps 6" in results["command"]
 
@@ -328,6 +330,31 @@ def test_a_teacher_no_better_than_the_student_is_a_no_go(tiny_folder, tmp_path, 
     assert "no-go: the teacher is no better than the student" in capsys.readouterr().out and not (tmp_path / "run").exists()
 
 
+def test_ctrl_c_before_the_first_step_leaves_no_folder(tiny_folder, tmp_path, monkeypatch):
+    """The same command runs again, under the same name."""
+    def interrupt(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(sdft, "preflight", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        sdft.main(flags(tiny_folder, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_validation_about_the_kept_articles_is_said_before_the_model_loads(tmp_path):
+    line = {"prompt": "Who?", "demonstration": "Ada.", "key_facts": [["Ada"]]}
+    for split, article in (("train", "one"), ("validation", "two"), ("test", "one"), ("ood", "one")):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(line | {"text": article}) + "\n")
+    with pytest.raises(SystemExit, match="error: validation: no example is about the articles of the first 48 training examples"):
+        sdft.main(["--task", "knowledge", "--preset", "laptop", "--data", str(tmp_path), "--model", "nowhere", "--output", str(tmp_path / "run")])
+
+
+def test_help_names_defaults(capsys):
+    with pytest.raises(SystemExit):
+        sdft.main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "peak; cosine to 0 (default: 1e-05; laptop: 0.0001)" in shown and "longest completion, in training and evaluation (default: 2048; laptop: 48)" in shown
+
+
 def test_a_damaged_checkpoint_is_named_without_a_traceback(unbroken, tmp_path):
     shutil.copytree(unbroken, tmp_path / "run")
     file = tmp_path / "run" / "checkpoint-000006" / "optimizer.safetensors"
@@ -354,7 +381,7 @@ def test_out_of_memory_names_the_flags_that_help(fail, first_line, where, tiny_f
     with pytest.raises(SystemExit, match=rf"^{first_line}\nA new run takes less memory with [^\n]*$") as error:
         sdft.main(flags(tiny_folder, tmp_path / "run", eval_examples=1, train_examples=2, max_new_tokens=4))
     named = {flag.replace("-", "_") for flag in re.findall("--([a-z-]+)", str(error.value))}
-    assert named == {"micro_batch_size", "max_new_tokens", "gradient_checkpointing", "dtype", "resume"}
+    assert named == {"micro_batch_tokens", "max_new_tokens", "gradient_checkpointing", "dtype", "resume"}
     assert named - {"resume"} <= Config.__dataclass_fields__.keys()
     assert (tmp_path / "run").exists() == (where == "step")     # no empty folder is in the way of the next try
 
@@ -431,11 +458,15 @@ def test_micro_batches_keep_both_limits_and_lose_no_row():
     """Prompts of 2, 3, 4, 9 tokens with completions of 3: totals 5, 6, 7, 12. In rows x longest at most 12: 5+6 together, then 7, 12."""
     rollout = sdft.given_rollout([[2, 3, 1]] * 4, eos_token_ids=[1], pad_token_id=1)
     prompts = [[5] * 9, [5] * 3, [5] * 2, [5] * 4]
-    batch = sdft.Batch(0, list("abcd"), prompts, prompts, None, 1e-3, {})
+    batch = sdft.Batch(0, list("abcd"), prompts, [[5]] * 4, None, 1e-3, {})
 
-    def rows(**limits):
+    def rows(batch=batch, **limits):
         return [micro.rows for micro in sdft.micro_batches(batch, rollout, dataclasses.replace(TINY, **limits))]
     assert rows(micro_batch_tokens=12, micro_batch_size=4) == [[2, 1], [3], [0]]
     assert rows(micro_batch_tokens=48, micro_batch_size=4) == [[2, 1, 3, 0]]
     assert rows(micro_batch_tokens=48, micro_batch_size=3) == [[2, 1, 3], [0]]
     assert rows(micro_batch_tokens=1, micro_batch_size=4) == [[2], [1], [3], [0]]       # one longer than the limit goes alone
+    # a teacher's prompts of 2, 9, 2, 4 tokens: totals of the longer one 12, 12, 5, 7; a baseline without a teacher does not read them
+    teacher_reads = dataclasses.replace(batch, teacher_prompts=[[5] * 2, [5] * 9, [5] * 2, [5] * 4])
+    assert rows(teacher_reads, micro_batch_tokens=14, micro_batch_size=4) == [[2, 3], [0], [1]]
+    assert rows(teacher_reads, micro_batch_tokens=12, micro_batch_size=4, method="sft") == [[2, 1], [3], [0]]
