@@ -36,7 +36,7 @@ MATRIX = {  # name -> (flags of sdft.py, seeds)
     "knowledge-sft-1e-4": ("--task knowledge --preset laptop --method sft --learning-rate 1e-4", [0, 1, 2]),
     "knowledge-sft-3e-5": ("--task knowledge --preset laptop --method sft --learning-rate 3e-5", [0]),
     "knowledge-dft": ("--task knowledge --preset laptop --method dft --learning-rate 1e-4", [0]),
-    "knowledge-cpt": ("--task knowledge --preset laptop --method cpt --learning-rate 1e-4 --batch-size 4 --steps 25", [0]),
+    "knowledge-cpt": ("--task knowledge --preset laptop --method cpt --learning-rate 1e-4 --batch-size 3 --steps 25", [0]),
     "knowledge-teacher-sft": ("--task knowledge --preset laptop --method teacher-sft --learning-rate 1e-4", [0]),
     "knowledge-teacher-kd": ("--task knowledge --preset laptop --method teacher-kd --learning-rate 1e-4", [0]),
     "knowledge-reinvoke": ("--task knowledge --preset laptop --method reinvoke --learning-rate 1e-4"
