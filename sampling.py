@@ -1,6 +1,7 @@
 """Sampling from a causal language model with a key-value cache, written out, and the hidden states of given completions.
 
-Needs torch and transformers. Shape key: B sequences, R of them in hand, P padded prompt, T completion tokens, C columns of the cache, V vocabulary, D hidden.
+Needs torch and transformers. Shape key: B sequences, R of them in hand, P padded prompt, T completion tokens, C columns of
+the cache, V vocabulary, D hidden.
 
 Sampling and scoring use the same softmax. The model's own generation_config is never read: a top_k or a repetition
 penalty that comes with a checkpoint would draw from another distribution than the one the loss differentiates.
@@ -21,6 +22,40 @@ class Rollout:
     completion_mask_BT: torch.Tensor    # true through the first EOS
     token_logprobs_BT: torch.Tensor     # nats, of the model's full softmax at the sampling temperature; 0 on padding
     finished_B: torch.Tensor            # true where an EOS was drawn, false where max_new_tokens ended it
+
+
+@dataclass
+class RowsInHand:
+    """The R rows that are being sampled, each one of the B completions."""
+    rows_R: torch.Tensor            # which completion each is
+    next_t_R: torch.Tensor          # which of its tokens comes next
+    prompt_length_R: torch.Tensor
+    mask_RC: torch.Tensor           # the columns of the cache that hold tokens of its own
+    cache: Cache                    # of CacheLayer
+
+    def decode(self, model, ids_R):
+        """The pass over each row's token, one column of the cache further -> logits_RV of the next one."""
+        column = self.cache.layers[0].used
+        self.mask_RC[:, column % self.mask_RC.shape[1]] = True
+        return model(input_ids=ids_R[:, None], attention_mask=_decoding_mask(model, self.mask_RC[:, :column + 1]), past_key_values=self.cache,
+                     position_ids=(self.prompt_length_R + self.next_t_R - 1)[:, None], use_cache=True).logits[:, -1].float()
+
+    def keep(self, kept):
+        """Only the rows at these places stay."""
+        self.rows_R, self.next_t_R, self.prompt_length_R, self.mask_RC = (
+            tensor[kept] for tensor in (self.rows_R, self.next_t_R, self.prompt_length_R, self.mask_RC))
+        for layer in self.cache.layers:
+            layer.keep_rows(kept)
+
+    def add(self, new):
+        """Rows whose prompts have just been computed come behind; their columns turn, so that each prompt ends where the others are."""
+        turned_RC = new.mask_RC.roll(self.cache.layers[0].used - new.cache.layers[0].used, dims=1)
+        self.mask_RC = torch.cat([self.mask_RC, turned_RC])
+        self.rows_R = torch.cat([self.rows_R, new.rows_R])
+        self.next_t_R = torch.cat([self.next_t_R, new.next_t_R])
+        self.prompt_length_R = torch.cat([self.prompt_length_R, new.prompt_length_R])
+        for layer, added in zip(self.cache.layers, new.cache.layers):
+            layer.add_rows(added)
 
 
 @torch.no_grad()
@@ -47,55 +82,45 @@ def sample_completions(model, prompt_ids, *, max_new_tokens, uniforms_BT=None, t
     if uniforms_BT is not None:
         uniforms_BT = uniforms_BT.to(device)
 
-    # R rows are in hand: which completion each is, and which of its tokens comes next
-    started = max_rows = min(max_rows or B, B)
     columns = max(len(prompt) for prompt in prompt_ids) + T
-    logits_RV, cache, mask_RC, prompt_length_R = _prefill(model, prompt_ids[:started], columns, pad_token_id)
-    rows, next_t_R = torch.arange(started, device=device), torch.zeros(started, dtype=torch.long, device=device)
+    started = max_rows = min(max_rows or B, B)
+    hand, logits_RV = _prefill(model, prompt_ids, range(started), columns, pad_token_id)
     look_every, leave_at = _pace(device)
-    began = 0           # the step after which the rows in hand began, the oldest of them
+    began = 0           # the step before the oldest row in hand drew its first token
     for step in itertools.count(1):
-        t_R = next_t_R.clamp(max=T - 1)                  # a row that has ended stays until somebody looks
+        # each row in hand draws a token; one that has ended stays until somebody looks, and writes nothing more
+        rows_R, t_R = hand.rows_R, hand.next_t_R.clamp(max=T - 1)
+        running_R = ~finished_B[rows_R] & (hand.next_t_R < T)
         logprobs_RV = (logits_RV / (temperature or 1.0)).log_softmax(-1)
         if temperature == 0:
-            next_ids = logits_RV.argmax(-1)
+            next_ids_R = logits_RV.argmax(-1)
         else:
-            next_ids = inverse_cdf_sample(logprobs_RV, uniforms_BT[rows, t_R], top_p)
-        running = ~finished_B[rows] & (next_t_R < T)
-        completion_ids_BT[rows, t_R] = torch.where(running, next_ids, completion_ids_BT[rows, t_R])
-        token_logprobs_BT[rows, t_R] = torch.where(running, logprobs_RV.gather(1, next_ids[:, None])[:, 0], token_logprobs_BT[rows, t_R])
-        ended = running & torch.isin(next_ids, eos_token_ids)
-        length_B[rows] = torch.where(ended, t_R + 1, length_B[rows])
-        finished_B[rows] |= ended
-        next_t_R = next_t_R + 1
+            next_ids_R = inverse_cdf_sample(logprobs_RV, uniforms_BT[rows_R, t_R], top_p)
+        next_logprobs_R = logprobs_RV.gather(1, next_ids_R[:, None])[:, 0]
+        completion_ids_BT[rows_R, t_R] = torch.where(running_R, next_ids_R, completion_ids_BT[rows_R, t_R])
+        token_logprobs_BT[rows_R, t_R] = torch.where(running_R, next_logprobs_R, token_logprobs_BT[rows_R, t_R])
+        ended_R = running_R & torch.isin(next_ids_R, eos_token_ids)
+        length_B[rows_R] = torch.where(ended_R, t_R + 1, length_B[rows_R])
+        finished_B[rows_R] |= ended_R
+        hand.next_t_R += 1
 
         looking = (step - began) % look_every == 0 or step - began == T
         if looking:
-            keep = (~finished_B[rows] & (next_t_R < T)).nonzero()[:, 0]
-            if len(keep) == 0 and started == B:
+            kept = (~finished_B[rows_R] & (hand.next_t_R < T)).nonzero()[:, 0]
+            if len(kept) == 0 and started == B:
                 break
-            if len(keep) < len(rows) and len(keep) <= leave_at * len(rows):
-                rows, next_ids, next_t_R, mask_RC, prompt_length_R = (x[keep] for x in (rows, next_ids, next_t_R, mask_RC, prompt_length_R))
-                for layer in cache.layers:
-                    layer.keep_rows(keep)
-        logits_RV = logits_RV[:0]
-        if len(rows) > 0:
-            column = cache.layers[0].used
-            mask_RC[:, column % columns] = True
-            logits_RV = model(input_ids=next_ids[:, None], attention_mask=_decoding_mask(model, mask_RC[:, :column + 1]), past_key_values=cache,
-                              position_ids=(prompt_length_R + next_t_R - 1)[:, None], use_cache=True).logits[:, -1].float()
-        if looking and started < B and _has_room(model, len(rows), max_rows):
-            new = torch.arange(started, min(B, started + max_rows - len(rows)), device=device)
-            started += len(new)
-            new_logits_RV, new_cache, new_mask_RC, new_length_R = _prefill(model, prompt_ids[started - len(new):started], columns, pad_token_id)
-            if len(rows) > 0:
-                new_mask_RC = torch.cat([mask_RC, new_mask_RC.roll(cache.layers[0].used - new_cache.layers[0].used, dims=1)])
-                for layer, added in zip(cache.layers, new_cache.layers):
-                    layer.add_rows(added)
+            if len(kept) < len(rows_R) and len(kept) <= leave_at * len(rows_R):
+                hand.keep(kept)
+                next_ids_R = next_ids_R[kept]
+        logits_RV = hand.decode(model, next_ids_R) if len(next_ids_R) > 0 else logits_RV[:0]
+        if looking and started < B and _has_room(model, len(next_ids_R), max_rows):
+            new_rows = range(started, min(B, started + max_rows - len(next_ids_R)))
+            new, new_logits_RV = _prefill(model, prompt_ids, new_rows, columns, pad_token_id)
+            if len(next_ids_R) > 0:
+                hand.add(new)
             else:
-                cache, began = new_cache, step
-            mask_RC, logits_RV = new_mask_RC, torch.cat([logits_RV, new_logits_RV])
-            rows, next_t_R, prompt_length_R = torch.cat([rows, new]), torch.cat([next_t_R, torch.zeros_like(new)]), torch.cat([prompt_length_R, new_length_R])
+                hand, began = new, step
+            logits_RV, started = torch.cat([logits_RV, new_logits_RV]), new_rows.stop
 
     T = int(length_B.max())
     completion_mask_BT = torch.arange(T, device=device) < length_B[:, None]  # never ids != pad: pad may equal EOS
@@ -190,12 +215,13 @@ class CacheLayer(DynamicLayer):
         self.used = self.used % buffer.shape[2] + buffer.shape[2]       # a turn further: all columns are in use now
 
 
-def _prefill(model, prompt_ids, columns, pad_token_id, rows_at_once=8):
-    """The prompts' pass -> (logits_BV of the first new token, cache of so many columns, mask_BC, prompt_length_B).
+def _prefill(model, all_prompt_ids, new_rows, columns, pad_token_id, rows_at_once=8):
+    """The pass over the prompts of some rows -> (RowsInHand with a cache of so many columns, logits_BV of the first new token).
 
     The tokens that all begin with come first, once; then prompts of similar length together, padded on the left to their own
     longest; equal prompts once. The cache has the shared tokens in its first places, and all prompts end at P.
     """
+    prompt_ids = [all_prompt_ids[row] for row in new_rows]
     B, P = len(prompt_ids), max(len(prompt) for prompt in prompt_ids)
     S, start = _shared_start(model, prompt_ids)
     rows_of = {}
@@ -225,7 +251,9 @@ def _prefill(model, prompt_ids, columns, pad_token_id, rows_at_once=8):
     prompt_length_B = torch.tensor([len(prompt) for prompt in prompt_ids], device=model.device)
     column_C = torch.arange(columns, device=model.device)
     mask_BC = (column_C < S) | ((column_C >= P - prompt_length_B[:, None] + S) & (column_C < P))
-    return torch.stack(logits), Cache(layers=[CacheLayer(*buffers, P) for buffers in layers]), mask_BC, prompt_length_B
+    hand = RowsInHand(torch.tensor(new_rows, device=model.device), torch.zeros_like(prompt_length_B), prompt_length_B, mask_BC,
+                      Cache(layers=[CacheLayer(*buffers, P) for buffers in layers]))
+    return hand, torch.stack(logits)
 
 
 def _decoding_mask(model, mask_RC):
