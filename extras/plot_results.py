@@ -60,13 +60,14 @@ def of_test(reports, task=""):
 def trade_off(record):
     """{panel: [(new-task accuracy, forgetting), …]} of one run, of the panels that it has numbers for.
 
-    validation   over the steps, from the base model on: drift_from_base in nats a token
+    validation   over the steps, from the run's start on: drift_from_base in nats a token
     test, probe  one point, of the last weights: drift_from_base; the probe's accuracy, of which more is less forgetting
     """
     validated = [line["validation"] for line in record["curve"] if "drift_from_base" in line.get("validation", {})]
     last, panels = of_test(record["last"]), {}
     if validated:
-        panels["validation"] = [(record["preflight"]["student"]["correct"], 0.0)] + [(v["correct"], v["drift_from_base"]) for v in validated]
+        start = record["preflight"]["student"]["correct"], of_test(record["before"])["drift_from_base"]     # re-invoke starts away from the base
+        panels["validation"] = [start] + [(v["correct"], v["drift_from_base"]) for v in validated]
     panels["test"] = [(last["correct"], last["drift_from_base"])]
     if "probe" in record:
         panels["probe"] = [(last["correct"], record["probe"]["correct"])]

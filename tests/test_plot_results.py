@@ -18,7 +18,7 @@ def summary(correct, drift=None):
     return {"correct": correct} | ({} if drift is None else {"drift_from_base": drift})
 
 
-RUN = {"preflight": {"student": summary(0.1)}, "last": {"trained wordings": summary(0.9, 0.4), "held-out wordings": summary(0.5, 0.4)},
+RUN = {"preflight": {"student": summary(0.1)}, "before": {"trained wordings": summary(0.0, 0.01), "held-out wordings": summary(0.0, 0.01)}, "last": {"trained wordings": summary(0.9, 0.4), "held-out wordings": summary(0.5, 0.4)},
        "curve": [{"step": 1}, {"step": 5, "validation": summary(0.2, 0.15)}, {"step": 9, "validation": summary(0.3)},
                  {"step": 10, "validation": summary(0.4, 0.3)}]}
 
@@ -60,7 +60,7 @@ def test_other_files_are_named(file, picture, folder):
 
 
 def test_trade_off_has_the_base_at_its_start_and_only_what_was_measured():
-    assert plot_results.trade_off(RUN) == {"validation": [(0.1, 0.0), (0.2, 0.15), (0.4, 0.3)], "test": [(0.5, 0.4)]}
+    assert plot_results.trade_off(RUN) == {"validation": [(0.1, 0.01), (0.2, 0.15), (0.4, 0.3)], "test": [(0.5, 0.4)]}
     without = RUN | {"curve": [{"step": 9, "validation": summary(0.3)}], "probe": summary(0.6)}
     assert plot_results.trade_off(without) == {"test": [(0.5, 0.4)], "probe": [(0.5, 0.6)]}
 
