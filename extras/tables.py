@@ -130,11 +130,13 @@ def table(name):
 
 
 def cell(values, column):
-    if any(value is None for value in values):
+    known = [value for value in values if value is not None]
+    if not known:
         return ""
     scale, unit, digits = {"completion tokens": (1, "", 1), "drift from base": (1, "", 3), "TFLOP": (1, "", 0)}.get(column.replace("_", " "), (100, " %", 1))
-    half = f" ± {scale * confidence_interval(values)[1]:.{digits}f}" if len(values) > 1 else ""
-    return f"{scale * mean(values):.{digits}f}{half}{unit}"
+    half = f" ± {scale * confidence_interval(known)[1]:.{digits}f}" if len(known) > 1 else ""
+    of = f" ({len(known)} of {len(values)} seeds)" if len(known) < len(values) else ""      # an older record may lack a measure
+    return f"{scale * mean(known):.{digits}f}{half}{unit}{of}"
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def test_cells():
     """Three seeds 0.1, 0.2, 0.3: mean 0.2, standard deviation 0.1, t = 4.303, so half of the interval is 0.1 x 4.303 / sqrt(3) = 0.248."""
     assert tables.cell([0.1, 0.2, 0.3], "correct") == "20.0 ± 24.8 %"
     assert tables.cell([0.5], "correct") == "50.0 %" and tables.cell([12.34], "completion_tokens") == "12.3"
-    assert tables.cell([None], "lenient") == ""
+    assert tables.cell([None], "lenient") == "" and tables.cell([None, 0.5], "correct") == "50.0 % (1 of 2 seeds)"
 
 
 def test_a_finished_run_is_recorded_and_skipped(tmp_path):
