@@ -70,6 +70,13 @@ def load_model(name, device="cpu", dtype="float32"):
     return model, tokenizer
 
 
+def load_model_to_sample(name):
+    """load_model on a GPU in bfloat16, or without one on the CPU in float32: for answers that need not be those of a run."""
+    if torch.cuda.is_available():
+        return load_model(name, "cuda", "bfloat16")
+    return load_model(name)
+
+
 class SmallProductLinear(torch.nn.Linear):
     """torch.nn.Linear, which on a CPU computes W x^T instead of x W^T where x has few rows: the same numbers up to rounding,
     and a third faster while sampling, where a product of few rows only waits for W to come from memory."""

@@ -32,12 +32,14 @@ class RowsInHand:
     prompt_length_R: torch.Tensor
     mask_RC: torch.Tensor           # the columns of the cache that hold tokens of its own
     cache: Cache                    # of CacheLayer
+    takes_any_mask: bool            # with four axes a mask is used as it is; with two, Hugging Face waits for the GPU to see if anything is padded
 
     def decode(self, model, ids_R):
         """The pass over each row's token, one column of the cache further -> logits_RV of the next one."""
         column = self.cache.layers[0].used
         self.mask_RC[:, column % self.mask_RC.shape[1]] = True
-        return model(input_ids=ids_R[:, None], attention_mask=_decoding_mask(model, self.mask_RC[:, :column + 1]), past_key_values=self.cache,
+        mask = self.mask_RC[:, :column + 1]
+        return model(input_ids=ids_R[:, None], attention_mask=mask[:, None, None] if self.takes_any_mask else mask, past_key_values=self.cache,
                      position_ids=(self.prompt_length_R + self.next_t_R - 1)[:, None], use_cache=True).logits[:, -1].float()
 
     def keep(self, kept):
@@ -113,7 +115,7 @@ def sample_completions(model, prompt_ids, *, max_new_tokens, uniforms_BT=None, t
                 hand.keep(kept)
                 next_ids_R = next_ids_R[kept]
         logits_RV = hand.decode(model, next_ids_R) if len(next_ids_R) > 0 else logits_RV[:0]
-        if looking and started < B and _has_room(model, len(next_ids_R), max_rows):
+        if looking and started < B and _has_room(hand, len(next_ids_R), max_rows):
             new_rows = range(started, min(B, started + max_rows - len(next_ids_R)))
             new, new_logits_RV = _prefill(model, prompt_ids, new_rows, columns, pad_token_id)
             if len(next_ids_R) > 0:
@@ -133,9 +135,9 @@ def _pace(device):
     return (16, 0.5) if device.type == "cuda" else (1, 1.0)
 
 
-def _has_room(model, rows, max_rows):
+def _has_room(hand, rows, max_rows):
     """Whether new prompts shall start now: some at once, since they are prefilled together; beside others only where any mask is taken."""
-    return rows == 0 or (rows <= 0.75 * max_rows and _takes_any_mask(model))
+    return rows == 0 or (rows <= 0.75 * max_rows and hand.takes_any_mask)
 
 
 def given_rollout(completions, *, eos_token_ids, pad_token_id, device=None):
@@ -252,17 +254,9 @@ def _prefill(model, all_prompt_ids, new_rows, columns, pad_token_id, rows_at_onc
     column_C = torch.arange(columns, device=model.device)
     mask_BC = (column_C < S) | ((column_C >= P - prompt_length_B[:, None] + S) & (column_C < P))
     hand = RowsInHand(torch.tensor(new_rows, device=model.device), torch.zeros_like(prompt_length_B), prompt_length_B, mask_BC,
-                      Cache(layers=[CacheLayer(*buffers, P) for buffers in layers]))
+                      Cache(layers=[CacheLayer(*buffers, P) for buffers in layers]),
+                      takes_any_mask=model.config._attn_implementation == "sdpa" and _only_full_attention(model))
     return hand, torch.stack(logits)
-
-
-def _decoding_mask(model, mask_RC):
-    """With four axes the mask is used as it is; with two, Hugging Face first waits for the GPU to see whether anything is padded."""
-    return mask_RC[:, None, None] if _takes_any_mask(model) else mask_RC
-
-
-def _takes_any_mask(model):
-    return model.config._attn_implementation == "sdpa" and _only_full_attention(model)
 
 
 def _only_full_attention(model):

@@ -263,12 +263,12 @@ def with_given_completions(pairs, examples, student, tokenizer, config):
 
 def with_teacher_completions(pairs, base_model, tokenizer, config):
     """The pairs with what the base model in context samples, once for each prompt: what teacher-sft and teacher-kd train on."""
-    written = []
+    written, stop = [], stop_tokens(base_model, tokenizer)
     for start in tqdm(range(0, len(pairs), config.batch_size), desc="the teacher writes", leave=False):
         part = pairs[start:start + config.batch_size]
         uniforms_BT = torch.from_numpy(np.random.default_rng([config.seed, 2, start]).random((len(part), config.max_new_tokens)))
         rollout = sample_completions(base_model, [pair.teacher_prompt for pair in part], max_new_tokens=config.max_new_tokens,
-                                     uniforms_BT=uniforms_BT, **stop_tokens(base_model, tokenizer))
+                                     uniforms_BT=uniforms_BT, **stop)
         written += [dataclasses.replace(pair, completion=ids_T[mask_T].tolist())
                     for pair, ids_T, mask_T in zip(part, rollout.completion_ids_BT, rollout.completion_mask_BT)]
     return written

@@ -48,11 +48,10 @@ def is_demonstration(answer, example):
 
 def local_sampler(name, context, samples, *, temperature, top_p, max_new_tokens, batch_size, seed):
     """sample(examples, n) for `demonstrate` with a model on this machine."""
-    import torch  # here: a server needs none of it
-
+    # imported here: a server needs none of it
     from eval import sample_answers
-    from models import load_model
-    model, tokenizer = load_model(name, *(("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")))
+    from models import load_model_to_sample
+    model, tokenizer = load_model_to_sample(name)
 
     def sample(examples, n):
         # a seed of its own for each (seed, n): draws are a function of the seed and an example's place

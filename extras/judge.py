@@ -178,12 +178,11 @@ def ask_all(prompts, asked, ask, cache_file, workers=1):
 
 def local_judge(name, max_new_tokens):
     """(name of the judge for the cache, ask) for a model; the name changes when the weights in its folder are written anew."""
-    import torch  # here: a judge on a server needs none of it
-
+    # imported here: a judge on a server needs none of it
     from data import encode_prompt
     from eval import answer_greedily
-    from models import load_model
-    model, tokenizer = load_model(name, *(("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")))
+    from models import load_model_to_sample
+    model, tokenizer = load_model_to_sample(name)
     changed = max((file.stat().st_mtime_ns for file in Path(name).glob("*.safetensors")), default=0)
 
     def ask(prompt):
