@@ -4,12 +4,18 @@ file is at hand; the prompts.
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
+from conftest import ROOT
 from data import load_task
 from scoring import score, score_tooluse
+
+sys.path.insert(0, str(ROOT / "extras"))
+
+from analysis import score_published  # noqa: E402
 
 GOLD = [{"name": "search", "arguments": {"query": "tea", "limit": 10}}]
 TWO = GOLD + [{"name": "open", "arguments": {"id": 7}}]
@@ -144,24 +150,13 @@ OPEN = 'Action: open\nAction Input: {"id": 7}'
 )
 def test_score_tooluse(text, golden, calls, published, well_formed):
     assert score_tooluse(text, golden) == {"correct": calls, "well_formed": well_formed}
-    assert score_tooluse(text, golden, "published") == {
-        "correct": published,
-        "well_formed": well_formed,
-    }
+    assert score_published(text, golden) == published
 
 
 def test_published_lets_a_later_argument_hide_an_earlier_one():
     golden = [{"name": "open", "arguments": {"id": 1}}, {"name": "open", "arguments": {"id": 2}}]
     text = OPEN + '\nAction: open\nAction Input: {"id": 2}'
-    assert (
-        score_tooluse(text, golden, "published")["correct"]
-        and not score_tooluse(text, golden)["correct"]
-    )
-
-
-def test_unknown_rule():
-    with pytest.raises(ValueError, match='rule "merged" is unknown; choose from calls, published'):
-        score_tooluse(SEARCH, GOLD, "merged")
+    assert score_published(text, golden) and not score_tooluse(text, golden)["correct"]
 
 
 def test_golden_calls_of_toolalpaca_score_themselves():
@@ -183,8 +178,8 @@ def test_golden_calls_of_toolalpaca_score_themselves():
         text = "\n".join(
             f"Action: {call['Action']}\nAction Input: {call['Action_Input']}" for call in answer
         )
-        for rule in right:
-            right[rule] += score_tooluse(text, golden, rule)["correct"]
+        right["calls"] += score_tooluse(text, golden)["correct"]
+        right["published"] += score_published(text, golden)
     assert right == {"calls": 68, "published": 66}
 
 
@@ -222,9 +217,7 @@ def test_demonstrations_make_the_golden_calls_and_no_others_do():
                 "correct": True,
                 "well_formed": True,
             }, example.id
-            assert score_tooluse(example.demonstration, example.calls, "published")["correct"], (
-                example.id
-            )
+            assert score_published(example.demonstration, example.calls), example.id
             assert not score(other.demonstration, example)["correct"], example.id
 
 
