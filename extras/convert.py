@@ -22,11 +22,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-SPLITS = [
-    "test",
-    "validation",
-    "train",
-]  # in this order: of a question in two splits, the one in the test set stays
+SPLITS = ["test", "validation", "train"]  # a question in two splits stays in the first of these
 FOLDER_NAMES = {
     "test": ["test", "eval_data"],
     "validation": ["validation", "valid", "val"],
@@ -94,9 +90,7 @@ def toolalpaca_instructions(tool, place):
 def authors_tooluse(record, place, demonstration):
     golden = field(record, "golden_answer", place, list)
     row = {"prompt": turns(record, "prompt", place), "calls": calls(golden, place)}
-    if (
-        record.get("golden_response") is not None
-    ):  # training only; Arrow writes null where a record has none
+    if record.get("golden_response") is not None:  # training only; null in Arrow's test records
         # the authors' code joins the strings, one a step, with line breaks
         steps = field(record, "golden_response", place, list)
         row["demonstration"] = "\n".join(
@@ -459,7 +453,7 @@ def split_rows(rows, seed, left_out):
         # case is kept: it changes the meaning of a SMILES
         question = " ".join(question_of(row).split())
         if question in split_of:
-            left_out[f"question stands in {split_of[question]} already"] += 1
+            left_out[f"question is in {split_of[question]} already"] += 1
         else:
             split_of[question] = split
             result[split].append(row)

@@ -33,8 +33,9 @@ SERVER = {"workers": 4, "cache": Path("runs/demonstrate-cache.jsonl")}
 
 
 def demonstrate(examples, sample, samples):
-    """{id: the first right answer}; sample(examples, n), for n = 0 … samples - 1, gives one answer
-    to each, None where there is none.
+    """{id: the first right answer}.
+
+    sample(examples, n), for n = 0 ... samples - 1, gives one answer to each, or None.
     """
     right = {}
     for n in range(samples):
@@ -112,10 +113,9 @@ def server_sampler(url, model, context, *, workers, cache):
 
 
 def write_demonstrated(questions, output, examples, right):
-    """The lines of `questions` whose example has a demonstration, with it, in their order."""
-    lines = [
-        line for line in questions.read_bytes().decode("utf-8-sig").split("\n") if line.strip()
-    ]  # as read_jsonl sees them
+    """Write the lines of `questions` that have a demonstration, with it, in their order."""
+    text = questions.read_bytes().decode("utf-8-sig")
+    lines = [line for line in text.split("\n") if line.strip()]  # as read_jsonl sees them
     with open(output, "x", encoding="utf-8") as file:
         for line, example in zip(lines, examples, strict=True):
             if example.id in right:
@@ -184,9 +184,8 @@ def main(argv=None):
                     f'{example.source}: field "demonstration" is there already; take out this '
                     "line, or the field"
                 )
-            teacher_messages(
-                example, args.context
-            )  # a field that the context needs is missing? say so before the model loads
+            # before the model loads: is every field there that the context needs?
+            teacher_messages(example, args.context)
         sample = (
             server_sampler(args.url, args.server_model, args.context, **how)
             if args.url

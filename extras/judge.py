@@ -60,8 +60,9 @@ QUESTION = {"medical": "[Medical Question]", "knowledge": "[Question]"}
 
 
 def judge_prompt(task, example, answer):
-    """What the judge reads, without the answer's thoughts; the reference is the example's
-    `reference`, where it has one, else its demonstration.
+    """What the judge reads, without the answer's thoughts.
+
+    The reference is the example's `reference` or, without one, its demonstration.
     """
     reference = getattr(example, "reference", None) or example.demonstration
     if reference is None:
@@ -81,9 +82,9 @@ def judge_prompt(task, example, answer):
 
 
 def parse_verdict(reply, task):
-    """The one verdict that stands in a reply as a word of its own, in capitals; None for two
-    different ones, none, or a qualified one.
+    """The verdict that a reply has as a word of its own, in capitals.
 
+    None if it has none, two different ones, or a qualified one.
     Traps: INCORRECT ends with CORRECT, PARTIALLY_CORRECT contains it (neither has a word boundary
     before it), and "not CORRECT" or "PARTIALLY CORRECT" mean something else.
     """
@@ -125,8 +126,7 @@ class NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def ask_server(url, model, messages, timeout=120, attempts=6, sleep=time.sleep):
-    """The reply of an OpenAI-compatible server to chat turns -> str ("" where the server sends no
-    text, or not all of it).
+    """The reply of an OpenAI-compatible server to chat turns -> str, "" if it is cut or no text.
 
     429, 5xx, timeouts and broken connections are tried again after 1, 2, 4, … seconds, or after the
     server's Retry-After, of at most a minute. No temperature is sent: reasoning models refuse one.
@@ -176,9 +176,7 @@ def ask_server(url, model, messages, timeout=120, attempts=6, sleep=time.sleep):
 
 
 def read_reply(body, url):
-    """choices[0].message.content of a chat completion; "" where it is null (a refusal) or was cut
-    at a length limit.
-    """
+    """choices[0].message.content of a chat completion; "" if it is null (a refusal) or was cut."""
     try:
         choice = json.loads(body)["choices"][0]
         content = choice["message"]["content"]
@@ -221,11 +219,10 @@ def read_cache(file):
 
 
 def ask_all(prompts, asked, ask, cache_file, workers=1):
-    """Replies to the prompts, from the cache or by ask(prompt), which is called once for each
-    different prompt -> list of str.
+    """Replies to the prompts, from the cache or by ask(prompt) -> list of str.
 
-    A prompt is a string or a list of chat turns; asked says who answers, and replies of one are
-    none of another.
+    Each different prompt, a string or a list of chat turns, is asked once. `asked` names who
+    answers, so that the cache never gives one judge's replies for another's.
     """
     replies = read_cache(cache_file)
     keys = [cache_key(asked, prompt) for prompt in prompts]
@@ -235,9 +232,8 @@ def ask_all(prompts, asked, ask, cache_file, workers=1):
         open(cache_file, "a", encoding="utf-8", buffering=1) as cache,
         ThreadPoolExecutor(workers) as pool,
     ):
-        for key, reply in zip(
-            missing, pool.map(ask, missing.values())
-        ):  # an error in one cancels those not yet begun
+        # an error in one cancels those not yet begun
+        for key, reply in zip(missing, pool.map(ask, missing.values())):
             replies[key] = reply
             cache.write(json.dumps({"key": key, "asked": asked, "reply": reply}) + "\n")
     return [replies[key] for key in keys]

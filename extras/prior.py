@@ -115,19 +115,16 @@ def leaves(results, task):
 
 
 def read_rows(results, tasks):
-    """[{"task", "n", "shots", "metric", "value", "stderr"}] from the harness's dict: one metric of
-    the six, every metric of others.
+    """[{"task", "n", "shots", "metric", "value", "stderr"}] from the harness's dict.
 
-    Raises ValueError where the harness has no such metric: names change between its versions.
+    The six have one metric each, other tasks all of theirs. Raises ValueError if the harness has no
+    such metric: names change between its versions.
     """
     rows = []
     for task in tasks:
         values, parts = results["results"][task], leaves(results, task)
-        for metric in (
-            [BENCHMARKS[task][0]]
-            if task in BENCHMARKS
-            else [name for name in values if "," in name and "_stderr" not in name]
-        ):
+        metrics = [name for name in values if "," in name and "_stderr" not in name]
+        for metric in [BENCHMARKS[task][0]] if task in BENCHMARKS else metrics:
             if metric not in values:
                 raise ValueError(
                     f"{task}: this version of the harness has no {metric}, but {', '.join(values)}"
@@ -140,14 +137,14 @@ def read_rows(results, tasks):
                     "shots": sorted({results["n-shot"][part] for part in parts}),
                     "metric": metric,
                     "value": values[metric],
-                    "stderr": stderr if isinstance(stderr, float) else None,
+                    "stderr": stderr if isinstance(stderr, float) else None,  # or "N/A"
                 }
-            )  # "N/A" where the harness has none
+            )
     return rows
 
 
 def format_rows(rows):
-    """The rows as lines of text, with the average where it is the paper's: over all six."""
+    """The rows as lines of text; the average only over all six, as in the paper."""
 
     def line(*cells):
         return "{:{width}}{:>7}{:>7}  {:26}{:>7}{:>10}{:>19}".format(*cells, width=width).rstrip()

@@ -307,7 +307,7 @@ def test_broken_records_are_left_out_on_request_and_counted(tmp_path, capsys):
     assert left_out == {
         "broken": 1,
         'type "filling", not four choices A to D': 1,
-        "question stands in train already": 1,
+        "question is in train already": 1,
     }
     output = capsys.readouterr().out
     assert "read 4 records of sciknoweval" in output and "x.jsonl:2" in output
@@ -345,9 +345,8 @@ def test_free_records_are_split_75_5_20_by_question_not_by_order(tmp_path):
     assert sum(map(len, stems)) == len(set().union(*stems)) == 200, (
         "a question with two sets of options stands in two splits"
     )
-    assert a["train"][0].startswith("Question 0?") or "Question 0?" not in "".join(
-        a["train"]
-    )  # the source's order stays
+    # the source's order stays
+    assert a["train"][0].startswith("Question 0?") or "Question 0?" not in "".join(a["train"])
     convert([tmp_path / "a.json"], tmp_path / "c", seed=1)
     assert set(questions(tmp_path / "c")["test"]) != set(a["test"])
     by_hash = sorted(
@@ -370,7 +369,7 @@ def test_given_splits_stay_and_test_questions_leave_training(tmp_path):
     assert (
         counts["test"] == 20
         and counts["train"] + counts["validation"] == 90
-        and left_out == {"question stands in test already": 11}
+        and left_out == {"question is in test already": 11}
     )
     assert 4 <= counts["validation"] <= 7  # 7 of 100, less those that the test set has
     found = questions(tmp_path / "out")
@@ -430,9 +429,8 @@ def test_the_authors_repository_in_arrow_format(tmp_path):
         tmp_path / "tooluse_data" / "train_data",
         [ONE_OF_EACH["authors-tooluse"][0] | {"prompt": str(i)} for i in range(2)],
     )
-    convert(
-        [tmp_path / "tooluse_data" / "train_data"], tmp_path / "tooluse"
-    )  # no name of a split above it
+    # no name of a split above it
+    convert([tmp_path / "tooluse_data" / "train_data"], tmp_path / "tooluse")
     assert sorted(row["prompt"][0]["content"] for row in written(tmp_path / "tooluse")) == [
         "0",
         "1",
@@ -497,8 +495,6 @@ def test_counts_of_the_real_files(tmp_path, task, inputs, expected, reasons):
     counts, left_out = convert(paths, tmp_path / task, skip_broken=True)
     assert (counts, left_out) == (expected, reasons)
     if task in TASKS:
-        for split in (
-            "test",
-            *(["train", "validation"] if task != "science" else []),
-        ):  # SciKnowEval has no demonstrations
+        trained = ["train", "validation"] if task != "science" else []  # no demonstrations there
+        for split in ("test", *trained):
             assert len(load_task(task, split, tmp_path / task)) == counts[split]
