@@ -71,7 +71,13 @@ def main(argv=None):
     if not chosen:
         raise ValueError(f"no name in {args.list} begins with {' or '.join(args.names)}")
     for name in chosen:
-        record = read_record(args.results / f"{name}.json", experiments[name])
+        try:
+            record = read_record(args.results / f"{name}.json", experiments[name])
+        except ValueError as error:
+            if args.names:
+                raise
+            print(error)
+            continue
         done = [piece_of(run) for run in record["runs"]]
         left = [piece for piece in pieces(experiments[name]) if piece not in done]
         if not args.names:

@@ -92,8 +92,11 @@ def test_a_finished_run_is_recorded_and_skipped(tiny_folder, lab, scripts, capsy
     capsys.readouterr()
     lab(toml.replace("[0, 3]", "[0, 3, 4]"))
     assert capsys.readouterr().out.startswith("2 done, 1 to do  tiny: python sdft.py --force")
+    changed = toml.replace("--eval-every 1", "--eval-every 2")
     with pytest.raises(ValueError, match="tiny.json is of another command"):
-        lab(toml.replace("--eval-every 1", "--eval-every 2"), "tiny")
+        lab(changed, "tiny")
+    lab(changed)
+    assert "tiny.json is of another command" in capsys.readouterr().out
 
 
 def test_a_script_runs_in_a_process_of_its_own(tmp_path, capfd):
