@@ -27,8 +27,14 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of eval.py
 
 import models  # noqa: E402
-from data import CONTEXTS, TASKS, encode_prompt, load_task, opens_thoughts  # noqa: E402
-from data import teacher_messages  # noqa: E402
+from data import (  # noqa: E402
+    CONTEXTS,
+    TASKS,
+    encode_prompt,
+    load_task,
+    opens_thoughts,
+    teacher_messages,
+)
 from eval import Answer, config_of_run, evaluate  # noqa: E402
 from kl_estimators import compare_completions  # noqa: E402
 from sampling import completion_hidden, sample_completions  # noqa: E402

@@ -467,10 +467,10 @@ def read_rows(inputs, source, demonstration, skip_broken, left_out):
     """
     rows, read = [], Counter()
     for argument in map(str, inputs):
-        split, _, path = argument.partition("=")
-        if split not in SPLITS:
-            split, path = None, argument
-        for split, records in read_source(Path(path), split):
+        named, _, path = argument.partition("=")
+        if named not in SPLITS:
+            named, path = None, argument
+        for split, records in read_source(Path(path), named):
             if not records:
                 raise ValueError(f"{path} has a file without records")
             name = source or recognise(*records[0])
