@@ -73,10 +73,8 @@ def best_device():
 def check_config(folder):
     """ValueError, before any weights are read, for what is no full model with plain attention."""
     if find_adapter_config_file(folder):
-        merge = (
-            "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)"
-        )
-        raise ValueError(f"it holds an adapter; merge it into its base model with peft: {merge}")
+        merge = "PeftModel.from_pretrained(base, adapter).merge_and_unload()"
+        raise ValueError(f"it holds an adapter; merge it with peft, {merge}, and save the result")
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     text_config, family = config.get_text_config(decoder=True), config.model_type
     if getattr(config, "quantization_config", None):
@@ -95,18 +93,20 @@ def check_config(folder):
 def read_weights(folder, reader=AutoModelForCausalLM, **options):
     """The model of a folder or hub id; ValueError unless each weight is there, in its shape."""
     options |= {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
-    # mismatched sizes are not ignored: this makes the library list them
+    # "ignore" lists mismatched sizes with the rest instead of raising
     model, keys = reader.from_pretrained(folder, ignore_mismatched_sizes=True, **options)
-    wrong = []
-    for kind in ("unexpected_keys", "mismatched_keys", "missing_keys"):
-        names = sorted(key if isinstance(key, str) else key[0] for key in keys[kind])
-        if names:
-            wrong.append(f"{kind.replace('_', ' ')}: {', '.join(names[:3])}")
+    # old GPT files carry their causal mask as if it were a weight
+    mask = re.compile(r"\.attn(\.attention)?\.(masked_)?bias$")
+    found = {
+        "unexpected": [name for name in keys["unexpected_keys"] if not mask.search(name)],
+        "of another shape": [name for name, *_ in keys["mismatched_keys"]],
+        "missing": keys["missing_keys"],
+    }
+    wrong = [f"{kind}: {', '.join(sorted(names)[:3])}" for kind, names in found.items() if names]
+    if any("_orig_mod." in name for name in found["unexpected"]):
+        wrong.append("torch.compile added _orig_mod., so save model._orig_mod")
     if wrong:
-        compiled = (
-            "; save model._orig_mod: torch.compile renames" if "_orig_mod." in wrong[0] else ""
-        )
-        raise ValueError(f"weights do not fit config.json: {'; '.join(wrong)}{compiled}")
+        raise ValueError(f"weights do not fit config.json; {'; '.join(wrong)}")
     return model
 
 
@@ -132,30 +132,27 @@ def check_sampling(model):
     family, V = model.config.model_type, model.get_input_embeddings().weight.shape[0]
     if model.num_parameters() > 10**9:
         print(f"checking that the sampler fits {family} …", flush=True)
-    start, ends = list(range(10, 19)), ([30], list(range(40, 45)))
-    prompts, options = [[i % V for i in start + end] for end in ends], {"pad_token_id": 0}
-    options |= {"max_new_tokens": 3, "temperature": 0, "eos_token_ids": [-1]}  # no row ends
-    tolerance = 1e-4 if model.dtype == torch.float32 else 0.5  # nats: bfloat16 has eight bits
+    prompts = [[i % V for i in [*range(10, 19), *end]] for end in ([], range(40, 43))]
+    options = {"max_new_tokens": 2, "temperature": 0, "eos_token_ids": [-1], "pad_token_id": 0}
+    tolerance = 1e-4 if model.dtype == torch.float32 else 0.5  # nats; bfloat16 has eight bits
     try:
-        rollout = sample_completions(model, prompts, **options)
+        rollout, errors = sample_completions(model, prompts, **options), []
         ids_BT, mask_BT = rollout.completion_ids_BT, rollout.completion_mask_BT
         logits_BTV = output_head(model)(completion_hidden(model, prompts, ids_BT, mask_BT))
-        scored_BTV = logits_BTV.float().log_softmax(-1)
-        for prompt, ids_T, scored_TV in zip(prompts, ids_BT, scored_BTV, strict=True):
+        for prompt, ids_T, logits_TV in zip(prompts, ids_BT, logits_BTV, strict=True):
             whole_1L = torch.tensor([prompt + ids_T.tolist()], device=model.device)
             full_TV = model(input_ids=whole_1L, use_cache=False).logits[0, len(prompt) - 1 : -1]
-            full_TV = full_TV.float().log_softmax(-1)
-            scoring_error = (full_TV.exp() * (scored_TV - full_TV).abs()).sum(-1).max()
-            sampling_error = (full_TV.amax(-1) - full_TV.gather(-1, ids_T[:, None])[:, 0]).max()
-            error = max(scoring_error.item(), sampling_error.item())
-            reason = None if error < tolerance else f"differ from a full pass by {error:.1e} nats"
-            if reason:
-                break
+            full_TV, scored_TV = full_TV.float().log_softmax(-1), logits_TV.float().log_softmax(-1)
+            errors.append((full_TV.exp() * (scored_TV - full_TV).abs()).sum(-1))
+            errors.append(full_TV.amax(-1) - full_TV.gather(-1, ids_T[:, None])[:, 0])  # greedy?
+        error = torch.stack(errors).max().item()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        reason = f"do not run ({type(error).__name__})"
-    if reason:
+        reason = f"cached sampling or scoring of {family} does not run ({type(error).__name__})"
+        raise ValueError(reason) from None
+    if not error < tolerance:  # nor NaN
+        reason = f"differ from a full pass by {error:.1e} nats"
         raise ValueError(f"cached sampling and scoring of {family} {reason}")
 
 
@@ -208,9 +205,7 @@ def stop_tokens(model, tokenizer):
     eos_token_ids = set()
     for source in (model.generation_config, model.config, tokenizer):
         ids = getattr(source, "eos_token_id", None)
-        eos_token_ids |= set(
-            ids if isinstance(ids, (list, tuple)) else [] if ids is None else [ids]
-        )
+        eos_token_ids |= set(ids) if isinstance(ids, (list, tuple)) else {ids} - {None}
     if not eos_token_ids:
         raise ValueError("neither model nor tokenizer names an EOS token; no completion would end")
     pad, first = tokenizer.pad_token_id, min(eos_token_ids)
@@ -297,10 +292,10 @@ def save_model(folder, model, tokenizer):
 
 
 def save_checkpoint(run_folder, step, student, tokenizer, teacher, optimizer, state, keep_last):
-    """run_folder/checkpoint-STEP: student, teacher (unless it is the student), optimiser, state.
+    """Write run_folder/checkpoint-STEP, then delete all but the keep_last newest -> its path.
 
-    state is any dict that JSON can hold. A bfloat16 run also has remainders.safetensors (optim.py).
-    Deletes all but the keep_last newest checkpoints, once the new one is whole -> its path.
+    It holds student, teacher (unless it is the student), optimiser, the remainders of a bfloat16
+    run (optim.py) and state.json; state is any dict that JSON can hold.
     """
     folder = Path(run_folder) / f"checkpoint-{step:06d}"
     with _whole_or_absent(folder) as scratch:
@@ -378,10 +373,9 @@ def _read(reader, path, **options):
     try:
         return reader(path, **options)
     except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read ({_reason(error)}); the checkpoint is damaged. Delete its "
-            "folder: --resume then takes the one before, if --keep-last left one"
-        ) from None
+        why = f"{path} cannot be read ({_reason(error)}); the checkpoint is damaged"
+        remedy = "Delete its folder: --resume then takes the one before, if --keep-last left one"
+        raise ValueError(f"{why}. {remedy}") from None
 
 
 @contextmanager
@@ -393,10 +387,11 @@ def _whole_or_absent(folder):
     scratch.mkdir(parents=True)
     try:
         yield scratch
-        for file in scratch.rglob("*"):  # on the disk before the rename: a power cut is no loss
-            if file.is_file():
-                with open(file, "rb") as opened:
-                    os.fsync(opened.fileno())
+        for file in filter(Path.is_file, scratch.rglob("*")):
+            with open(
+                file, "rb"
+            ) as opened:  # on the disk before the rename, in case of a power cut
+                os.fsync(opened.fileno())
         if folder.exists():  # "best" is replaced; the old one goes last
             os.rename(folder, old)
         os.rename(scratch, folder)
@@ -405,9 +400,7 @@ def _whole_or_absent(folder):
         # tokenizers raises a bare Exception on a full disk
         if not isinstance(error, (OSError, SafetensorError)) and type(error) is not Exception:
             raise
-        raise OSError(
-            f"{folder} could not be written ({error}). What was saved before is whole; make room "
-            "and go on with --resume"
-        ) from None
+        what = f"{folder} could not be written ({error}). What was saved before is whole"
+        raise OSError(f"{what}; make room and go on with --resume") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -110,13 +110,18 @@ def _fetched(slices, written):
     device = slices[0][0].device
     backend = torch.cuda if device.type == "cuda" else torch.cpu  # the latter's streams do nothing
     computing, copying = backend.current_stream(), backend.Stream()
-    sizes = [max(0 if t is None else t.nbytes for t in column) for column in zip(*slices)][2:]
+    sizes = [
+        max(0 if t is None else t.nbytes for t in column) for column in zip(*slices, strict=True)
+    ][2:]
     buffers = [[torch.empty(n, dtype=torch.uint8, device=device) for n in sizes] for _ in range(2)]
     copying.wait_stream(computing)  # trap: queued work may still use the memory of the buffers
     current = None
     for tensors, host in [*((row[:2], row[2:]) for row in slices), ([], [])]:
         computing.wait_stream(copying)  # the current slice has arrived
-        state = [t if t is None else b[: t.nbytes].view(t.dtype) for t, b in zip(host, buffers[0])]
+        state = [
+            t if t is None else b[: t.nbytes].view(t.dtype)
+            for t, b in zip(host, buffers[0], strict=True)
+        ]
         buffers.reverse()
         _copy(host, state, backend.stream(copying))
         if current is not None:
@@ -129,7 +134,7 @@ def _fetched(slices, written):
 
 def _copy(sources, targets, stream):
     with stream:
-        for source, target in zip(sources, targets):
+        for source, target in zip(sources, targets, strict=True):
             if source is not None:
                 target.copy_(source, non_blocking=True)  # not asynchronous from ordinary memory
 
