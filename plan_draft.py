@@ -11,9 +11,9 @@ LIBRARIES = (
     10**9
 )  # allowance: the CUDA context and workspaces on a card, Python's libraries on a host
 STAGING = {"cuda": 16 * 2**24, "cpu": 16 * 2**18}  # optim.py: two buffers of 8 bytes a number
-# float32 tensors [positions, vocabulary] that stand at once in the loss: 6 to 7 measured, and for
-# bfloat16 both logits and their gradient besides
-LOSS_TENSORS = {"float32": 7, "bfloat16": 9}
+# float32 tensors [positions, vocabulary] at once in the loss: 6 measured (results/bench-memory.json);
+# bfloat16 adds both models' logits and a gradient, of half the size
+LOSS_TENSORS = {"float32": 6, "bfloat16": 8}
 
 
 def count_parameters(model_config):
@@ -109,9 +109,10 @@ def layer_bytes(c, head_dim, size):
     """What one decoder layer keeps of a token for its backward pass."""
     D, M = c.hidden_size, c.intermediate_size
     Q, K = c.num_attention_heads * head_dim, c.num_key_value_heads * head_dim
-    # two norms: their input in float32 and normalised; then their outputs, queries, keys, values
-    # before and after rotation, attention; gate, up and both products of the MLP
-    return 2 * 2 * D * 4 + size * (2 * D + 3 * Q + 3 * K + 4 * M)
+    # two norms: input in float32, normalised, output, one number; rotated queries and keys, values,
+    # attention and one number a head; gate, its activation, up and their product
+    numbers = 4 * D + 2 * Q + 2 * K + 4 * M
+    return 4 * (2 * D + 2 + c.num_attention_heads) + size * numbers
 
 
 def fits(plan, free):

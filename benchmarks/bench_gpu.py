@@ -1,4 +1,4 @@
-"""One GPU, random weights at the shape of a model: decoding, the parts of a step, memory, offloading.
+"""One GPU, random weights in the shape of a model: decoding, parts of a step, memory, offloading.
 
     export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True          # memory is tight: no holes
     python benchmarks/bench_gpu.py --json results/bench-gpu.json     # 7.62 B parameters, bfloat16
