@@ -11,7 +11,7 @@ LIBRARIES = (
     10**9
 )  # allowance: the CUDA context and workspaces on a card, Python's libraries on a host
 STAGING = {"cuda": 16 * 2**24, "cpu": 16 * 2**18}  # optim.py: two buffers of 8 bytes a number
-# float32 tensors [positions, vocabulary] at once in the loss: 6 measured (results/bench-memory.json);
+# float32 tensors [positions, vocabulary] at once in the loss: 6 in results/bench-memory.json;
 # bfloat16 adds both models' logits and a gradient, of half the size
 LOSS_TENSORS = {"float32": 6, "bfloat16": 8}
 
@@ -128,8 +128,9 @@ def what_would_fit(model_config, config, device, free):
         [("--gradient-checkpointing", {"gradient_checkpointing": True})],
         [(f"--micro-batch-tokens {n}", {"micro_batch_tokens": n}) for n in halves],
         [("--offload-optimizer", {"offload_optimizer": True})],
-        [("--keep-last 0", {"keep_last": 0})],  # no checkpoints: for a small disk
     ]
+    if "disk" in free:  # weights at the end, but no checkpoints
+        choices.append([("--keep-last 0", {"keep_last": 0})])
     for count in range(1, len(choices) + 1):
         for some in combinations(choices, count):
             for changes in product(*some):
