@@ -1,4 +1,4 @@
-"""One GPU, random weights at the shape of a model: decoding, the parts of a step, memory, offloading.
+"""One GPU, random weights in the shape of a model: decoding, parts of a step, memory, offloading.
 
     export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True          # memory is tight: no holes
     python benchmarks/bench_gpu.py --json results/bench-gpu.json     # 7.62 B parameters, bfloat16
@@ -25,14 +25,13 @@ from types import SimpleNamespace
 import torch
 from bench_memory import Run
 from common import ROOT, markdown_table, number, write_record
-from config import Config
-from plan_draft import fits, plan_run
-from sampling import sample_completions
-from sdft import Batch, sdft_step
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
+from config import Config
 from models import checkpoint_layers, use_small_products
-from optim import AdamW
+from optim import AdamW, fits, plan_run
+from sampling import sample_completions
+from sdft import Batch, sdft_step
 
 
 def read_shape(args):

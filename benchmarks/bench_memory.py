@@ -22,9 +22,10 @@ from statistics import median
 
 import torch
 from common import markdown_table, write_record
+
 from config import Config
 from kl_estimators import DIVERGENCES, compare_completions
-from plan_draft import fits, plan_run, what_would_fit
+from optim import fits, plan_run, what_would_fit
 
 
 def in_child(*words):
@@ -196,11 +197,11 @@ def llama_config(V, D, layers, heads, kv_heads, mlp):
 
 def take_steps(shape, dtype, checkpointing, offload, steps=2):
     """Steps of a random model on random prompts: no completion ends early."""
-    from sdft import Batch, sdft_step
     from transformers import AutoModelForCausalLM
 
     from models import checkpoint_layers, use_small_products
     from optim import AdamW
+    from sdft import Batch, sdft_step
 
     student = AutoModelForCausalLM.from_config(llama_config(*shape), dtype=getattr(torch, dtype))
     use_small_products(student.eval())

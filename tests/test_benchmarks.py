@@ -17,7 +17,7 @@ from optim import AdamW, update_ema
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from bench_memory import Run, read_config  # noqa: E402
 
-from plan_draft import count_parameters, fits, layer_bytes, plan_run, what_would_fit  # noqa: E402
+from optim import count_parameters, fits, layer_bytes, plan_run, what_would_fit  # noqa: E402
 
 CONFIGS = ROOT / "benchmarks" / "configs"
 H200, H100 = 143_771 * 2**20, 81_559 * 2**20
@@ -98,18 +98,20 @@ def test_state_and_checkpoint_are_the_bytes_of_real_tensors_and_files(dtype, tea
     assert planned["disk"]["checkpoints"] < files < planned["disk"]["checkpoints"] + headers
 
 
-def test_cache_and_layer_counted_from_tensors():
-    """The cache is exact; a layer's is at most a quarter too large, and never too small."""
-    model = tiny_llama(layers=2)
+@pytest.mark.parametrize("dtype, size", [("float32", 4), ("bfloat16", 2)])
+def test_cache_and_layer_are_the_bytes_of_real_tensors(dtype, size):
+    model = tiny_llama(layers=2, dtype=getattr(torch, dtype))
     ids = torch.zeros(3, 20, dtype=torch.long)
     layers = model(input_ids=ids, use_cache=True).past_key_values.layers
     held = sum(tensor.nbytes for layer in layers for tensor in (layer.keys, layer.values))
-    assert plan_run(model.config, SMALL)["sampling"]["keys and values"] == held
+    assert (
+        plan_run(model.config, replace(SMALL, dtype=dtype))["sampling"]["keys and values"] == held
+    )
 
     L, kept = 64, {}
-    hidden_BLD = torch.randn(1, L, 16, requires_grad=True)
+    hidden_BLD = torch.randn(1, L, 16, requires_grad=True, dtype=getattr(torch, dtype))
     rotary = model.model.rotary_emb(hidden_BLD, torch.arange(L)[None])
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    shared = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *rotary)}
 
     def pack(tensor):  # keeps the tensor, so that no address is used twice
         kept[tensor.untyped_storage().data_ptr()] = tensor
@@ -117,8 +119,8 @@ def test_cache_and_layer_counted_from_tensors():
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model.model.layers[0](hidden_BLD, position_embeddings=rotary, attention_mask=None)
-    saved = sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in weights)
-    assert saved <= L * layer_bytes(model.config, 4, 4) <= 1.25 * saved
+    saved = sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in shared)
+    assert saved == L * layer_bytes(model.config, 4, size)
 
 
 def test_the_advice_fits_and_the_cheaper_advice_would_not():
