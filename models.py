@@ -8,8 +8,8 @@ import json
 import os
 import platform
 import re
+import runpy
 import shutil
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,8 +30,6 @@ from sampling import completion_hidden, sample_completions
 logging.disable_progress_bar()  # its bars would break up ours
 logging.set_verbosity_error()  # what it would warn of stops the load here
 
-# ---- loading ----
-
 
 def load_model(name, device="cpu", dtype="float32"):
     """(model, tokenizer) from a hub id, a folder, or "smollm2"; in eval mode, so without dropout.
@@ -51,19 +49,16 @@ def load_model(name, device="cpu", dtype="float32"):
         check_saved_names(model)
         check_sampling(model)
     except Exception as error:  # a library may raise anything on a damaged or unknown model
-        raise ValueError(
-            f'model "{name}" cannot be loaded: {_reason(error)}. Choose a folder with config.json '
-            "and safetensors, a hub id that this machine can reach, or smollm2"
-        ) from None
+        where = "a folder with config.json and safetensors, a hub id within reach, or smollm2"
+        what = f'model "{name}" cannot be loaded: {_reason(error)}. Choose {where}'
+        raise ValueError(what) from None
     return model, tokenizer
 
 
 def builtin_smollm2():
     """The folder of the built-in model; the first use fetches and converts it."""
-    sys.path.append(str(Path(__file__).resolve().parent / "samples" / "make"))
-    from smollm2 import builtin_smollm2  # here: only this model needs gguf and accelerate
-
-    return builtin_smollm2()
+    script = Path(__file__).resolve().parent / "samples" / "make" / "smollm2.py"
+    return runpy.run_path(str(script))["builtin_smollm2"]()
 
 
 def best_device():
@@ -274,9 +269,8 @@ def describe_machine():
     """What a result was measured on: processor or GPU, cores, versions."""
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     name = (re.findall(r"model name\s*: (.*)", cpuinfo) or [platform.processor() or "a CPU"])[0]
-    processor = f"{torch.get_num_threads()} threads of {name}"
-    if torch.cuda.is_available():
-        processor = torch.cuda.get_device_name(0)
+    threads = f"{torch.get_num_threads()} threads of {name}"
+    processor = torch.cuda.get_device_name(0) if torch.cuda.is_available() else threads
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     return {"processor": processor, "python": platform.python_version()} | versions
 

@@ -16,6 +16,8 @@ fetches a slice of them, updates it and writes it back: the same bits, in the sa
 
 import mmap
 import weakref
+from dataclasses import replace
+from itertools import combinations, product
 
 import torch
 

@@ -1,10 +1,11 @@
-"""What bfloat16 weights lose, and what a remainder costs: 200 steps in float32, in bfloat16 with remainders, in plain bfloat16.
+"""What bfloat16 weights lose, and what a remainder costs: 200 steps in three arithmetics.
 
-    python benchmarks/bench_bf16.py                # about four minutes on one core; writes results/bf16.json
+    python benchmarks/bench_bf16.py      # four minutes on one core; writes results/bf16.json
 
-A random two-layer Llama (weights N(0, 0.02^2), as models of this family start) learns to count in sevens, and a
-teacher follows it at rate 0.01. All three start from the same bfloat16 numbers and see the same batches. "plain" is what
-one gets without optim.py: torch.optim.AdamW on bfloat16 weights, its states and the EMA in bfloat16.
+float32, bfloat16 with remainders (optim.py), and plain bfloat16: torch.optim.AdamW on bfloat16
+weights, with its states and the EMA in bfloat16. A random two-layer Llama (weights N(0, 0.02^2), as
+models of this family start) learns to count in sevens, and a teacher follows it at rate 0.01. All
+three start from the same bfloat16 numbers and see the same batches.
 """
 
 import argparse
@@ -62,7 +63,7 @@ def next_token_loss(model, ids_BT):
 
 @torch.no_grad()
 def plain_update_ema(teacher, student, rate):
-    for t, s in zip(teacher.parameters(), student.parameters()):
+    for t, s in zip(teacher.parameters(), student.parameters(), strict=True):
         t.mul_(1 - rate).add_(s, alpha=rate)
 
 
@@ -114,10 +115,11 @@ def train(form, seed, steps, learning_rate):
         changed |= weights(student) != before
 
     teacher_way = weights(teacher) - before
-    # then the student stands still, and the teacher, at the start again, should close the gap to 0.99^steps of it
+    # then the student stands still, and the teacher, at the start again, should close the gap
+    # to 0.99^steps of it
     follower = copy.deepcopy(student)
     with torch.no_grad():
-        for parameter, first in zip(follower.parameters(), start.parameters()):
+        for parameter, first in zip(follower.parameters(), start.parameters(), strict=True):
             parameter.copy_(first)
         for remainder in getattr(follower, "remainders", {}).values():
             remainder.zero_()
@@ -181,10 +183,12 @@ def main():
 
     first_loss = next_token_loss(build_model(0), make_batch(9_999_000, B=64)).item()
     print(
-        f"loss before: {first_loss:.3f}; gap left by exact arithmetic: {(1 - EMA_RATE) ** arguments.steps:.1%}"
+        f"loss before: {first_loss:.3f}; "
+        f"gap left by exact arithmetic: {(1 - EMA_RATE) ** arguments.steps:.1%}"
     )
     print(
-        "| learning rate | form | loss | weights that ever changed | off float32's way | teacher off its way | EMA gap left | ms a step | ms of AdamW and EMA |"
+        "| learning rate | form | loss | weights that ever changed | off float32's way "
+        "| teacher off its way | EMA gap left | ms a step | ms of AdamW and EMA |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     rows = []
@@ -192,7 +196,9 @@ def main():
         for row in compare(learning_rate, range(arguments.seeds), arguments.steps):
             rows.append(row)
             print(
-                f"| {learning_rate:g} | {row['form']} | {row['loss']:.4f} | {row['changed']:.1%} | {row['off_the_way']:.1%} | {row['teacher_off_its_way']:.1%}"
+                f"| {learning_rate:g} | {row['form']} | {row['loss']:.4f} "
+                f"| {row['changed']:.1%} | {row['off_the_way']:.1%} "
+                f"| {row['teacher_off_its_way']:.1%}"
                 f" | {row['gap_left']:.1%} | {row['step_ms']:.1f} | {row['update_ms']:.1f} |",
                 flush=True,
             )
@@ -200,7 +206,7 @@ def main():
         "command": " ".join(["python", "benchmarks/bench_bf16.py", *sys.argv[1:]]),
         "seeds": list(range(arguments.seeds)),
         "steps": arguments.steps,
-        "machine": f"one thread, {platform.machine()} CPU, torch {torch.__version__}, other work beside",
+        "machine": f"one thread, {platform.machine()} CPU, torch {torch.__version__}, busy",
         "parameters": len(weights(build_model(0))),
         "loss_before": first_loss,
         "rows": rows,

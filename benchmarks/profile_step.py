@@ -1,8 +1,8 @@
-"""Where the seconds of an SDFT step go, part by part: the batch, model and lengths of bench_step.py.
+"""Where the seconds of an SDFT step go: the batch, model and lengths of bench_step.py.
 
     python benchmarks/profile_step.py --json results/profile-step.json
 
-The parts are the functions that sdft_step calls, timed from outside; what is left between them is the backward pass.
+The parts are the functions that sdft_step calls, timed from outside; the rest is the backward pass.
 """
 
 import argparse
@@ -43,13 +43,9 @@ def main():
             try:
                 return function(*positional, **named)
             finally:
-                name = (
-                    part
-                    if part != "forward"
-                    else "student's forward pass"
-                    if torch.is_grad_enabled()
-                    else "teacher's forward pass"
-                )
+                name = part
+                if part == "forward":
+                    name = f"{'student' if torch.is_grad_enabled() else 'teacher'}'s forward pass"
                 spent[name] += time.perf_counter() - started
 
         return call
@@ -60,7 +56,6 @@ def main():
         ("vocabulary and divergence, forward", "compare_completions"),
         ("clipping", "clip_gradients"),
         ("EMA", "update_ema"),
-        ("distance of teacher and student", "relative_distance"),
     ]:
         setattr(sdft, name, timed(part, getattr(sdft, name)))
     optimizer.step = timed("AdamW", optimizer.step)

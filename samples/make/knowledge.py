@@ -357,7 +357,7 @@ def chat(question):
 
 
 def records():
-    """{split: [(record, own hand)]}; a test record needs no demonstration, the teacher's context of one is never asked for."""
+    """{split: [(record, own hand)]}; a test record needs no demonstration."""
     splits = {"train": [], "validation": [], "test": []}
     for title, (text, facts) in ARTICLES.items():
         for words, own, archivist, questions in facts:
