@@ -44,7 +44,9 @@ def load_model(name, device="cpu", dtype="float32"):
         if tokenizer.chat_template is not None:
             check_template(tokenizer)
         model = read_weights(folder, dtype=getattr(torch, dtype)).to(device).eval()
-        use_small_products(model)
+        for module in model.modules():
+            if type(module) is torch.nn.Linear:  # weights, names and hooks stay as they are
+                module.__class__ = SmallProductLinear
         _check_head(model)
         check_saved_names(model)
         check_sampling(model)
@@ -62,7 +64,17 @@ def builtin_smollm2():
 
 
 def best_device():
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # fragments less
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it would plan anew at every length of decoding
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def read_config(name):
+    """The configuration of a model, without its weights; ValueError if it cannot be trained."""
+    try:
+        return check_config(builtin_smollm2() if name == "smollm2" else name)
+    except Exception as error:
+        raise ValueError(f'model "{name}" cannot be loaded: {_reason(error)}') from None
 
 
 def check_config(folder):
@@ -83,6 +95,7 @@ def check_config(folder):
     if unknown := layers - {"full_attention", "sliding_attention"}:
         names = ", ".join(unknown).replace("dummy", "layers without keys and values of their own")
         raise ValueError(f"{family} has layers that the sampler has no cache for: {names}")
+    return config
 
 
 def read_weights(folder, reader=AutoModelForCausalLM, **options):
@@ -237,18 +250,11 @@ class SmallProductLinear(torch.nn.Linear):
         return product.T.contiguous().view(*x.shape[:-1], -1)
 
 
-def use_small_products(model):
-    """Give every linear layer the faster product; weights, names and hooks stay as they are."""
-    for module in model.modules():
-        if type(module) is torch.nn.Linear:
-            module.__class__ = SmallProductLinear
-
-
 def checkpoint_layers(model):
     """Keep one state a layer and recompute the rest in backward: a third more work, less memory.
 
-    Hugging Face's own switch would disable the cache in sampling. Copy a teacher before calling
-    this: a copy made later would run the student's layers.
+    Hugging Face's own switch would disable the cache in sampling. Copy a teacher before: a later
+    copy would run the student's layers.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     if not layers:
@@ -339,10 +345,7 @@ def load_checkpoint(checkpoint, student, teacher, optimizer):
 
 @torch.no_grad()
 def load_weights(model, folder):
-    """Copy a saved folder's weights into a model of the same shape; remainders become 0.
-
-    The folder is read as load_model reads it, so both see the same names.
-    """
+    """Copy the weights of a saved folder into a model of the same shape; remainders become 0."""
     saved = dict(_read(read_weights, folder, dtype=model.dtype).named_parameters())
     for name, parameter in model.named_parameters():
         if name not in saved or saved[name].shape != parameter.shape:
@@ -356,11 +359,8 @@ def load_weights(model, folder):
 def _remainders(student, teacher):
     """The int16 remainders of a bfloat16 run under flat names; a float32 run has none."""
     models = {"student": student} | ({} if teacher in (None, student) else {"teacher": teacher})
-    return {
-        f"{role}.{name}": remainder
-        for role, model in models.items()
-        for name, remainder in getattr(model, "remainders", {}).items()
-    }
+    owned = {role: getattr(model, "remainders", {}) for role, model in models.items()}
+    return {f"{role}.{name}": x for role, own in owned.items() for name, x in own.items()}
 
 
 def _read(reader, path, **options):

@@ -15,9 +15,12 @@ fetches a slice of them, updates it and writes it back: the same bits, in the sa
 """
 
 import mmap
+import re
+import shutil
 import weakref
 from dataclasses import replace
 from itertools import combinations, product
+from pathlib import Path
 
 import torch
 
@@ -241,10 +244,8 @@ def _pairs(teacher, student, written):
 
 PREFILL_ROWS, LOSS_POSITIONS = 8, 256  # of sampling.py and kl_estimators.py
 GENERAL_PROMPTS = 32  # of samples/general/test.jsonl
-LIBRARIES = (
-    10**9
-)  # allowance: the CUDA context and workspaces on a card, Python's libraries on a host
-STAGING = {"cuda": 16 * 2**24, "cpu": 16 * 2**18}  # optim.py: two buffers of 8 bytes a number
+LIBRARIES = 10**9  # allowance: the CUDA context on a card, Python's libraries on a host
+STAGING = {device: 16 * size for device, size in SLICE.items()}  # two buffers, 8 bytes a number
 # float32 tensors [positions, vocabulary] at once in the loss: 6 in results/bench-memory.json;
 # bfloat16 adds both models' logits and a gradient, of half the size
 LOSS_TENSORS = {"float32": 6, "bfloat16": 8}
@@ -252,7 +253,7 @@ LOSS_TENSORS = {"float32": 6, "bfloat16": 8}
 
 def count_parameters(model_config):
     """(all parameters, those of the largest tensor), without memory; tied ones count once."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM  # here: copied alone, this file needs torch only
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config)
@@ -268,9 +269,11 @@ def plan_run(model_config, config, device="cuda", counts=None):
     config allows: give it those of the data to plan tighter. A --teacher-model counts as large as
     the student. counts: of count_parameters, for a caller who plans more than once.
     """
-    c, size = model_config, {"bfloat16": 2, "float32": 4}[config.dtype]
-    P, largest = counts or count_parameters(c)
+    c, size = model_config.get_text_config(), {"bfloat16": 2, "float32": 4}[config.dtype]
+    P, largest = counts or count_parameters(model_config)
     head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    M = getattr(c, "intermediate_size", None) or 4 * c.hidden_size
+    K = (getattr(c, "num_key_value_heads", None) or c.num_attention_heads) * head_dim
     copied = config.teacher in ("ema", "base")  # a copy of the student, with its remainders
     weights = {"weights": size * P}
     if copied or config.teacher == "model":
@@ -295,9 +298,12 @@ def plan_run(model_config, config, device="cuda", counts=None):
     student_tokens = min(max(config.micro_batch_tokens, student), rows * student)
     teacher_tokens = min(max(config.micro_batch_tokens, teacher), rows * teacher)
     positions = min(LOSS_POSITIONS, rows * config.max_new_tokens)
-    layers, layer = c.num_hidden_layers, student_tokens * layer_bytes(c, head_dim, size)
+    layers, layer = (
+        c.num_hidden_layers,
+        student_tokens * layer_bytes(c, c.num_attention_heads * head_dim, K, M, size),
+    )
     states = student_tokens * c.hidden_size * size
-    inference = 3 * c.intermediate_size + 4 * c.hidden_size  # numbers of a token in one layer
+    inference = 3 * M + 4 * c.hidden_size  # numbers of a token in one layer
     training = resident | {
         "gradients": 4 * P,
         "activations": layers * (states if config.gradient_checkpointing else layer),
@@ -312,7 +318,7 @@ def plan_run(model_config, config, device="cuda", counts=None):
     }
     most = max(moments_of_a_pass, key=moments_of_a_pass.get)  # never two of them at once
     training[most] = moments_of_a_pass[most]
-    cache = 2 * layers * c.num_key_value_heads * head_dim
+    cache = 2 * layers * K
     sampling = resident | {
         "keys and values": cache * size * config.batch_size * student,
         "prompts' pass": PREFILL_ROWS * config.max_prompt_tokens * (inference + cache) * size,
@@ -334,19 +340,34 @@ def plan_run(model_config, config, device="cuda", counts=None):
     }
     needs = {"card": max(sum(training.values()), sum(sampling.values()))}
     needs |= {"host": sum(host.values()), "disk": sum(disk.values())}
-    return dict(
-        parameters=P, training=training, sampling=sampling, host=host, disk=disk, needs=needs
-    )
+    parts = {"training": training, "sampling": sampling, "host": host, "disk": disk}
+    return {"parameters": P, **parts, "needs": needs}
 
 
-def layer_bytes(c, head_dim, size):
-    """What one decoder layer keeps of a token for its backward pass."""
-    D, M = c.hidden_size, c.intermediate_size
-    Q, K = c.num_attention_heads * head_dim, c.num_key_value_heads * head_dim
+def layer_bytes(c, Q, K, M, size):
+    """What one decoder layer keeps of a token for its backward pass; Q, K, M are its widths."""
+    D = c.hidden_size
     # two norms: input in float32, normalised, output, one number; rotated queries and keys, values,
     # attention and one number a head; gate, its activation, up and their product
     numbers = 4 * D + 2 * Q + 2 * K + 4 * M
     return 4 * (2 * D + 2 + c.num_attention_heads) + size * numbers
+
+
+def check_plan(model_config, config, device, folder):
+    """The plan in one line; ValueError, with what would fit, if it exceeds what is free."""
+    meminfo = Path("/proc/meminfo").read_text() if Path("/proc/meminfo").exists() else ""
+    available = re.findall(r"MemAvailable: *(\d+) kB", meminfo)
+    free = {"host": 1024 * int(available[0])} if available else {}
+    free["disk"] = shutil.disk_usage(folder).free
+    if device == "cuda":
+        free["card"] = torch.cuda.mem_get_info()[0]
+    plan = plan_run(model_config, config, device)
+    needs = {place: plan["needs"][place] / 1e9 for place in free}
+    line = "; ".join(f"{place} {needs[place]:.1f} of {free[place] / 1e9:.1f} GB" for place in free)
+    if not fits(plan, free) and not config.force:
+        remedy = what_would_fit(model_config, config, device, free)
+        raise ValueError(f"this run does not fit: {line}. It would with {remedy}; --force tries")
+    return f"plan: {plan['parameters'] / 1e9:.2f} B parameters; {line}"
 
 
 def fits(plan, free):
