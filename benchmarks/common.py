@@ -1,4 +1,4 @@
-"""What the four benchmarks share: the repository on Python's path, tables, records."""
+"""What the benchmarks share: the repository on Python's path, tables, records."""
 
 import json
 import sys

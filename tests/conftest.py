@@ -1,6 +1,8 @@
 """Tiny models, a tiny tokenizer and a chat server, made here: no test but those marked `smollm2` loads anything from elsewhere."""
 
 import json
+import shutil
+import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -43,6 +45,14 @@ def tiny_tokenizer():
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>", bos_token="<|im_start|>")
     wrapped.chat_template = CHAT_TEMPLATE
     return wrapped
+
+
+def run_generator(task, folder):
+    """Runs a copy of samples/make/TASK.py in folder/make, so that it writes into folder."""
+    (folder / "make").mkdir()
+    shutil.copy(ROOT / "samples" / "make" / f"{task}.py", folder / "make")
+    command = [sys.executable, folder / "make" / f"{task}.py"]
+    subprocess.run(command, check=True, capture_output=True)
 
 
 @pytest.fixture

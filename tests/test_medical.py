@@ -1,13 +1,12 @@
-"""The medical samples. Oracles: their generator; the counts and the rules written out here; answers judged by hand."""
+"""The medical samples. Oracles: their generator; the counts and the rules written out here; answers
+judged by hand.
+"""
 
 import re
-import shutil
-import subprocess
-import sys
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, run_generator
 from data import load_task, parse_line
 from scoring import score
 
@@ -17,7 +16,9 @@ FOLDERS = ["medical", "medical-answer-only"]
 
 @pytest.fixture(scope="module", params=FOLDERS)
 def splits(request):
-    return {split: load_task("medical", split, ROOT / "samples" / request.param) for split in COUNTS}
+    return {
+        split: load_task("medical", split, ROOT / "samples" / request.param) for split in COUNTS
+    }
 
 
 def words(text):
@@ -25,8 +26,12 @@ def words(text):
 
 
 def holds(text_words, example):
-    """Whether a text, as words between blanks, has all key facts of an example; eval's pattern is not used."""
-    return all(any(words(variant) in text_words for variant in variants) for variants in example.key_facts)
+    """Whether a text, as words between blanks, has all key facts of an example; eval's pattern is
+    not used.
+    """
+    return all(
+        any(words(variant) in text_words for variant in variants) for variants in example.key_facts
+    )
 
 
 def test_counts_and_the_one_wording(splits):
@@ -48,42 +53,67 @@ def test_no_question_and_no_fact_stands_in_two_splits(splits):
 def test_demonstrations_are_scored_right_and_questions_and_other_answers_wrong(splits):
     for examples in splits.values():
         for example, other in zip(examples, examples[1:] + examples[:1]):
-            assert score(example.demonstration, example)["correct"] and score(example.reference, example)["correct"], example.id
+            assert (
+                score(example.demonstration, example)["correct"]
+                and score(example.reference, example)["correct"]
+            ), example.id
             assert not score(example.messages[-1]["content"], example)["lenient"], example.id
             assert not score(other.reference, example)["correct"], (example.id, other.id)
 
 
 def test_answer_only_has_the_reference_alone():
     for split in COUNTS:
-        with_reason, alone = (load_task("medical", split, ROOT / "samples" / folder) for folder in FOLDERS)
+        with_reason, alone = (
+            load_task("medical", split, ROOT / "samples" / folder) for folder in FOLDERS
+        )
         for a, b in zip(with_reason, alone, strict=True):
-            assert (a.id, a.messages, a.key_facts, a.reference) == (b.id, b.messages, b.key_facts, b.reference)
+            assert (a.id, a.messages, a.key_facts, a.reference) == (
+                b.id,
+                b.messages,
+                b.key_facts,
+                b.reference,
+            )
             assert b.demonstration == a.reference and a.demonstration.endswith(". " + a.reference)
 
 
-@pytest.mark.parametrize("text, scores", [
-    ("It records the ELECTRICAL activity of the heart.", {"correct": True, "lenient": True}),
-    ("It records electric signals: cardiac ones.", {"correct": True, "lenient": True}),
-    ("It records the sound of the heart.", {"correct": False, "lenient": True}),
-    ("It records hearts and electricity.", {"correct": False, "lenient": False}),
-])
+@pytest.mark.parametrize(
+    "text, scores",
+    [
+        ("It records the ELECTRICAL activity of the heart.", {"correct": True, "lenient": True}),
+        ("It records electric signals: cardiac ones.", {"correct": True, "lenient": True}),
+        ("It records the sound of the heart.", {"correct": False, "lenient": True}),
+        ("It records hearts and electricity.", {"correct": False, "lenient": False}),
+    ],
+)
 def test_scores_by_hand(text, scores):
-    [ecg] = [example for example in load_task("medical", "test") if "electrocardiogram" in example.messages[-1]["content"]]
+    [ecg] = [
+        example
+        for example in load_task("medical", "test")
+        if "electrocardiogram" in example.messages[-1]["content"]
+    ]
     assert score(text, ecg) == scores
 
 
-@pytest.mark.parametrize("fields, message", [
-    ('"key_facts": [["bile"]]', 'field "demonstration" is missing; each line of task medical needs'),
-    ('"demonstration": "Bile."', 'field "key_facts" is missing'),
-    ('"demonstration": "Bile.", "key_facts": [["bile"]], "reference": 5', 'field "reference" must be a string; it is 5'),
-])
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (
+            '"key_facts": [["bile"]]',
+            'field "demonstration" is missing; each line of task medical needs',
+        ),
+        ('"demonstration": "Bile."', 'field "key_facts" is missing'),
+        (
+            '"demonstration": "Bile.", "key_facts": [["bile"]], "reference": 5',
+            'field "reference" must be a string; it is 5',
+        ),
+    ],
+)
 def test_wrong_lines(fields, message):
     with pytest.raises(ValueError, match=f"my.jsonl:1: {message}"):
         parse_line(f'{{"prompt": "Why?", {fields}}}', "my.jsonl:1", "medical")
 
 
 def test_generator_writes_the_files_that_are_here(tmp_path):
-    shutil.copy(ROOT / "samples" / "make_medical.py", tmp_path)
-    subprocess.run([sys.executable, tmp_path / "make_medical.py"], check=True, capture_output=True)
+    run_generator("medical", tmp_path)
     for name in [f"{folder}/{split}.jsonl" for folder in FOLDERS for split in COUNTS]:
         assert (tmp_path / name).read_bytes() == (ROOT / "samples" / name).read_bytes(), name

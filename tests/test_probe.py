@@ -1,58 +1,64 @@
-"""The probe and its scorer. Oracles: answers judged by hand here; the generator; the general prompts, which must be others."""
+"""The probe and its scorer. Oracles: answers judged by hand here; the generator; the general
+prompts, which must be others.
+"""
 
 import json
 import re
-import shutil
-import subprocess
-import sys
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, run_generator
 from data import FORMATS, load_task, parse_line
 from scoring import score, score_format
 
 PROBE = load_task("probe", "test")
 
 
-@pytest.mark.parametrize("form, text, right", [
-    ({"words": 3}, "Deep blue water.", True),
-    ({"words": 3}, "Deep - blue\nwater !", True),            # signs alone are no words
-    ({"words": 3}, "well-known, don't, 3.5", True),          # what stands between white space is one word
-    ({"words": 3}, "Deep water.", False),
-    ({"words": 3}, "The deep blue water.", False),
-    ({"words": 3}, "", False),
-    ({"items": 4}, "apple, pear, plum, and fig", True),
-    ({"items": 4}, "1. apple\n2. pear\n\n3. plum\n4. fig\n", True),
-    ({"items": 4}, "apple, pear, plum, fig,", True),         # nothing stands after the last comma
-    ({"items": 4}, "apple, pear, plum", False),
-    ({"items": 4}, "Four fruits:\napple, pear, plum, fig", False),
-    ({"items": 1}, "apple", True),
-    ({"items": 1}, "", False),
-    ({"uppercase": True}, "WATER, 2 CUPS!", True),
-    ({"uppercase": True}, "WATER or TEA", False),
-    ({"uppercase": True}, "123", False),                     # no letter at all
-    ({"lowercase": True}, "they eat fish.", True),
-    ({"lowercase": True}, "They eat fish.", False),
-    ({"lowercase": True}, "", False),
-    ({"starts_with": "Because"}, "because it rains", True),
-    ({"starts_with": "Because"}, "\"Because,\" he said", True),
-    ({"starts_with": "No"}, "Nobody knows", False),
-    ({"starts_with": "No"}, "I say no", False),
-    ({"starts_with": "Dear Anna"}, "**Dear  Anna**,\nhow are you?", True),
-    ({"starts_with": "Dear Anna"}, "Dear", False),
-    ({"ends_with": "sleep"}, "Cats love to sleep.", True),
-    ({"ends_with": "sleep"}, "Cats fall asleep.", False),
-    ({"ends_with": "sleep"}, "Sleep is what cats love.", False),
-    ({"ends_with": "thank you"}, "For the gift: Thank you!", True),
-    ({"ends_with": "thank you"}, "you", False),
-    ({"one_of": ["yes", "no"]}, " Yes.\n", True),
-    ({"one_of": ["yes", "no"]}, "no", True),
-    ({"one_of": ["yes", "no"]}, "Yes, it is.", False),
-    ({"one_of": ["yes", "no"]}, "yes no", False),
-    ({"one_of": ["yes", "no"]}, "", False),
-    ({"one_of": ["ice cream", "cake"]}, "_Ice cream_", True),
-])
+@pytest.mark.parametrize(
+    "form, text, right",
+    [
+        ({"words": 3}, "Deep blue water.", True),
+        ({"words": 3}, "Deep - blue\nwater !", True),  # signs alone are no words
+        (
+            {"words": 3},
+            "well-known, don't, 3.5",
+            True,
+        ),  # what stands between white space is one word
+        ({"words": 3}, "Deep water.", False),
+        ({"words": 3}, "The deep blue water.", False),
+        ({"words": 3}, "", False),
+        ({"items": 4}, "apple, pear, plum, and fig", True),
+        ({"items": 4}, "1. apple\n2. pear\n\n3. plum\n4. fig\n", True),
+        ({"items": 4}, "apple, pear, plum, fig,", True),  # nothing stands after the last comma
+        ({"items": 4}, "apple, pear, plum", False),
+        ({"items": 4}, "Four fruits:\napple, pear, plum, fig", False),
+        ({"items": 1}, "apple", True),
+        ({"items": 1}, "", False),
+        ({"uppercase": True}, "WATER, 2 CUPS!", True),
+        ({"uppercase": True}, "WATER or TEA", False),
+        ({"uppercase": True}, "123", False),  # no letter at all
+        ({"lowercase": True}, "they eat fish.", True),
+        ({"lowercase": True}, "They eat fish.", False),
+        ({"lowercase": True}, "", False),
+        ({"starts_with": "Because"}, "because it rains", True),
+        ({"starts_with": "Because"}, '"Because," he said', True),
+        ({"starts_with": "No"}, "Nobody knows", False),
+        ({"starts_with": "No"}, "I say no", False),
+        ({"starts_with": "Dear Anna"}, "**Dear  Anna**,\nhow are you?", True),
+        ({"starts_with": "Dear Anna"}, "Dear", False),
+        ({"ends_with": "sleep"}, "Cats love to sleep.", True),
+        ({"ends_with": "sleep"}, "Cats fall asleep.", False),
+        ({"ends_with": "sleep"}, "Sleep is what cats love.", False),
+        ({"ends_with": "thank you"}, "For the gift: Thank you!", True),
+        ({"ends_with": "thank you"}, "you", False),
+        ({"one_of": ["yes", "no"]}, " Yes.\n", True),
+        ({"one_of": ["yes", "no"]}, "no", True),
+        ({"one_of": ["yes", "no"]}, "Yes, it is.", False),
+        ({"one_of": ["yes", "no"]}, "yes no", False),
+        ({"one_of": ["yes", "no"]}, "", False),
+        ({"one_of": ["ice cream", "cake"]}, "_Ice cream_", True),
+    ],
+)
 def test_score_format(form, text, right):
     assert score_format(text, form) is right
 
@@ -63,26 +69,39 @@ def test_an_unknown_format_is_an_error():
 
 
 def test_samples_are_enough_and_of_every_kind():
-    """An example of each format in data.FORMATS is asked for; a fact is wrong when left out or when the question is repeated."""
+    """An example of each format in data.FORMATS is asked for; a fact is wrong when left out or when
+    the question is repeated.
+    """
     facts, forms = [e for e in PROBE if e.key_facts], [e for e in PROBE if e.format]
     assert len(facts) >= 90 and len(forms) >= 40 and len(facts) + len(forms) == len(PROBE) >= 130
     assert {name for example in forms for name in example.format} == set(FORMATS)
     for example in facts:
-        for text, right in ((f"I think it is {example.key_facts[0][0]}.", True), (example.messages[-1]["content"], False), ("", False)):
+        for text, right in (
+            (f"I think it is {example.key_facts[0][0]}.", True),
+            (example.messages[-1]["content"], False),
+            ("", False),
+        ):
             assert score(text, example) == {"correct": right}, (example.id, text)
     for example in forms:
         assert not score("", example)["correct"]
 
 
-@pytest.mark.parametrize("prompt, text, right", [
-    ("What is the capital of France?", "The capital of France is Paris.", True),
-    ("What is the capital of France?", "London", False),
-    ("What is 3 + 4?", "3 + 4 = 7", True),
-    ("What is 3 + 4?", "seven", True),
-    ("What is 3 + 4?", "77", False),
-    ("Write exactly three words about the sea.", "Salt and waves", True),
-    ("Write exactly three words about the sea.", "Here are three words about the sea: salt, foam, waves", False),
-])
+@pytest.mark.parametrize(
+    "prompt, text, right",
+    [
+        ("What is the capital of France?", "The capital of France is Paris.", True),
+        ("What is the capital of France?", "London", False),
+        ("What is 3 + 4?", "3 + 4 = 7", True),
+        ("What is 3 + 4?", "seven", True),
+        ("What is 3 + 4?", "77", False),
+        ("Write exactly three words about the sea.", "Salt and waves", True),
+        (
+            "Write exactly three words about the sea.",
+            "Here are three words about the sea: salt, foam, waves",
+            False,
+        ),
+    ],
+)
 def test_scores_by_hand(prompt, text, right):
     [example] = [example for example in PROBE if example.messages[-1]["content"] == prompt]
     assert score(text, example) == {"correct": right}
@@ -91,38 +110,60 @@ def test_scores_by_hand(prompt, text, right):
 def test_sums_and_counts_of_the_samples():
     """Arithmetic done again here, from the question."""
     signs = {"+": int.__add__, "-": int.__sub__, "times": int.__mul__}
-    sums = [(re.fullmatch(r"What is (\d) (\+|-|times) (\d)\?", e.messages[-1]["content"]), e.key_facts) for e in PROBE]
-    checked = [key_facts[0][0] == str(signs[match[2]](int(match[1]), int(match[3]))) for match, key_facts in sums if match]
+    sums = [
+        (re.fullmatch(r"What is (\d) (\+|-|times) (\d)\?", e.messages[-1]["content"]), e.key_facts)
+        for e in PROBE
+    ]
+    checked = [
+        key_facts[0][0] == str(signs[match[2]](int(match[1]), int(match[3])))
+        for match, key_facts in sums
+        if match
+    ]
     assert len(checked) == 23 and all(checked)
 
 
 def test_no_question_is_one_of_the_general_prompts():
-    """Of all words of two prompts, less than three in five are common to both ("What is 5 + 5?", "What is rain?": a half)."""
+    """Of all words of two prompts, less than three in five are common to both ("What is 5 + 5?",
+    "What is rain?": a half).
+    """
+
     def words(example):
         return set(re.findall(r"\w+", example.messages[-1]["content"].casefold()))
+
     general = [words(example) for example in load_task("general", "test")]
     for example in PROBE:
-        assert all(len(words(example) & other) / len(words(example) | other) < 0.6 for other in general), example.id
+        assert all(
+            len(words(example) & other) / len(words(example) | other) < 0.6 for other in general
+        ), example.id
 
 
-@pytest.mark.parametrize("fields, message", [
-    ({}, 'field "key_facts" or field "format": each line of task probe needs one of them'),
-    ({"key_facts": [["7"]], "format": {"words": 3}}, 'field "key_facts" or field "format"'),
-    ({"format": "words"}, 'field "format" must be an object with one of words, items'),
-    ({"format": {}}, 'field "format" must be an object'),
-    ({"format": {"word": 3}}, 'field "format" must be an object'),
-    ({"format": {"words": 3, "uppercase": True}}, 'field "format" must be an object'),
-    ({"format": {"words": "3"}}, 'field "format", "words", is \'3\'; write it like {"words": 3}'),
-    ({"format": {"words": True}}, 'field "format", "words", is True'),
-    ({"format": {"items": 0}}, 'field "format", "items", is 0; write it like {"items": 4}'),
-    ({"format": {"uppercase": False}}, 'field "format", "uppercase", is False'),
-    ({"format": {"lowercase": 1}}, 'field "format", "lowercase", is 1'),
-    ({"format": {"starts_with": "!"}}, 'field "format", "starts_with", is \'!\''),
-    ({"format": {"ends_with": ["end"]}}, 'field "format", "ends_with", is [\'end\']'),
-    ({"format": {"one_of": "yes"}}, 'field "format", "one_of", is \'yes\'; write it like {"one_of": ["yes", "no"]}'),
-    ({"format": {"one_of": []}}, 'field "format", "one_of", is []'),
-    ({"format": {"one_of": ["yes", 5]}}, 'field "format", "one_of", is [\'yes\', 5]'),
-])
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({}, 'field "key_facts" or field "format": each line of task probe needs one of them'),
+        ({"key_facts": [["7"]], "format": {"words": 3}}, 'field "key_facts" or field "format"'),
+        ({"format": "words"}, 'field "format" must be an object with one of words, items'),
+        ({"format": {}}, 'field "format" must be an object'),
+        ({"format": {"word": 3}}, 'field "format" must be an object'),
+        ({"format": {"words": 3, "uppercase": True}}, 'field "format" must be an object'),
+        (
+            {"format": {"words": "3"}},
+            'field "format", "words", is \'3\'; write it like {"words": 3}',
+        ),
+        ({"format": {"words": True}}, 'field "format", "words", is True'),
+        ({"format": {"items": 0}}, 'field "format", "items", is 0; write it like {"items": 4}'),
+        ({"format": {"uppercase": False}}, 'field "format", "uppercase", is False'),
+        ({"format": {"lowercase": 1}}, 'field "format", "lowercase", is 1'),
+        ({"format": {"starts_with": "!"}}, 'field "format", "starts_with", is \'!\''),
+        ({"format": {"ends_with": ["end"]}}, 'field "format", "ends_with", is [\'end\']'),
+        (
+            {"format": {"one_of": "yes"}},
+            'field "format", "one_of", is \'yes\'; write it like {"one_of": ["yes", "no"]}',
+        ),
+        ({"format": {"one_of": []}}, 'field "format", "one_of", is []'),
+        ({"format": {"one_of": ["yes", 5]}}, 'field "format", "one_of", is [\'yes\', 5]'),
+    ],
+)
 def test_wrong_lines_name_line_field_and_remedy(fields, message):
     with pytest.raises(ValueError, match=re.escape("my.jsonl:4: " + message)):
         parse_line(json.dumps({"prompt": "Why?"} | fields), "my.jsonl:4", "probe")
@@ -130,10 +171,13 @@ def test_wrong_lines_name_line_field_and_remedy(fields, message):
 
 def test_examples_in_data_formats_are_valid():
     for name, wanted in FORMATS.items():
-        assert parse_line(json.dumps({"prompt": "Why?", "format": {name: wanted}}), "my.jsonl:1", "probe").format == {name: wanted}
+        assert parse_line(
+            json.dumps({"prompt": "Why?", "format": {name: wanted}}), "my.jsonl:1", "probe"
+        ).format == {name: wanted}
 
 
 def test_generator_writes_the_file_that_is_here(tmp_path):
-    shutil.copy(ROOT / "samples" / "make_probe.py", tmp_path)
-    subprocess.run([sys.executable, tmp_path / "make_probe.py"], check=True, capture_output=True)
-    assert (tmp_path / "probe/test.jsonl").read_bytes() == (ROOT / "samples/probe/test.jsonl").read_bytes()
+    run_generator("probe", tmp_path)
+    assert (tmp_path / "probe/test.jsonl").read_bytes() == (
+        ROOT / "samples/probe/test.jsonl"
+    ).read_bytes()

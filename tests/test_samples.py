@@ -1,23 +1,29 @@
 """Our own data sets: they read, do not leak, and come from their generators byte for byte."""
 
-import shutil
-import subprocess
-import sys
-
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, run_generator
 from data import load_task
 from scoring import score
 
-SPLITS = {"science": ["train", "validation", "test"], "knowledge": ["train", "validation", "test", "ood"],
-          "tooluse": ["train", "validation", "test"]}
+SPLITS = {
+    "science": ["train", "validation", "test"],
+    "knowledge": ["train", "validation", "test", "ood"],
+    "tooluse": ["train", "validation", "test"],
+}
 
 
 @pytest.mark.parametrize("task", SPLITS)
 def test_no_question_stands_in_two_splits(task):
-    questions = [example.messages[-1]["content"] for split in SPLITS[task] for example in load_task(task, split)]
-    assert len(questions) == len(set(questions)) and len(questions) >= {"science": 240, "knowledge": 9 * 6 * 4 + 20, "tooluse": 160}[task]
+    questions = [
+        example.messages[-1]["content"]
+        for split in SPLITS[task]
+        for example in load_task(task, split)
+    ]
+    assert (
+        len(questions) == len(set(questions))
+        and len(questions) >= {"science": 240, "knowledge": 9 * 6 * 4 + 20, "tooluse": 160}[task]
+    )
 
 
 @pytest.mark.parametrize("task", SPLITS)
@@ -36,8 +42,7 @@ def test_general_prompts_are_enough():
 
 @pytest.mark.parametrize("task", SPLITS)
 def test_generators_write_the_files_that_are_here(task, tmp_path):
-    shutil.copy(ROOT / "samples" / f"make_{task}.py", tmp_path)
-    subprocess.run([sys.executable, tmp_path / f"make_{task}.py"], check=True, capture_output=True)
+    run_generator(task, tmp_path)
     for split in SPLITS[task]:
         name = f"{task}/{split}.jsonl"
         assert (tmp_path / name).read_bytes() == (ROOT / "samples" / name).read_bytes(), name

@@ -4,7 +4,7 @@ Everything is invented, places and people included, so no language model can hav
 six facts, and each fact four wordings of one question: 1 and 2 go to train.jsonl, 3 to validation.jsonl, 4 to
 test.jsonl. ood.jsonl asks for the same facts indirectly: it compares two events, or goes from the fact to the event.
 
-    python samples/make_knowledge.py
+    python samples/make/knowledge.py
 
 Each line has an id, the prompt, the demonstration (a worked answer), the text (the article, for the teacher) and
 key_facts: an answer is right if it contains at least one variant of every key fact (see `contains`).
@@ -945,7 +945,7 @@ def build():
 
 def main():
     splits, texts = build()
-    folder = Path(__file__).resolve().parent / "knowledge"
+    folder = Path(__file__).resolve().parent.parent / "knowledge"
     folder.mkdir(exist_ok=True)
     for split, lines in splits.items():
         content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

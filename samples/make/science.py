@@ -1,6 +1,6 @@
 """Write samples/science/{train,validation,test}.jsonl: four-option chemistry questions with worked answers.
 
-    python samples/make_science.py
+    python samples/make/science.py
 
 No answer is typed in: each is computed from the tables at the end of this file, and the wrong options are the results
 of typical mistakes. Masses are rounded to one decimal before they are used, so that every calculation shown gives the
@@ -20,7 +20,7 @@ ASK = 'Answer briefly with the calculation, and end with "The correct answer is"
 LETTERS = "ABCD"
 SEED = 2026
 SPLITS = {"train": 28, "validation": 4, "test": 8}  # questions of each kind: 70 / 10 / 20 %
-FOLDER = Path(__file__).resolve().parent / "science"
+FOLDER = Path(__file__).resolve().parent.parent / "science"
 
 
 class Question(NamedTuple):
