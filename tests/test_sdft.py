@@ -376,9 +376,8 @@ def test_a_killed_run_resumes_to_the_same_bits(kill_after_step, unbroken, tiny_f
     assert [line["step"] for line in read_lines(metrics)] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.fixture
-def ctrl_c_in_step_3(monkeypatch):
-    """Press Ctrl-C while the third batch is made; a later run goes on from there."""
+def press_ctrl_c_in_step_3(monkeypatch):
+    """While the third batch of this process is made; a later run goes on from there."""
     plain, steps = sdft.make_batch, []
 
     def interrupted_batch(*arguments):
@@ -388,6 +387,11 @@ def ctrl_c_in_step_3(monkeypatch):
         return plain(*arguments)
 
     monkeypatch.setattr(sdft, "make_batch", interrupted_batch)
+
+
+@pytest.fixture
+def ctrl_c_in_step_3(monkeypatch):
+    press_ctrl_c_in_step_3(monkeypatch)
 
 
 def test_ctrl_c_saves_and_says_how_to_resume(
