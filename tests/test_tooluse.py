@@ -1,5 +1,7 @@
-"""Tool use. Oracles: answers judged by hand here; golden calls of ToolAlpaca's test set, where that
-file is at hand; the prompts.
+"""Tool use.
+
+Oracles: answers judged by hand here; the golden calls of ToolAlpaca's test set, if its file is at
+hand; the prompts.
 """
 
 import json
@@ -217,7 +219,7 @@ def test_splits_share_neither_tools_nor_questions():
 
 def test_demonstrations_make_the_golden_calls_and_no_others_do():
     for examples in samples().values():
-        for example, other in zip(examples, examples[1:] + examples[:1]):
+        for example, other in zip(examples, examples[1:] + examples[:1], strict=True):
             assert score(example.demonstration, example) == {
                 "correct": True,
                 "well_formed": True,
@@ -233,7 +235,7 @@ def test_calls_follow_the_documentation_in_the_prompt():
         lines = between(example, "\nDocumentation:\n", "\n\nUse the following format:").split("\n")
         documented = {
             line.split(": ")[0]: json.loads(parameters.removeprefix("Parameters: "))
-            for line, parameters in zip(lines[::3], lines[1::3])
+            for line, parameters in zip(lines[::3], lines[1::3], strict=False)
         }
         for call in example.calls:
             parameters = documented[call["name"]]
