@@ -434,7 +434,7 @@ def test_half_a_surrogate_pair_and_nul_are_refused_in_every_string(bad):
 
 @pytest.mark.parametrize("odd", [odd for odd in ODD if is_text(odd) and len(odd) < 100])
 def test_odd_text_reaches_student_and_teacher_as_it_is(folder, odd):
-    """Braces, template words and control tokens: the decoded prompt holds them word for word, in one turn."""
+    """Braces, template words and control tokens stand word for word in one turn."""
     file, tokenizer = folder / "odd.jsonl", tiny_tokenizer()
     file.write_text(json.dumps({"prompt": f"a{odd}b", "demonstration": f"c{odd}d", "answer": "A"}))
     example = read_jsonl(file, "science")[0]
