@@ -15,8 +15,8 @@ A line of a file is one JSON object (docs/reference.md has examples of each task
     text           the article the answer comes from                              knowledge
     id             any string; else the line is named by file and number
 
-A data set is a folder with train.jsonl, validation.jsonl and test.jsonl. An unknown, empty or
-mistyped field is an error that names file, line and field: a typo must not train a model for hours.
+A data set is a folder with train.jsonl, validation.jsonl and test.jsonl. An unknown or mistyped
+field is an error that names file, line and field: a typo must not train a model for hours.
 """
 
 import json
@@ -326,10 +326,7 @@ def _no_constant(name):
 
 FORMS = {  # field -> (its shape, an example for error messages)
     "id": (str, "any string"),
-    "prompt": (
-        [{"role": ROLES, "content": str}],
-        '"Why?" or [{"role": "user", "content": "Why?"}]',
-    ),
+    "prompt": ([{"role": ROLES, "content": str}], '[{"role": "user", "content": "Why?"}]'),
     "demonstration": (str, "a worked answer"),
     "answer": (str, "B"),
     "options": ([[str]], '[["alkane", "alkanes"], ["ketone"]]'),

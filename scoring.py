@@ -216,6 +216,22 @@ def format_preflight(figures, context, why):
     return "\n".join([*lines, f"  verdict      {why}"])
 
 
+def estimate(figures, pairs, config, method):
+    """How long the steps will take, from the speeds that the preflight measured."""
+    T, row_seconds = figures["student"]["completion_tokens"], 0
+    for pair in pairs:
+        tokens = 3 * (len(pair.student_prompt) + T)  # forward, and a backward that costs two
+        if config.teacher != "none":
+            tokens += len(pair.teacher_prompt) + T
+        row_seconds += tokens / figures["scoring_tokens_per_s"] / len(pairs)
+    if method in ("sdft", "reinvoke"):
+        row_seconds += T / figures["sampling_tokens_per_s"]
+    rows = config.batch_size * config.rollouts_per_prompt
+    steps = config.steps or math.ceil(config.epochs * len(pairs) / config.batch_size)
+    minutes = steps * rows * row_seconds / 60
+    return f"{steps} steps of about {rows * row_seconds:.0f} s = {minutes:.0f} minutes"
+
+
 def start_log(file, step):
     """Open a .jsonl for appending, without the lines after `step` or cut off by a full disk."""
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []

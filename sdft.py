@@ -17,7 +17,6 @@ the student's own tokens. Training moves the student's next-token distributions 
     19       teacher += ema_rate (student - teacher)
 
     python sdft.py --task science                # the built-in 135M model on a CPU, in minutes
-    python sdft.py --resume runs/science         # continue a run that was stopped
 
 Choices, and why:
 - Divergence. Eq. 1 is the REVERSE KL(student || teacher). It weighs each token by the student's own
@@ -30,7 +29,7 @@ Choices, and why:
   temperature 1. Estimator `analytic` is right for any; `token` and `rb` assume y ~ student and are
   allowed at 1 only. A small model's samples at 1 are gibberish that no teacher can continue well.
 - An EMA step of rate 0.01 is lost to rounding in bfloat16. Student and teacher are exact float32
-  numbers even where the model computes in bfloat16 (optim.py).
+  numbers even if the model computes in bfloat16 (optim.py).
 - For --task knowledge the teacher sees the article and the worked answer.
 - Drift, the measure of forgetting, is KL(base || model) on the base model's own answers to general
   prompts that are never trained on: the same tokens for every model, so runs compare.
@@ -53,10 +52,10 @@ from tqdm import tqdm
 
 import eval as evaluation
 import models
-from config import Config, Splits, catch_signals, load_splits, parse_config, run_folder, total_steps
+from config import Config, Splits, load_splits, parse_config, run_folder, total_steps
 from kl_estimators import ESTIMATORS, REDUCTIONS, compare_completions, sequence_mean
 from models import output_head
-from optim import AdamW, clip_gradients, relative_distance, update_ema
+from optim import AdamW, check_plan, clip_gradients, relative_distance, update_ema
 from sampling import completion_hidden, sample_completions
 from scoring import log_line, start_log, validation_rank
 
@@ -112,7 +111,8 @@ def train(run, take_step=sdft_step):
     """Algorithm 1: all steps, with validation, logs and checkpoints -> True if none is left."""
     config, student = run.config, run.student
     # before the teacher, whose copy needs the remainders of a bfloat16 student
-    optimizer = AdamW(student, weight_decay=config.weight_decay)
+    how = {"weight_decay": config.weight_decay, "offload": config.offload_optimizer}
+    optimizer = AdamW(student, **how)
     # l. 1
     teacher = run.teacher_model
     if config.teacher in ("ema", "base"):
@@ -130,7 +130,7 @@ def train(run, take_step=sdft_step):
     rollout_log = start_log(run.folder / "rollouts.jsonl", step)
     progress = tqdm(total=run.steps, initial=step, unit="step", smoothing=0.1)
 
-    with catch_signals() as interrupted, progress as bar:
+    with evaluation.catch_signals() as interrupted, progress as bar:
         # l. 2
         while step < run.steps:
             # l. 3
@@ -151,13 +151,13 @@ def train(run, take_step=sdft_step):
                 metrics["validation"] = validate(run, step)
                 bar.write(log_line(step, metrics["validation"], "  validation"))
             log.write(json.dumps({"step": step, **metrics}) + "\n")
-            if last or interrupted or step % config.save_every == 0:
+            if config.keep_last and (last or interrupted or step % config.save_every == 0):
                 state = {"best": run.best, "config": asdict(config), "method": run.method}
                 weights = student, run.tokenizer, teacher, optimizer
                 models.save_checkpoint(run.folder, step, *weights, state, config.keep_last)
             if interrupted and not last:
                 resume = f"python {run.command[1]} --resume {run.folder}"
-                bar.write(f"stopped after step {step}, which is saved. Continue with: {resume}")
+                bar.write(f"stopped after step {step}. Continue with: {resume}")
                 return False
     return True
 
@@ -288,10 +288,11 @@ def main(argv=None):
 def prepare(command, config, splits, folder, checkpoint):
     """Load the model and encode the data -> Run; what a user can get wrong raises ValueError."""
     models.keep_freed_memory()
+    print(check_plan(models.read_config(config.model), config, models.best_device(), folder))
     student, tokenizer = models.load_model(config.model, models.best_device(), config.dtype)
     pairs = evaluation.encode_pairs(tokenizer, splits.train, config)
-    length = config.general_tokens
-    base = evaluation.sample_base_answers(student, tokenizer, splits.general, length)
+    general = splits.general, config.general_tokens
+    base = evaluation.sample_base_answers(student, tokenizer, *general)
     return Run(command, config, folder, checkpoint, student, tokenizer, splits, pairs, base)
 
 

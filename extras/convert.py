@@ -1,14 +1,18 @@
-"""Foreign data sets -> a folder in our one JSONL format (data.py), ready for --data.
+"""Convert foreign data sets to our JSONL format (data.py), ready for --data.
 
-    python extras/convert.py Self-Distillation/data/science_data science        the authors' repository, cloned
-    python extras/convert.py train=eval_real.json test=test.jsonl tooluse       files whose split you know
-    python extras/convert.py SciKnowEval/data/Chemistry/L3 chemistry            any folder of .json and .jsonl files
+    python extras/convert.py Self-Distillation/data/science_data science
+    python extras/convert.py train=eval_real.json test=test.jsonl tooluse
+    python extras/convert.py SciKnowEval/data/Chemistry/L3 chemistry
 
-The source is told by the fields of a file's first record, or named with --source: see SOURCES below.
-A folder that names its splits (train_data, eval_data, train.jsonl, …) keeps them, and 1/16 of the training questions become
-validation where it has none: 75 to 5, as in the paper. Anything else is split 75/5/20. The split is a function of seed and
-question, the same on every machine, and no question stands in two splits. A broken record stops the run, named by file,
-record (lines and records count from 1) and field; with --skip-broken it is named and left out.
+The last argument is the folder to write. The others are files, folders of .json and .jsonl files
+(the authors' repository has such), or SPLIT=PATH if you know the split. The fields of a file's
+first record tell its source, or --source names it: see SOURCES below.
+
+A folder that names its splits (train_data, eval_data, train.jsonl, ...) keeps them; if it has no
+validation, 1/16 of the training questions become that (75 to 5, as in the paper). Anything else is
+split 75/5/20. The split is a function of seed and question, the same on every machine, and no
+question is in two splits. A broken record stops the run and is named by file, record (lines and
+records count from 1) and field; --skip-broken names it and leaves it out.
 """
 
 import argparse
@@ -18,108 +22,198 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-SPLITS = ["test", "validation", "train"]  # in this order: of a question in two splits, the one in the test set stays
-FOLDER_NAMES = {"test": ["test", "eval_data"], "validation": ["validation", "valid", "val"], "train": ["train", "train_data"]}
+SPLITS = ["test", "validation", "train"]  # a question in two splits stays in the first of these
+FOLDER_NAMES = {
+    "test": ["test", "eval_data"],
+    "validation": ["validation", "valid", "val"],
+    "train": ["train", "train_data"],
+}
 # ours; the paper's system turn asks for the same two blocks
-SCIENCE_SYSTEM = ("You get a question and four options, of which one is right. Think it through, then answer in this form:\n"
-                  "<reasoning>\n…\n</reasoning>\n<answer>\nX\n</answer>\n"
-                  "where X is the letter of the right option, A, B, C or D, and nothing else.")
+SCIENCE_SYSTEM = (
+    "You get a question and four options, of which one is right. Think it through, then "
+    "answer in this form:\n"
+    "<reasoning>\n…\n</reasoning>\n<answer>\nX\n</answer>\n"
+    "where X is the letter of the right option, A, B, C or D, and nothing else."
+)
 
 
-# ---- one function a source: (record, place, demonstration) -> our dict, or a string, the reason why it is left out ----
+# ---- one function a source: (record, place, demonstration) -> our dict, or a string, the reason
+# why it is left out ----
+
 
 def toolalpaca(record, place, demonstration):
-    """One instruction of a tool (see toolalpaca_instructions); the demonstration is the golden calls themselves."""
+    """One instruction of a tool (see toolalpaca_instructions); the demonstration is the golden
+    calls themselves.
+    """
     golden = field(record, "Golden_Answer", place, list)
-    # joined, never .format: documentations are full of braces. The records of the paper's test set look like this.
-    prompt = "\n".join([
-        "Your task is to answer the user's question using available tools. ", "You have access to the following tools:",
-        "Name: " + field(record, "Name", place), "Description: " + field(record, "Description", place),
-        "Documentation:", field(record, "NLDocumentation", place), "Use the following format:",
-        "Thought: you should always think about what to do", "Action: the action to take, should be one of the tool names.",
-        "Action Input: the input to the action, must be in JSON format. All of the action input must be realistic and from the user.",
-        "", "Begin!", "Question: " + field(record, "Instruction", place)])
+    # joined, never .format: documentations are full of braces. The records of the paper's test set
+    # look like this.
+    prompt = "\n".join(
+        [
+            "Your task is to answer the user's question using available tools. ",
+            "You have access to the following tools:",
+            "Name: " + field(record, "Name", place),
+            "Description: " + field(record, "Description", place),
+            "Documentation:",
+            field(record, "NLDocumentation", place),
+            "Use the following format:",
+            "Thought: you should always think about what to do",
+            "Action: the action to take, should be one of the tool names.",
+            (
+                "Action Input: the input to the action, must be in JSON format. All of the action"
+                " input must be realistic and from the user."
+            ),
+            "",
+            "Begin!",
+            "Question: " + field(record, "Instruction", place),
+        ]
+    )
     return {"prompt": prompt, "calls": calls(golden, place), "demonstration": call_lines(golden)}
 
 
 def toolalpaca_instructions(tool, place):
     """One tool's record -> (place, record) of each of its instructions."""
-    instructions, golden = field(tool, "Instructions", place, list), field(tool, "Golden_Answers", place, list)
+    instructions, golden = (
+        field(tool, "Instructions", place, list),
+        field(tool, "Golden_Answers", place, list),
+    )
     if len(instructions) != len(golden):
-        raise ValueError(f'{place}: {len(instructions)} "Instructions", but {len(golden)} "Golden_Answers"')
-    return [(f"{place}, instruction {i}", tool | {"Instruction": instruction, "Golden_Answer": answer})
-            for i, (instruction, answer) in enumerate(zip(instructions, golden), start=1)]
+        raise ValueError(
+            f'{place}: {len(instructions)} "Instructions", but {len(golden)} "Golden_Answers"'
+        )
+    return [
+        (f"{place}, instruction {i}", tool | {"Instruction": instruction, "Golden_Answer": answer})
+        for i, (instruction, answer) in enumerate(zip(instructions, golden), start=1)
+    ]
 
 
 def authors_tooluse(record, place, demonstration):
     golden = field(record, "golden_answer", place, list)
     row = {"prompt": turns(record, "prompt", place), "calls": calls(golden, place)}
-    if record.get("golden_response") is not None:  # training only; Arrow writes null where a record has none
+    if record.get("golden_response") is not None:  # training only; null in Arrow's test records
         # the authors' code joins the strings, one a step, with line breaks
         steps = field(record, "golden_response", place, list)
-        row["demonstration"] = "\n".join(text(step, f'{place}: field "golden_response", item {i}')
-                                         for i, step in enumerate(steps, start=1))
+        row["demonstration"] = "\n".join(
+            text(step, f'{place}: field "golden_response", item {i}')
+            for i, step in enumerate(steps, start=1)
+        )
     return row
 
 
 def sdpo_tooluse(record, place, demonstration):
     golden = parse_json(field(record, "answer", place), f'{place}: field "answer"', list)
-    return {"prompt": turns(record, "prompt", place), "calls": calls(golden, place), "demonstration": call_lines(golden)}
+    return {
+        "prompt": turns(record, "prompt", place),
+        "calls": calls(golden, place),
+        "demonstration": call_lines(golden),
+    }
 
 
 def authors_science(record, place, demonstration):
     if "output_text" not in record:
         return {"prompt": turns(record, "prompt", place), "answer": letter(record, "answer", place)}
-    return {"prompt": turns(record, "messages", place), "demonstration": field(record, "output_text", place),
-            "answer": letter(record, "output_text", place)}
+    return {
+        "prompt": turns(record, "messages", place),
+        "demonstration": field(record, "output_text", place),
+        "answer": letter(record, "output_text", place),
+    }
 
 
 def sciknoweval(record, place, demonstration):
     choices = field(record, "choices", place, dict)
     if choices.get("label") != ["A", "B", "C", "D"]:
         return f'type "{record.get("type")}", not four choices A to D'
-    options = [text(option, f'{place}: field "choices", option {label}')
-               for label, option in zip("ABCD", field(choices, "text", place, list))]
+    options = [
+        text(option, f'{place}: field "choices", option {label}')
+        for label, option in zip("ABCD", field(choices, "text", place, list))
+    ]
     if len(options) != 4:
         raise ValueError(f'{place}: field "choices" has {len(options)} texts for four labels')
-    question = field(record, "question", place) + "\n\n" + "\n".join(f"{label}: {option}" for label, option in zip("ABCD", options))
-    return {"prompt": [{"role": "system", "content": SCIENCE_SYSTEM}, {"role": "user", "content": question}],
-            "answer": letter(record, "answerKey", place)}
+    question = (
+        field(record, "question", place)
+        + "\n\n"
+        + "\n".join(f"{label}: {option}" for label, option in zip("ABCD", options))
+    )
+    return {
+        "prompt": [
+            {"role": "system", "content": SCIENCE_SYSTEM},
+            {"role": "user", "content": question},
+        ],
+        "answer": letter(record, "answerKey", place),
+    }
 
 
 def huatuo(record, place, demonstration):
-    """The reference is the short gold answer; reasoning-SFT has none, and its whole response serves."""
-    question = "Open-ended Verifiable Question" if "Open-ended Verifiable Question" in record else "Question"
-    reference = field(record, "Ground-True Answer" if "Ground-True Answer" in record else "Response", place)
-    row = {"prompt": field(record, question, place), "reference": reference, "key_facts": [[reference]]}
+    """The reference is the short gold answer; reasoning-SFT has none, and its whole response
+    serves.
+    """
+    question = (
+        "Open-ended Verifiable Question"
+        if "Open-ended Verifiable Question" in record
+        else "Question"
+    )
+    reference = field(
+        record, "Ground-True Answer" if "Ground-True Answer" in record else "Response", place
+    )
+    row = {
+        "prompt": field(record, question, place),
+        "reference": reference,
+        "key_facts": [[reference]],
+    }
     if "Response" in record:  # verifiable-problem has no worked answers
         row["demonstration"] = field(record, "Response", place)
         if demonstration == "reasoning":  # followed by the response: thoughts alone are no answer
-            row["demonstration"] = field(record, "Complex_CoT", place) + "\n\n" + row["demonstration"]
+            row["demonstration"] = (
+                field(record, "Complex_CoT", place) + "\n\n" + row["demonstration"]
+            )
     return row
 
 
 def trl(record, place, demonstration):
-    row = {name: record[name] for name in ("id", "answer", "calls", "key_facts", "text", "reference") if record.get(name) is not None}
+    row = {
+        name: record[name]
+        for name in ("id", "answer", "calls", "key_facts", "text", "reference")
+        if record.get(name) is not None
+    }
     if "messages" in record:
         chat = messages(record, "messages", place)
         if len(chat) < 2 or chat[-1]["role"] != "assistant":
-            raise ValueError(f'{place}: field "messages" must end with the assistant\'s turn, which becomes the demonstration')
-        return row | {"prompt": turns({"messages": chat[:-1]}, "messages", place), "demonstration": chat[-1]["content"]}
+            raise ValueError(
+                f'{place}: field "messages" must end with the assistant\'s turn, which becomes '
+                "the demonstration"
+            )
+        return row | {
+            "prompt": turns({"messages": chat[:-1]}, "messages", place),
+            "demonstration": chat[-1]["content"],
+        }
     name = "completion" if "completion" in record else "privileged_context"
     worked = messages(record, name, place)
     if len(worked) != 1:
-        raise ValueError(f'{place}: field "{name}" has {len(worked)} turns; only one can become the demonstration')
+        raise ValueError(
+            f'{place}: field "{name}" has {len(worked)} turns; only one can become the '
+            "demonstration"
+        )
     return row | {"prompt": turns(record, "prompt", place), "demonstration": worked[0]["content"]}
 
 
-SOURCES = {  # name: (function, sets of fields); a file is of the first source of which its first record has a set
+# name: (function, sets of fields); a file is of the first source one of whose sets is in its first
+# record
+SOURCES = {
     "sciknoweval": (sciknoweval, [{"question", "choices", "answerKey"}]),
-    "toolalpaca": (toolalpaca, [{"Instructions", "Golden_Answers"}]),  # raw: tools with their instructions
+    "toolalpaca": (
+        toolalpaca,
+        [{"Instructions", "Golden_Answers"}],
+    ),  # raw: tools with their instructions
     "authors-tooluse": (authors_tooluse, [{"prompt", "golden_answer"}]),
-    "sdpo-tooluse": (sdpo_tooluse, [{"prompt", "answer", "kind"}]),  # the 68 test questions in SDPO's repository
+    "sdpo-tooluse": (
+        sdpo_tooluse,
+        [{"prompt", "answer", "kind"}],
+    ),  # the 68 test questions in SDPO's repository
     "authors-science": (authors_science, [{"messages", "output_text"}, {"prompt", "answer"}]),
-    "huatuo": (huatuo, [{"Question", "Response"}, {"Open-ended Verifiable Question", "Ground-True Answer"}]),
+    "huatuo": (
+        huatuo,
+        [{"Question", "Response"}, {"Open-ended Verifiable Question", "Ground-True Answer"}],
+    ),
     "trl": (trl, [{"prompt", "completion"}, {"prompt", "privileged_context"}, {"messages"}]),
 }
 
@@ -129,18 +223,27 @@ def recognise(place, record):
     for name, (_, field_sets) in SOURCES.items():
         if any(fields <= record.keys() for fields in field_sets):
             return name
-    known = "; ".join(f"{name}: {' or '.join(', '.join(sorted(fields)) for fields in sets)}" for name, (_, sets) in SOURCES.items())
-    raise ValueError(f"{place}: fields {', '.join(map(str, record))[:300]} are of no known source. Known are {known}")
+    known = "; ".join(
+        f"{name}: {' or '.join(', '.join(sorted(fields)) for fields in sets)}"
+        for name, (_, sets) in SOURCES.items()
+    )
+    raise ValueError(
+        f"{place}: fields {', '.join(map(str, record))[:300]} are of no known source. Known "
+        f"are {known}"
+    )
 
 
 # ---- fields ----
+
 
 def text(value, place):
     """value, if it is a string that data.py takes."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{place} must be a string with something in it; it is {repr(value)[:60]}")
     if "\0" in value or value.encode(errors="ignore").decode() != value:
-        raise ValueError(f"{place} holds a NUL or half of a surrogate pair, which no tokenizer takes")
+        raise ValueError(
+            f"{place} holds a NUL or half of a surrogate pair, which no tokenizer takes"
+        )
     return value
 
 
@@ -151,7 +254,10 @@ def field(record, name, place, kind=str):
     if kind is str:
         return text(record[name], f'{place}: field "{name}"')
     if not isinstance(record[name], kind) or not record[name]:
-        raise ValueError(f'{place}: field "{name}" must be a {kind.__name__} with something in it; it is {repr(record[name])[:60]}')
+        raise ValueError(
+            f'{place}: field "{name}" must be a {kind.__name__} with something in it; it is '
+            f"{repr(record[name])[:60]}"
+        )
     return record[name]
 
 
@@ -168,30 +274,49 @@ def parse_json(string, place, kind):
 
 def calls(golden, place):
     """[{"Action": name, "Action_Input": JSON text}] -> [{"name", "arguments"}]."""
-    return [{"name": field(call, "Action", f"{place}, call {i}"),
-             "arguments": parse_json(field(call, "Action_Input", f"{place}, call {i}"), f'{place}, call {i}: field "Action_Input"', dict)}
-            for i, call in enumerate(golden, start=1)]
+    return [
+        {
+            "name": field(call, "Action", f"{place}, call {i}"),
+            "arguments": parse_json(
+                field(call, "Action_Input", f"{place}, call {i}"),
+                f'{place}, call {i}: field "Action_Input"',
+                dict,
+            ),
+        }
+        for i, call in enumerate(golden, start=1)
+    ]
 
 
 def call_lines(golden):
     """Golden calls as the model should write them."""
-    return "\n".join(f"Action: {call['Action']}\nAction Input: {call['Action_Input']}" for call in golden)
+    return "\n".join(
+        f"Action: {call['Action']}\nAction Input: {call['Action_Input']}" for call in golden
+    )
 
 
 def letter(record, name, place):
     """The letter in the last <answer>…</answer>, or else the whole text."""
     answer = field(record, name, place).rpartition("<answer>")[2].partition("</answer>")[0].strip()
     if answer not in ("A", "B", "C", "D"):
-        raise ValueError(f'{place}: field "{name}" gives no letter A to D, alone or in <answer>…</answer>; it gives {answer[-60:]!r}')
+        raise ValueError(
+            f'{place}: field "{name}" gives no letter A to D, alone or in <answer>…</answer>; '
+            f"it gives {answer[-60:]!r}"
+        )
     return answer
 
 
 def messages(record, name, place):
-    """A string or a list of turns -> turns of role and content alone; Arrow adds columns of null."""
+    """A string or a list of turns -> turns of role and content; Arrow adds columns of null."""
     if isinstance(record.get(name), str):
         return [{"role": "user", "content": field(record, name, place)}]
-    places = [(f'{place}: field "{name}", turn {i}', turn) for i, turn in enumerate(field(record, name, place, list), start=1)]
-    return [{"role": field(turn, "role", here), "content": field(turn, "content", here)} for here, turn in places]
+    places = [
+        (f'{place}: field "{name}", turn {i}', turn)
+        for i, turn in enumerate(field(record, name, place, list), start=1)
+    ]
+    return [
+        {"role": field(turn, "role", here), "content": field(turn, "content", here)}
+        for here, turn in places
+    ]
 
 
 def turns(record, name, place):
@@ -199,13 +324,20 @@ def turns(record, name, place):
     chat = messages(record, name, place)
     for i, turn in enumerate(chat, start=1):
         if turn["role"] not in ("system", "user", "assistant"):
-            raise ValueError(f'{place}: field "{name}", turn {i}: role "{turn["role"]}" is unknown; choose from system, user, assistant')
+            raise ValueError(
+                f'{place}: field "{name}", turn {i}: role "{turn["role"]}" is unknown; choose '
+                "from system, user, assistant"
+            )
     if chat[-1]["role"] != "user":
-        raise ValueError(f'{place}: field "{name}" ends with a turn of "{chat[-1]["role"]}"; the last turn must be the user\'s question')
+        raise ValueError(
+            f'{place}: field "{name}" ends with a turn of "{chat[-1]["role"]}"; the last turn '
+            "must be the user's question"
+        )
     return chat
 
 
 # ---- files ----
+
 
 def read_source(path, split=None):
     """A file or folder -> list of (split or None, [(place, record)]), one a file."""
@@ -215,10 +347,20 @@ def read_source(path, split=None):
         raise ValueError(f"{path} does not exist")
     if (path / "state.json").is_file():
         return [(split, read_arrow(path))]
-    named = [(name, path / (alias + suffix)) for name in SPLITS for alias in FOLDER_NAMES[name] for suffix in ("", ".json", ".jsonl")]
-    files = [(name, file) for name, file in named if file.exists()] or [(split, file) for file in sorted(path.glob("*.json*"))]
+    named = [
+        (name, path / (alias + suffix))
+        for name in SPLITS
+        for alias in FOLDER_NAMES[name]
+        for suffix in ("", ".json", ".jsonl")
+    ]
+    files = [(name, file) for name, file in named if file.exists()] or [
+        (split, file) for file in sorted(path.glob("*.json*"))
+    ]
     if not files:
-        raise ValueError(f"{path} has no .json or .jsonl file, no train_data or eval_data, and no state.json of a save_to_disk folder")
+        raise ValueError(
+            f"{path} has no .json or .jsonl file, no train_data or eval_data, and no "
+            "state.json of a save_to_disk folder"
+        )
     return [part for name, file in files for part in read_source(file, split or name)]
 
 
@@ -229,22 +371,35 @@ def read_json(file):
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not UTF-8 ({error.reason} at byte {error.start})") from None
     if file.suffix == ".jsonl":
-        lines = [(f"{file}:{number}", line) for number, line in enumerate(content.split("\n"), start=1) if line.strip()]
+        lines = [
+            (f"{file}:{number}", line)
+            for number, line in enumerate(content.split("\n"), start=1)
+            if line.strip()
+        ]
         return [(place, parse_json(line, f"{place}: the line", dict)) for place, line in lines]
     records = parse_json(content, f"{file}: the file (JSON Lines end in .jsonl)", list)
     for number, record in enumerate(records, start=1):
         if not isinstance(record, dict):
-            raise ValueError(f"{file}: record {number} must be an object; it is {repr(record)[:60]}")
+            raise ValueError(
+                f"{file}: record {number} must be an object; it is {repr(record)[:60]}"
+            )
     return [(f"{file}: record {number}", record) for number, record in enumerate(records, start=1)]
 
 
 def read_arrow(folder):
-    """A folder that Hugging Face's save_to_disk wrote: Arrow IPC streams, named in state.json -> list of (place, record)."""
+    """A folder that Hugging Face's save_to_disk wrote -> list of (place, record).
+
+    It holds Arrow IPC streams, named in state.json.
+    """
     try:
         import pyarrow
     except ImportError:
-        raise ValueError(f"{folder} is in Arrow format; pip install pyarrow, then run this again") from None
-    state = parse_json((folder / "state.json").read_text(encoding="utf-8"), f"{folder}/state.json", dict)
+        raise ValueError(
+            f"{folder} is in Arrow format; pip install pyarrow, then run this again"
+        ) from None
+    state = parse_json(
+        (folder / "state.json").read_text(encoding="utf-8"), f"{folder}/state.json", dict
+    )
     records = []
     for part in field(state, "_data_files", f"{folder}/state.json", list):
         file = folder / field(part, "filename", f"{folder}/state.json")
@@ -252,19 +407,26 @@ def read_arrow(folder):
             with pyarrow.OSFile(str(file)) as stream, pyarrow.ipc.open_stream(stream) as reader:
                 rows = reader.read_all().to_pylist()
         except (OSError, pyarrow.ArrowInvalid) as error:
-            raise ValueError(f"{file}: not readable as an Arrow stream ({error}); if it is a Git LFS pointer, git lfs pull") from None
+            raise ValueError(
+                f"{file}: not readable as an Arrow stream ({error}); if it is a Git LFS "
+                "pointer, git lfs pull"
+            ) from None
         records += [(f"{file}: record {number}", row) for number, row in enumerate(rows, start=1)]
     return records
 
 
 # ---- splits ----
 
+
 def question_of(row):
     return row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
 
 
 def share(row, seed):
-    """A number in [0, 1) from seed and question without its options: one question with other options stays in one split."""
+    """A number in [0, 1) from the seed and the question.
+
+    Its options do not count: the same question with other options stays in the same split.
+    """
     stem = " ".join(question_of(row).partition("\n\nA: ")[0].split())
     return int(hashlib.sha256(f"{seed}\n{stem}".encode()).hexdigest()[:13], 16) / 16**13
 
@@ -281,15 +443,17 @@ def split_rows(rows, seed, left_out):
     rank_of_train = ranks([row for split, row in rows if split == "train"], seed)
     has_validation = any(split == "validation" for split, _ in rows)
     result, split_of = {split: [] for split in SPLITS}, {}
-    for split, row in sorted(rows, key=lambda pair: SPLITS.index(pair[0] or "train")):  # stable: the source's order stays
+    # stable: the source's order stays
+    for split, row in sorted(rows, key=lambda pair: SPLITS.index(pair[0] or "train")):
         if split is None:
             rank = rank_of_free[share(row, seed)]
             split = "train" if rank < 0.75 else "validation" if rank < 0.8 else "test"
         elif split == "train" and not has_validation and rank_of_train[share(row, seed)] < 5 / 80:
             split = "validation"
-        question = " ".join(question_of(row).split())  # capitals stay: a SMILES means something else without them
+        # case is kept: it changes the meaning of a SMILES
+        question = " ".join(question_of(row).split())
         if question in split_of:
-            left_out[f"question stands in {split_of[question]} already"] += 1
+            left_out[f"question is in {split_of[question]} already"] += 1
         else:
             split_of[question] = split
             result[split].append(row)
@@ -297,23 +461,32 @@ def split_rows(rows, seed, left_out):
 
 
 def read_rows(inputs, source, demonstration, skip_broken, left_out):
-    """Inputs (PATH or SPLIT=PATH) -> ([(split or None, row)], {source: records read}); counts in left_out what it leaves out."""
+    """Inputs (PATH or SPLIT=PATH) -> ([(split or None, row)], {source: records read}).
+
+    It counts in left_out what it leaves out.
+    """
     rows, read = [], Counter()
     for argument in map(str, inputs):
-        split, _, path = argument.partition("=") if argument.partition("=")[0] in SPLITS else (None, "", argument)
-        for split, records in read_source(Path(path), split):
+        named, _, path = argument.partition("=")
+        if named not in SPLITS:
+            named, path = None, argument
+        for split, records in read_source(Path(path), named):
             if not records:
                 raise ValueError(f"{path} has a file without records")
             name = source or recognise(*records[0])
             if name == "toolalpaca":
-                records = [pair for place, tool in records for pair in toolalpaca_instructions(tool, place)]
+                records = [
+                    pair for place, tool in records for pair in toolalpaca_instructions(tool, place)
+                ]
             read[name] += len(records)
             for place, record in records:
                 try:
                     row = SOURCES[name][0](record, place, demonstration)
                 except ValueError as error:
                     if not skip_broken:
-                        raise ValueError(f"{error}; repair it, or leave such records out with --skip-broken") from None
+                        raise ValueError(
+                            f"{error}; repair it, or leave such records out with --skip-broken"
+                        ) from None
                     print(f"broken: {error}")
                     row = "broken"
                 if isinstance(row, str):
@@ -324,9 +497,14 @@ def read_rows(inputs, source, demonstration, skip_broken, left_out):
 
 
 def convert(inputs, output, source=None, demonstration="answer", seed=0, skip_broken=False):
-    """Writes output/SPLIT.jsonl, prints and returns ({split: records written}, {reason: records left out})."""
+    """Write output/SPLIT.jsonl; print and return what became of the records.
+
+    -> ({split: records written}, {reason: records left out})
+    """
     output, left_out = Path(output), Counter()
-    present = [str(output / f"{split}.jsonl") for split in SPLITS if (output / f"{split}.jsonl").exists()]
+    present = [
+        str(output / f"{split}.jsonl") for split in SPLITS if (output / f"{split}.jsonl").exists()
+    ]
     if present:
         raise ValueError(f"{', '.join(present)} exists; name another folder, or remove it")
     rows, read = read_rows(inputs, source, demonstration, skip_broken, left_out)
@@ -338,22 +516,40 @@ def convert(inputs, output, source=None, demonstration="answer", seed=0, skip_br
     counts = {split: len(parts[split]) for split in reversed(SPLITS)}
     print("read", ", ".join(f"{number} records of {name}" for name, number in read.items()))
     print("wrote", ", ".join(f"{number} {split}" for split, number in counts.items()), "to", output)
-    print("left out", ", ".join(f"{number} ({reason})" for reason, number in left_out.items()) or "none")
+    reasons = ", ".join(f"{number} ({reason})" for reason, number in left_out.items())
+    print("left out", reasons or "none")
     bare = sum("demonstration" not in row for row in parts["train"] + parts["validation"])
     if bare:
-        print(f"note: {bare} records of train and validation have no demonstration, which training needs; add it to each line")
+        print(
+            f"note: {bare} records of train and validation have no demonstration, which "
+            "training needs; add it to each line"
+        )
     return counts, dict(left_out)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("inputs", nargs="+", metavar="[SPLIT=]SOURCE", help="file or folder; SPLIT is train, validation or test")
-    parser.add_argument("output", help="folder to write")
-    parser.add_argument("--source", choices=SOURCES, help="what it is, where the fields do not tell")
-    parser.add_argument("--demonstration", choices=["answer", "reasoning"], default="answer",
-                        help="huatuo: the response alone (answer, as in the paper's medical data), or the thoughts before it too")
-    parser.add_argument("--seed", type=int, default=0, help="of the split")
-    parser.add_argument("--skip-broken", action="store_true", help="name broken records and leave them out")
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    add = parser.add_argument
+    add(
+        "inputs",
+        nargs="+",
+        metavar="[SPLIT=]SOURCE",
+        help="file or folder; SPLIT is train, validation or test",
+    )
+    add("output", help="folder to write")
+    add("--source", choices=SOURCES, help="what it is, if the fields do not tell")
+    add(
+        "--demonstration",
+        choices=["answer", "reasoning"],
+        default="answer",
+        help=(
+            "huatuo: the response alone (answer, as in the paper's medical data), or the thoughts "
+            "before it too"
+        ),
+    )
+    add("--seed", type=int, default=0, help="of the split")
+    add("--skip-broken", action="store_true", help="name broken records and leave them out")
     arguments = parser.parse_args()
     try:
         convert(**vars(arguments))

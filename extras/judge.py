@@ -1,13 +1,16 @@
 """Score written answers with a judge model, as the paper does for medical and knowledge.
 
     python eval.py --model runs/knowledge/best --task knowledge --json answers.json
-    OPENAI_API_KEY=… python extras/judge.py answers.json --task knowledge --url https://api.openai.com/v1 --model gpt-5-mini
-    python extras/judge.py answers.json --task knowledge --judge-model DIR      # a local judge, greedy; nothing leaves the machine
+    OPENAI_API_KEY=... python extras/judge.py answers.json --task knowledge \\
+        --url https://api.openai.com/v1 --model gpt-5-mini
+    python extras/judge.py answers.json --task knowledge --judge-model DIR
 
---url takes any OpenAI-compatible server. The key is read from OPENAI_API_KEY and stands in no file, message or command line; a
-server that redirects is refused, so that the key goes to no other host. Questions, references and answers do go to the server.
-Replies are kept in --cache, so an interrupted run goes on where it stopped and a second one costs nothing. A reply that is no
-verdict counts as unparsable and never as right. The judge's words are ours after the paper's description; its figures are GPT-5-mini's.
+--url takes any OpenAI-compatible server, which sees questions, references and answers. With
+--judge-model a local model judges, greedily, and nothing leaves the machine. The key is read from
+OPENAI_API_KEY and is written to no file, message or command line; redirects are refused, so that
+the key goes to no other host. Replies are kept in --cache: an interrupted run resumes, and a second
+run costs nothing. A reply without a verdict counts as unparsable and never as right. The prompt is
+ours, after the paper's description; the paper's judge is GPT-5-mini.
 """
 
 import argparse
@@ -23,7 +26,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of data.py and scoring.py
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of data.py
 
 from data import load_task  # noqa: E402
 from scoring import final_answer  # noqa: E402
@@ -31,67 +34,103 @@ from scoring import final_answer  # noqa: E402
 INSTRUCTIONS = {
     "medical": """Compare a model's response to a medical question with the reference answer.
 
-CORRECT: the response contains the key medical information of the reference answer, even if it is phrased differently or adds more correct detail.
+CORRECT: the response contains the key medical information of the reference answer, \
+even if it is phrased differently or adds more correct detail.
 INCORRECT: the response is wrong, or misses the main point of the reference answer.
 
 Output ONLY one of: "CORRECT" or "INCORRECT".""",
     "knowledge": """Compare a model's response to a question with the reference answer.
 
-CORRECT: the response contains all the key information of the reference answer, even if it is phrased differently, and nothing that contradicts it.
-PARTIALLY_CORRECT: the response contains most of the key information of the reference answer, but misses some details.
+CORRECT: the response contains all the key information of the reference answer, \
+even if it is phrased differently, and nothing that contradicts it.
+PARTIALLY_CORRECT: the response contains most of the key information of the reference answer, \
+but misses some details.
 INCORRECT: the response is wrong, or misses the main point of the reference answer.
 
 Output ONLY one of: "CORRECT", "PARTIALLY_CORRECT" or "INCORRECT".""",
 }
-VERDICTS = {"medical": ["CORRECT", "INCORRECT"], "knowledge": ["CORRECT", "PARTIALLY_CORRECT", "INCORRECT"]}
+VERDICTS = {
+    "medical": ["CORRECT", "INCORRECT"],
+    "knowledge": ["CORRECT", "PARTIALLY_CORRECT", "INCORRECT"],
+}
 QUESTION = {"medical": "[Medical Question]", "knowledge": "[Question]"}
 
 
 # ---- the prompt and the verdict ----
 
+
 def judge_prompt(task, example, answer):
-    """What the judge reads, without the answer's thoughts; the reference is the example's `reference`, where it has one, else its demonstration."""
+    """What the judge reads, without the answer's thoughts.
+
+    The reference is the example's `reference` or, without one, its demonstration.
+    """
     reference = getattr(example, "reference", None) or example.demonstration
     if reference is None:
-        raise ValueError(f'{example.source}: neither "reference" nor "demonstration"; a judge needs one to compare with')
+        raise ValueError(
+            f'{example.source}: neither "reference" nor "demonstration"; a judge needs one to '
+            "compare with"
+        )
     # joined, never .format: answers contain curly braces
-    return "\n\n".join([INSTRUCTIONS[task], QUESTION[task] + "\n" + example.messages[-1]["content"],
-                        "[Reference Answer]\n" + reference, "[Model Response]\n" + final_answer(answer)])
+    return "\n\n".join(
+        [
+            INSTRUCTIONS[task],
+            QUESTION[task] + "\n" + example.messages[-1]["content"],
+            "[Reference Answer]\n" + reference,
+            "[Model Response]\n" + final_answer(answer),
+        ]
+    )
 
 
 def parse_verdict(reply, task):
-    """The one verdict that stands in a reply as a word of its own, in capitals; None for two different ones, none, or a qualified one.
+    """The verdict that a reply has as a word of its own, in capitals.
 
-    Traps: INCORRECT ends with CORRECT, PARTIALLY_CORRECT contains it (neither has a word boundary before it), and "not CORRECT"
-    or "PARTIALLY CORRECT" mean something else.
+    None if it has none, two different ones, or a qualified one.
+    Traps: INCORRECT ends with CORRECT, PARTIALLY_CORRECT contains it (neither has a word boundary
+    before it), and "not CORRECT" or "PARTIALLY CORRECT" mean something else.
     """
     found = re.findall(r"(?:([\w'’]+)[\s*\"'“-]+)?\b(" + "|".join(VERDICTS[task]) + r")\b", reply)
-    qualified = any(before.casefold() in ("not", "never", "neither", "nor", "hardly", "partially", "partly", "mostly") or
-                    before.casefold().endswith(("n't", "n’t")) for before, _ in found)
+    qualified = any(
+        before.casefold()
+        in ("not", "never", "neither", "nor", "hardly", "partially", "partly", "mostly")
+        or before.casefold().endswith(("n't", "n’t"))
+        for before, _ in found
+    )
     verdicts = {verdict for _, verdict in found}
     return verdicts.pop() if len(verdicts) == 1 and not qualified else None
 
 
 def summarise(verdicts, task):
-    """n, and the shares of correct (strict), lenient (knowledge only: also PARTIALLY_CORRECT), incorrect and unparsable."""
+    """n, and the shares of correct (strict), lenient (knowledge only: also PARTIALLY_CORRECT),
+    incorrect and unparsable.
+    """
     n = len(verdicts)
     share = {word: verdicts.count(word) / n for word in VERDICTS[task] + [None]}
-    lenient = {"lenient": share["CORRECT"] + share["PARTIALLY_CORRECT"]} if task == "knowledge" else {}
-    return {"n": n, "correct": share["CORRECT"], **lenient, "incorrect": share["INCORRECT"], "unparsable": share[None]}
+    lenient = (
+        {"lenient": share["CORRECT"] + share["PARTIALLY_CORRECT"]} if task == "knowledge" else {}
+    )
+    return {
+        "n": n,
+        "correct": share["CORRECT"],
+        **lenient,
+        "incorrect": share["INCORRECT"],
+        "unparsable": share[None],
+    }
 
 
 # ---- asking a server ----
 
+
 class NoRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_):
-        return None  # urllib would take the key along to the new host; so the redirect comes out as an error instead
+        return None  # an error: urllib would send the key to the new host
 
 
 def ask_server(url, model, messages, timeout=120, attempts=6, sleep=time.sleep):
-    """The reply of an OpenAI-compatible server to chat turns -> str ("" where the server sends no text, or not all of it).
+    """The reply of an OpenAI-compatible server to chat turns -> str, "" if it is cut or no text.
 
-    429, 5xx, timeouts and broken connections are tried again after 1, 2, 4, … seconds, or after the server's Retry-After, of at
-    most a minute. No temperature is sent: reasoning models refuse one. Raises ValueError that says what to do; no key is in it.
+    429, 5xx, timeouts and broken connections are tried again after 1, 2, 4, … seconds, or after the
+    server's Retry-After, of at most a minute. No temperature is sent: reasoning models refuse one.
+    Raises ValueError that says what to do; no key is in it.
     """
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"--url {url} must begin with http:// or https://")
@@ -100,12 +139,16 @@ def ask_server(url, model, messages, timeout=120, attempts=6, sleep=time.sleep):
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if key:
         if not re.fullmatch("[!-~]+", key):  # http.client would print it whole in its own complaint
-            raise ValueError("OPENAI_API_KEY holds white space or a character outside ASCII; set it again")
+            raise ValueError(
+                "OPENAI_API_KEY holds white space or a character outside ASCII; set it again"
+            )
         headers["Authorization"] = "Bearer " + key
-    request = urllib.request.Request(url.rstrip("/") + "/chat/completions", data=body, headers=headers)
+    request = urllib.request.Request(
+        url.rstrip("/") + "/chat/completions", data=body, headers=headers
+    )
     opener = urllib.request.build_opener(NoRedirects)
     for attempt in range(attempts):
-        wait = 2.0 ** attempt
+        wait = 2.0**attempt
         try:
             with opener.open(request, timeout=timeout) as response:
                 return read_reply(response.read(), url)
@@ -113,39 +156,53 @@ def ask_server(url, model, messages, timeout=120, attempts=6, sleep=time.sleep):
             error.close()
             reason = f"HTTP {error.code} {error.reason}"  # not its body, which may repeat the key
             if error.code != 429 and error.code < 500:
-                raise ValueError(f"{url} refused the request: {reason}. Check --url, --model and OPENAI_API_KEY") from None
+                raise ValueError(
+                    f"{url} refused the request: {reason}. Check --url, --model and OPENAI_API_KEY"
+                ) from None
             if (error.headers.get("Retry-After") or "").isdigit():
                 wait = min(float(error.headers["Retry-After"]), 60.0)
-        except (OSError, http.client.HTTPException) as error:  # URLError and TimeoutError are OSErrors
+        except (
+            OSError,
+            http.client.HTTPException,
+        ) as error:  # URLError and TimeoutError are OSErrors
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         if attempt + 1 < attempts:
             sleep(wait)
-    raise ValueError(f"{url} gave no answer in {attempts} attempts; the last one: {reason}. Run the same command again later: "
-                     "what was answered already is in the cache")
+    raise ValueError(
+        f"{url} gave no answer in {attempts} attempts; the last one: {reason}. Run the same "
+        "command again later: "
+        "what was answered already is in the cache"
+    )
 
 
 def read_reply(body, url):
-    """choices[0].message.content of a chat completion; "" where it is null (a refusal) or was cut at a length limit."""
+    """choices[0].message.content of a chat completion; "" if it is null (a refusal) or was cut."""
     try:
         choice = json.loads(body)["choices"][0]
         content = choice["message"]["content"]
     except (ValueError, LookupError, TypeError):
-        raise ValueError(f"{url} sent no chat completion but {body[:100]!r}; is --url the address in front of /chat/completions?") from None
+        raise ValueError(
+            f"{url} sent no chat completion but {body[:100]!r}; is --url the address in front "
+            "of /chat/completions?"
+        ) from None
     return content if isinstance(content, str) and choice.get("finish_reason") != "length" else ""
 
 
 # ---- the cache: one JSON object a line ----
+
 
 def cache_key(asked, prompt):
     return hashlib.sha256(json.dumps([asked, prompt]).encode()).hexdigest()
 
 
 def read_cache(file):
-    """{key: reply}. A last line without its end was being written when a run was killed: it is cut off the file."""
+    """{key: reply}. A last line without its end was being written when a run was killed: it is cut
+    off the file.
+    """
     if not file.exists():
         return {}
     text = file.read_text(encoding="utf-8", errors="replace")
-    whole = text[:text.rfind("\n") + 1]
+    whole = text[: text.rfind("\n") + 1]
     if whole != text:
         file.write_text(whole, encoding="utf-8")
     replies = {}
@@ -154,21 +211,29 @@ def read_cache(file):
             record = json.loads(line)
             replies[record["key"]] = record["reply"]
         except (ValueError, LookupError, TypeError):
-            raise ValueError(f"{file}:{number}: not a line of a cache of replies; remove the line, or name another --cache") from None
+            raise ValueError(
+                f"{file}:{number}: not a line of a cache of replies; remove the line, or name "
+                "another --cache"
+            ) from None
     return replies
 
 
 def ask_all(prompts, asked, ask, cache_file, workers=1):
-    """Replies to the prompts, from the cache or by ask(prompt), which is called once for each different prompt -> list of str.
+    """Replies to the prompts, from the cache or by ask(prompt) -> list of str.
 
-    A prompt is a string or a list of chat turns; asked says who answers, and replies of one are none of another.
+    Each different prompt, a string or a list of chat turns, is asked once. `asked` names who
+    answers, so that the cache never gives one judge's replies for another's.
     """
     replies = read_cache(cache_file)
     keys = [cache_key(asked, prompt) for prompt in prompts]
     missing = {key: prompt for key, prompt in zip(keys, prompts) if key not in replies}
     cache_file.parent.mkdir(parents=True, exist_ok=True)
-    with open(cache_file, "a", encoding="utf-8", buffering=1) as cache, ThreadPoolExecutor(workers) as pool:
-        for key, reply in zip(missing, pool.map(ask, missing.values())):  # an error in one cancels those not yet begun
+    with (
+        open(cache_file, "a", encoding="utf-8", buffering=1) as cache,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        # an error in one cancels those not yet begun
+        for key, reply in zip(missing, pool.map(ask, missing.values())):
             replies[key] = reply
             cache.write(json.dumps({"key": key, "asked": asked, "reply": reply}) + "\n")
     return [replies[key] for key in keys]
@@ -176,51 +241,73 @@ def ask_all(prompts, asked, ask, cache_file, workers=1):
 
 # ---- a local judge ----
 
+
 def local_judge(name, max_new_tokens):
-    """(name of the judge for the cache, ask) for a model; the name changes when the weights in its folder are written anew."""
+    """(name of the judge for the cache, ask) for a model; the name changes when the weights in its
+    folder are written anew.
+    """
     # imported here: a judge on a server needs none of it
     from data import encode_prompt
     from eval import answer_greedily
     from models import load_model_to_sample
+
     model, tokenizer = load_model_to_sample(name)
     changed = max((file.stat().st_mtime_ns for file in Path(name).glob("*.safetensors")), default=0)
 
     def ask(prompt):
         ids = encode_prompt(tokenizer, [{"role": "user", "content": prompt}])
         return answer_greedily(model, tokenizer, [ids], max_new_tokens)[0].text
+
     return f"{Path(name).resolve() if changed else name} {changed} greedy {max_new_tokens}", ask
 
 
 # ---- the command ----
 
+
 def read_answers(file, examples):
     """[(example, answer)] from what `python eval.py --json FILE` wrote."""
     try:
-        answers = [(record["id"], record["answer"]) for record in json.loads(file.read_text(encoding="utf-8"))["answers"]]
+        answers = [
+            (record["id"], record["answer"])
+            for record in json.loads(file.read_text(encoding="utf-8"))["answers"]
+        ]
     except (OSError, ValueError, LookupError, TypeError):
-        raise ValueError(f'{file} has no "answers"; write it with: python eval.py --model DIR --task NAME --json {file}') from None
+        raise ValueError(
+            f'{file} has no "answers"; write it with: python eval.py --model DIR --task NAME '
+            f"--json {file}"
+        ) from None
     by_id = {example.id: example for example in examples}
     for id, _ in answers:
         if id not in by_id:
-            raise ValueError(f'{file}: id "{id}" is no example of this --task, --split and --data; give those that eval.py had')
+            raise ValueError(
+                f'{file}: id "{id}" is no example of this --task, --split and --data; give '
+                "those that eval.py had"
+            )
     if not answers:
         raise ValueError(f"{file}: there is no answer in it")
     return [(by_id[id], answer) for id, answer in answers]
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("answers", type=Path, help="file that eval.py --json wrote")
-    parser.add_argument("--task", required=True, choices=VERDICTS)
-    parser.add_argument("--split", default="test", help="as given to eval.py (default: %(default)s)")
-    parser.add_argument("--data", help="as given to eval.py")
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    add = parser.add_argument
+    add("answers", type=Path, help="file that eval.py --json wrote")
+    add("--task", required=True, choices=VERDICTS)
+    add("--split", default="test", help="as given to eval.py (default: %(default)s)")
+    add("--data", help="as given to eval.py")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--url", help="address of an OpenAI-compatible server, up to /v1")
     where.add_argument("--judge-model", help="folder, hub id, or smollm2: judge on this machine")
-    parser.add_argument("--model", help="name of the judge on the server; only with --url")
-    parser.add_argument("--workers", type=int, default=4, help="requests at a time; a local judge has one (default: %(default)s)")
-    parser.add_argument("--cache", type=Path, default=Path("runs/judge-cache.jsonl"), help="(default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write summary, verdicts and replies to this file")
+    add("--model", help="name of the judge on the server; only with --url")
+    add(
+        "--workers",
+        type=int,
+        default=4,
+        help="requests at a time; a local judge has one (default: %(default)s)",
+    )
+    add("--cache", type=Path, default=Path("runs/judge-cache.jsonl"), help="(default: %(default)s)")
+    add("--json", type=Path, help="also write summary, verdicts and replies to this file")
     args = parser.parse_args(argv)
     if (args.url is None) != (args.model is None):
         parser.error("--url and --model go together: a server, and the name of the judge there")
@@ -240,12 +327,31 @@ def main(argv=None):
     verdicts = [parse_verdict(reply, args.task) for reply in replies]
     summary = summarise(verdicts, args.task)
     print(f"{args.task} {args.split}, judged by {args.model or args.judge_model}")
-    print("     n" + "".join(f"{'strict' if name == 'correct' else name:>12}" for name in summary if name != "n"))
-    print(f"{summary['n']:>6}" + "".join(f"{share:>12.1%}" for name, share in summary.items() if name != "n"))
+    print(
+        "     n"
+        + "".join(
+            f"{'strict' if name == 'correct' else name:>12}" for name in summary if name != "n"
+        )
+    )
+    print(
+        f"{summary['n']:>6}"
+        + "".join(f"{share:>12.1%}" for name, share in summary.items() if name != "n")
+    )
     if args.json:
-        rows = [{"id": example.id, "verdict": verdict, "reply": reply} for (example, _), verdict, reply in zip(pairs, verdicts, replies)]
-        record = {"judge": args.model or args.judge_model, "task": args.task, "split": args.split, "summary": summary, "verdicts": rows}
-        args.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        rows = [
+            {"id": example.id, "verdict": verdict, "reply": reply}
+            for (example, _), verdict, reply in zip(pairs, verdicts, replies)
+        ]
+        record = {
+            "judge": args.model or args.judge_model,
+            "task": args.task,
+            "split": args.split,
+            "summary": summary,
+            "verdicts": rows,
+        }
+        args.json.write_text(
+            json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

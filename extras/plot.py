@@ -1,9 +1,18 @@
-"""Pictures of a run: where the teacher disagrees with the student, and the training curves.
+"""Draw results: a run's rollouts and curves, and methods beside each other.
 
-    python extras/plot.py runs/science            # -> runs/science/rollouts.html, and with matplotlib rollouts.png, curves.png
-    python extras/plot.py runs/science --output results
+    python extras/plot.py run runs/science --output results
+    python extras/plot.py trade-off results/science*.json --output results/science-trade-off.png
+    python extras/plot.py sequence results/sequence-*.json --output results/sequence.png
+    python extras/plot.py pass-at-k results/pass-at-k-*.json --output results/pass-at-k.png
 
-The page is one file without scripts or links. PNG files need matplotlib: pip install matplotlib.
+run         where the teacher disagrees with the student, token by token, as a page and a picture;
+            training curves
+trade-off   new-task accuracy against drift from the base (Fig. 4)
+sequence    accuracy on every task while one model learns them in turn (Fig. 3)
+pass-at-k   pass@k of several models (Fig. 5)
+
+The last three read what extras/experiments.py writes; the file's name is the method's. With several
+seeds a line is their mean and a band their range. Pictures need matplotlib.
 """
 
 import argparse
@@ -11,96 +20,107 @@ import html
 import json
 import sys
 from pathlib import Path
+from statistics import mean
 
+TEST_NAMES = ("test", "held-out wordings")
 PAGE = """<!DOCTYPE html>
 <html lang="en"><meta charset="utf-8"><title>SDFT: where the teacher disagrees</title>
 <style>
-body {{ font: 16px/1.9 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222; background: #fff }}
+body {{ font: 16px/1.9 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em;
+       color: #222; background: #fff }}
 h2 {{ font-size: 1em; margin: 2.2em 0 .4em }}
-.prompt {{ white-space: pre-wrap; font: 13px/1.5 ui-monospace, monospace; color: #555; background: #f6f6f6; padding: .6em .8em; margin: .3em 0 }}
+.prompt {{ white-space: pre-wrap; font: 13px/1.5 ui-monospace, monospace; color: #555;
+          background: #f6f6f6; padding: .6em .8em; margin: .3em 0 }}
 summary {{ cursor: pointer; color: #555; font-size: 13px }}
 .tokens {{ font: 16px/2.1 ui-monospace, monospace; margin: .6em 0 }}
-.t {{ position: relative; padding: .15em 0; border-radius: 2px; cursor: default; white-space: pre-wrap }}
+.t {{ position: relative; padding: .15em 0; border-radius: 2px; cursor: default;
+     white-space: pre-wrap }}
 .t.skipped {{ border-bottom: 2px dotted #999 }}
 .t:hover {{ outline: 1px solid #222 }}
-.t table {{ display: none; position: absolute; left: 0; top: 2em; z-index: 1; background: #fff; border: 1px solid #888; border-collapse: collapse;
-            font: 13px/1.5 ui-monospace, monospace; box-shadow: 0 2px 8px #0003; white-space: pre }}
+.t table {{ display: none; position: absolute; left: 0; top: 2em; z-index: 1;
+            background: #fff; border: 1px solid #888; border-collapse: collapse; white-space: pre;
+            font: 13px/1.5 ui-monospace, monospace; box-shadow: 0 2px 8px #0003 }}
 .t:hover table {{ display: table }}
 .t td, .t th {{ padding: .1em .6em; text-align: left; font-weight: normal }}
 .t th {{ color: #555; border-bottom: 1px solid #ccc }}
 .scale span {{ padding: .2em .5em; font-size: 13px }}
 </style>
 <h1>Where the teacher disagrees</h1>
-<p>Each answer was sampled by the student, which saw the prompt alone. A token's colour is the divergence ({divergence}) of the two
-next-token distributions at its place, in nats: what the loss pulls on. Point at a token for the likeliest tokens of both. Dotted:
-the first {skipped} tokens, which have no loss.</p>
+<p>The student sampled each answer and saw the prompt alone. A token's colour is the divergence
+({divergence}) of the two next-token distributions at its position, in nats: what the loss pulls on.
+Point at a token for the likeliest tokens of both. Dotted: the first {skipped} tokens, which have no
+loss.</p>
 <p class="scale">{scale}</p>
 {rollouts}
 </html>
 """
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a run")
-    parser.add_argument("--output", type=Path, help="folder for the pictures (default: the run's)")
-    args = parser.parse_args()
-    output = args.output or args.run
-    output.mkdir(parents=True, exist_ok=True)
-    rollouts, metrics = (read_lines(args.run / name) for name in ("rollouts.jsonl", "metrics.jsonl"))
-    if rollouts:
-        (output / "rollouts.html").write_text(rollouts_page(rollouts), encoding="utf-8")
-        print(output / "rollouts.html")
-    try:
-        import matplotlib
-    except ImportError:
-        sys.exit("the PNG files need matplotlib: pip install matplotlib")
-    matplotlib.use("Agg")
-    if rollouts:
-        draw_rollouts(rollouts, output / "rollouts.png")
-    draw_curves(metrics, output / "curves.png")
+# ---- one run: where the teacher disagrees ----
 
 
 def read_lines(file):
     if not file.exists():
-        sys.exit(f"error: {file} does not exist; give the folder of a run, such as runs/science")
+        raise ValueError(f"{file} does not exist; give the folder of a run, such as runs/science")
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def colour(kl):
-    """White at 0, full orange from 3 nats on -> (red, green, blue), 0 to 255. Square root, so that small divergences are seen."""
+    """White at 0, full orange from 3 nats on -> (red, green, blue), 0 to 255.
+
+    The square root makes small divergences visible.
+    """
     share = min(1.0, kl / 3) ** 0.5
     return tuple(round(255 + share * (end - 255)) for end in (240, 120, 20))
 
 
 def rollouts_page(rollouts):
-    scale = "".join(f'<span style="background:rgb{colour(kl)}">{kl} nats</span>' for kl in (0, 0.1, 0.5, 1, 2, 3))
+    """One HTML file without scripts or links."""
+    scale = "".join(
+        f'<span style="background:rgb{colour(kl)}">{kl} nats</span>'
+        for kl in (0, 0.1, 0.5, 1, 2, 3)
+    )
     parts = []
     for rollout in rollouts:
-        tokens = "".join(token_span(token, place < rollout["skipped"]) for place, token in enumerate(rollout["tokens"]))
-        parts.append(f"<h2>step {rollout['step']}, {html.escape(rollout['id'])}</h2>\n"
-                     f"<details><summary>what the student saw</summary><div class=prompt>{html.escape(rollout['prompt'])}</div></details>\n"
-                     f"<details><summary>what the teacher saw</summary><div class=prompt>{html.escape(rollout['teacher_prompt'])}</div></details>\n"
-                     f"<div class=tokens>{tokens}</div>")
-    return PAGE.format(divergence=rollouts[0]["divergence"] + " KL", skipped=rollouts[0]["skipped"], scale=scale, rollouts="\n".join(parts))
+        parts.append(f"<h2>step {rollout['step']}, {html.escape(rollout['id'])}</h2>")
+        for who, prompt in (("student", "prompt"), ("teacher", "teacher_prompt")):
+            text = f"<div class=prompt>{html.escape(rollout[prompt])}</div>"
+            parts.append(f"<details><summary>what the {who} saw</summary>{text}</details>")
+        spans = [
+            token_span(token, position < rollout["skipped"])
+            for position, token in enumerate(rollout["tokens"])
+        ]
+        parts.append(f"<div class=tokens>{''.join(spans)}</div>")
+    first = rollouts[0]
+    return PAGE.format(
+        divergence=first["divergence"] + " KL",
+        skipped=first["skipped"],
+        scale=scale,
+        rollouts="\n".join(parts),
+    )
 
 
 def token_span(token, skipped):
-    rows = "".join(f"<tr><td>{visible(s)} {p:.0%}</td><td>{visible(t)} {q:.0%}</td></tr>"
-                   for (s, p), (t, q) in zip(token["student"], token["teacher"]))
-    table = f"<table><tr><th>student</th><th>teacher</th></tr>{rows}<tr><th colspan=2>{token['kl']:.2f} nats</th></tr></table>"
+    rows = "".join(
+        f"<tr><td>{visible(s)} {p:.0%}</td><td>{visible(t)} {q:.0%}</td></tr>"
+        for (s, p), (t, q) in zip(token["student"], token["teacher"])
+    )
+    nats = f"<tr><th colspan=2>{token['kl']:.2f} nats</th></tr>"
+    table = f"<table><tr><th>student</th><th>teacher</th></tr>{rows}{nats}</table>"
     text = html.escape(token["token"]).replace("\n", "⏎<br>")
-    return f'<span class="t{" skipped" if skipped else ""}" style="background:rgb{colour(token["kl"])}">{text}{table}</span>'
+    style = f"background:rgb{colour(token['kl'])}"
+    return f'<span class="t{" skipped" if skipped else ""}" style="{style}">{text}{table}</span>'
 
 
 def visible(text):
     return html.escape(text.replace("\n", "⏎").replace(" ", "␣"))
 
 
-def draw_rollouts(rollouts, file, columns=100):
-    """The same as a still picture: one block of lines for each rollout."""
+def draw_rollouts(rollouts, columns=100):
+    """The page as a still picture: a block of lines for each rollout."""
     from matplotlib import pyplot
-    lines = []                                          # each a list of (column, token) or a heading
+
+    lines = []  # each a heading, or a list of (column, token, divergence)
     for rollout in rollouts:
         lines += [[], f"step {rollout['step']}, {rollout['id']}", []]
         column = 0
@@ -112,38 +132,248 @@ def draw_rollouts(rollouts, file, columns=100):
             lines[-1].append((column, text, token["kl"]))
             column += len(text)
     figure = pyplot.figure(figsize=(columns * 0.085, len(lines) * 0.24))
-    axes = figure.add_axes((0.01, 0, 0.98, 1), xlim=(0, columns), ylim=(len(lines), 0))
-    axes.axis("off")
+    ax = figure.add_axes((0.01, 0, 0.98, 1), xlim=(0, columns), ylim=(len(lines), 0))
+    ax.axis("off")
     for row, line in enumerate(lines):
         if isinstance(line, str):
-            axes.text(0, row + 0.7, line, fontsize=9, color="#555")
+            ax.text(0, row + 0.7, line, fontsize=9, color="#555")
             continue
         for column, text, kl in line:
-            axes.add_patch(pyplot.Rectangle((column, row + 0.1), len(text), 0.85, color=[c / 255 for c in colour(kl)]))
-            for place, character in enumerate(text):    # one by one: the font's own width need not be a column's
-                axes.text(column + place + 0.5, row + 0.75, character, fontsize=9, family="monospace", ha="center", parse_math=False)
-    figure.savefig(file, dpi=110)
-    print(file)
+            face = [part / 255 for part in colour(kl)]
+            ax.add_patch(pyplot.Rectangle((column, row + 0.1), len(text), 0.85, color=face))
+            for i, letter in enumerate(text):  # one by one: a font's width need not be a column's
+                at = column + i + 0.5, row + 0.75
+                ax.text(*at, letter, fontsize=9, family="monospace", ha="center", parse_math=False)
+    return figure
 
 
-def draw_curves(metrics, file):
-    """KL, gradient norm, length and validation scores over the steps."""
+def draw_curves(metrics):
+    """Divergence, gradient norm, length and validation scores over the steps."""
     from matplotlib import pyplot
+
     figure, axes = pyplot.subplots(1, 4, figsize=(15, 3), layout="constrained")
-    steps = [line["step"] for line in metrics]
-    for ax, name, unit in zip(axes, ("kl", "grad_norm", "completion_tokens"), ("nats a token", "before clipping", "tokens")):
-        ax.plot(steps, [line[name] for line in metrics])
+    names = ("kl" if "kl" in metrics[0] else "nll", "grad_norm", "completion_tokens")
+    for ax, name, unit in zip(axes, names, ("nats a token", "before clipping", "tokens")):
+        ax.plot([line["step"] for line in metrics], [line[name] for line in metrics])
         ax.set(title=name.replace("_", " "), xlabel="step", ylabel=unit, ylim=(0, None))
     validated = [line for line in metrics if "validation" in line]
     for name in ("correct", "well_formed", "lenient", "finished"):
         if validated and name in validated[0]["validation"]:
-            axes[3].plot([line["step"] for line in validated], [line["validation"][name] for line in validated], marker="o", label=name.replace("_", " "))
+            steps = [line["step"] for line in validated]
+            shares = [line["validation"][name] for line in validated]
+            axes[3].plot(steps, shares, marker="o", label=name.replace("_", " "))
     axes[3].set(title="validation", xlabel="step", ylabel="share", ylim=(0, 1.02))
     if validated:
         axes[3].legend(frameon=False)
-    figure.savefig(file, dpi=110)
-    print(file)
+    return figure
+
+
+# ---- several methods: numbers from files ----
+
+
+def read_record(file, picture):
+    """(name, record) of a results file. Raises ValueError if it has nothing for the picture."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        runs = record["runs"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{file} cannot be read as results of experiments ({error!r})") from None
+    has = {
+        "trade-off": all("curve" in run for run in runs),
+        "sequence": all("accuracy" in run for run in runs),
+        "pass-at-k": all("pass@1" in run.get("summary", {}) for run in runs),
+    }
+    if not runs or not has[picture]:
+        raise ValueError(
+            f"{file} has nothing for {picture}; python extras/plot.py --help says more"
+        )
+    return file.stem, record
+
+
+def of_test(reports, task=""):
+    """The summary of a task's test split; its names are those of config.REPORTS."""
+    return next(reports[task + name] for name in TEST_NAMES if task + name in reports)
+
+
+def trade_off(run):
+    """(points by validation, point by test) of one run: (drift in nats a token, accuracy).
+
+    The points by validation begin at the start of the run; re-invoke starts away from the base.
+    """
+    curve = [entry for entry in run["curve"] if "drift_from_base" in entry]
+    start = of_test(run["before"])["drift_from_base"], run["preflight"]["student"]["correct"]
+    last = of_test(run["last"])
+    points = [(entry["drift_from_base"], entry["correct"]) for entry in curve]
+    return [start, *points] if points else [], (last["drift_from_base"], last["correct"])
+
+
+def sequence_curves(records):
+    """For each record {task: [(step, normalised accuracy of each seed), ...]}, base model first.
+
+    (accuracy - base) / (best - base): 0 is the base, 1 the best of any method, step and seed (mean
+    of seeds); None if no method is above the base.
+    """
+    raw = [
+        {task: accuracies(record["runs"], task) for task in record["tasks"]} for record in records
+    ]
+    best = {
+        task: max(mean(seeds) for curves in raw for _, seeds in curves.get(task, []))
+        for curves in raw
+        for task in curves
+    }
+    return [
+        {task: normalise(curve, best[task]) for task, curve in curves.items()} for curves in raw
+    ]
+
+
+def accuracies(runs, task):
+    """[(step, [accuracy of each seed])] on a task's test set."""
+    curve = [(0, [of_test(run["before"], f"{task}, ")["correct"] for run in runs])]
+    for entries in zip(*(run["evaluations"] for run in runs)):
+        seeds = [of_test(entry["scores"], f"{task}, ")["correct"] for entry in entries]
+        curve.append((entries[0]["step"], seeds))
+    return curve
+
+
+def normalise(curve, best):
+    base = mean(curve[0][1])
+    if best <= base:
+        return None
+    return [(step, [(value - base) / (best - base) for value in seeds]) for step, seeds in curve]
+
+
+def stage_ends(record):
+    """[(step at which a stage ended, its task), ...]."""
+    steps = {entry["task"]: entry["step"] for entry in record["runs"][0]["evaluations"]}
+    return [(steps[task], task) for task in record["tasks"]]
+
+
+def pass_curve(record):
+    """[(k, [pass@k of each seed]), ...] by k."""
+    ks = sorted(int(name[5:]) for name in record["runs"][0]["summary"] if name.startswith("pass@"))
+    return [(k, [run["summary"][f"pass@{k}"] for run in record["runs"]]) for k in ks]
+
+
+# ---- several methods: pictures ----
+
+
+def draw_line(ax, curve, **look):
+    """Mean over seeds of [(x, values of seeds)], and a band of their range."""
+    xs, seeds = zip(*curve)
+    [line] = ax.plot(xs, [mean(values) for values in seeds], marker="o", **look)
+    lowest, highest = [min(values) for values in seeds], [max(values) for values in seeds]
+    ax.fill_between(xs, lowest, highest, color=line.get_color(), alpha=0.15, linewidth=0)
+
+
+def draw_trade_off(records):
+    """Validation over the steps, then test at the end; up is more of the new task, left less drift.
+
+    Thin lines are seeds, thick ones their mean by step; crosses span the seeds' range.
+    """
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
+    for number, (name, record) in enumerate(records):
+        found, look = [trade_off(run) for run in record["runs"]], {"color": f"C{number}"}
+        paths = [points for points, _ in found if points]
+        for points in paths:
+            axes[0].plot(*zip(*points), linewidth=0.6, alpha=0.6, **look)
+        if paths:
+            middle = [[mean(values) for values in zip(*points)] for points in zip(*paths)]
+            axes[0].plot(*zip(*middle), linewidth=2, marker=".", **look)
+        ends = list(zip(*(point for _, point in found)))
+        x, y = map(mean, ends)
+        spans = [[[mean(end) - min(end)], [max(end) - mean(end)]] for end in ends]
+        seeds = f"{len(found)} seed{'s' * (len(found) > 1)}"
+        label = f"{name}, {seeds}"
+        axes[1].errorbar(x, y, xerr=spans[0], yerr=spans[1], marker="o", label=label, **look)
+    titles = ("validation, over the steps", "test, last weights")
+    for ax, title in zip(axes, titles):
+        ax.set(title=title, xlabel="drift from base, nats a token", xlim=(0, None))
+    axes[0].set_ylabel("new task: share correct")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    return figure
+
+
+def draw_sequence(records):
+    """A panel for each method, a line for each task; the shaded stage trains the task."""
+    from matplotlib import pyplot
+
+    size = {"figsize": (5 * len(records), 3.6), "layout": "constrained"}
+    figure, axes = pyplot.subplots(1, len(records), squeeze=False, sharey=True, **size)
+    tasks = list(dict.fromkeys(task for _, record in records for task in record["tasks"]))
+    curves = sequence_curves([record for _, record in records])
+    for ax, (name, record), own in zip(axes[0], records, curves):
+        start = 0
+        for end, task in stage_ends(record):
+            ax.axvspan(start, end, color=f"C{tasks.index(task)}", alpha=0.1, linewidth=0)
+            start = end
+        for task, curve in own.items():
+            look = {"color": f"C{tasks.index(task)}", "label": task}
+            if curve is None:
+                ax.plot([], [], **look | {"label": f"{task}: no method above the base"})
+            else:
+                draw_line(ax, curve, **look)
+        ax.axhline(0, color="#999", linewidth=1, linestyle=":")
+        ax.set(title=name, xlabel="step")
+    axes[0][0].set_ylabel("(accuracy - base) / (best - base)")
+    axes[0][-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def draw_pass_at_k(records):
+    from matplotlib import pyplot
+
+    figure, ax = pyplot.subplots(figsize=(5, 3.6), layout="constrained")
+    for name, record in records:
+        draw_line(ax, pass_curve(record), label=name)
+    ks = sorted({k for _, record in records for k, _ in pass_curve(record)})
+    ax.set_xscale("log", base=2)
+    ax.set(xlabel="k", ylabel="pass@k", xticks=ks, xticklabels=ks)
+    ax.legend(frameon=False)
+    return figure
+
+
+PICTURES = {"trade-off": draw_trade_off, "sequence": draw_sequence, "pass-at-k": draw_pass_at_k}
+
+
+def main(argv=None):
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("picture", choices=["run", *PICTURES])
+    parser.add_argument("files", nargs="+", type=Path, help="results files; of run: a run's folder")
+    parser.add_argument("--output", type=Path, help="file; of run: folder (default: the run's)")
+    args = parser.parse_args(argv)
+    if args.picture != "run" and args.output is None:
+        parser.error(f"{args.picture} needs --output FILE")
+    if args.picture == "run":
+        [folder] = args.files
+        output = args.output or folder
+        rollouts = read_lines(folder / "rollouts.jsonl")
+        metrics = read_lines(folder / "metrics.jsonl")
+        output.mkdir(parents=True, exist_ok=True)
+        if rollouts:  # a baseline's run has none
+            (output / "rollouts.html").write_text(rollouts_page(rollouts), encoding="utf-8")
+            print(output / "rollouts.html")
+    else:
+        records = [read_record(file, args.picture) for file in args.files]
+    try:
+        import matplotlib
+    except ImportError:
+        raise ValueError("PNG files need matplotlib: pip install matplotlib") from None
+    matplotlib.use("Agg")
+    if args.picture == "run":
+        pictures = {output / "curves.png": draw_curves(metrics)}
+        pictures |= {output / "rollouts.png": draw_rollouts(rollouts)} if rollouts else {}
+    else:
+        pictures = {args.output: PICTURES[args.picture](records)}
+    for file, figure in pictures.items():
+        figure.savefig(file, dpi=110)
+        print(file)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -1,4 +1,6 @@
-"""The judge. Oracles: verdicts read by hand; a server on this machine that answers as told and writes down what it was asked."""
+"""The judge. Oracles: verdicts read by hand; a server on this machine that answers as told and
+writes down what it was asked.
+"""
 
 import json
 import sys
@@ -15,49 +17,80 @@ import judge  # noqa: E402
 QUESTION = [{"role": "user", "content": "Is it?"}]
 
 
-@pytest.mark.parametrize("reply, knowledge, medical", [
-    ("CORRECT", "CORRECT", "CORRECT"),
-    ("INCORRECT", "INCORRECT", "INCORRECT"),
-    ("PARTIALLY_CORRECT", "PARTIALLY_CORRECT", None),      # no verdict of the medical judge, and least of all CORRECT
-    ('"CORRECT".', "CORRECT", "CORRECT"),
-    ("**INCORRECT**\n", "INCORRECT", "INCORRECT"),
-    ("Verdict: CORRECT. I repeat: CORRECT", "CORRECT", "CORRECT"),
-    ("CORRECT or INCORRECT", None, None),
-    ("CORRECT, or at least PARTIALLY_CORRECT", None, "CORRECT"),
-    ("The response is not CORRECT.", None, None),
-    ("It isn't CORRECT", None, None),
-    ("PARTIALLY CORRECT", None, None),
-    ("partially-CORRECT", None, None),
-    ("The correct answer is missing.", None, None),
-    ("CORRECTLY", None, None),
-    ("XCORRECT", None, None),
-    ("", None, None),
-])
+@pytest.mark.parametrize(
+    "reply, knowledge, medical",
+    [
+        ("CORRECT", "CORRECT", "CORRECT"),
+        ("INCORRECT", "INCORRECT", "INCORRECT"),
+        (
+            "PARTIALLY_CORRECT",
+            "PARTIALLY_CORRECT",
+            None,
+        ),  # no verdict of the medical judge, and least of all CORRECT
+        ('"CORRECT".', "CORRECT", "CORRECT"),
+        ("**INCORRECT**\n", "INCORRECT", "INCORRECT"),
+        ("Verdict: CORRECT. I repeat: CORRECT", "CORRECT", "CORRECT"),
+        ("CORRECT or INCORRECT", None, None),
+        ("CORRECT, or at least PARTIALLY_CORRECT", None, "CORRECT"),
+        ("The response is not CORRECT.", None, None),
+        ("It isn't CORRECT", None, None),
+        ("PARTIALLY CORRECT", None, None),
+        ("partially-CORRECT", None, None),
+        ("The correct answer is missing.", None, None),
+        ("CORRECTLY", None, None),
+        ("XCORRECT", None, None),
+        ("", None, None),
+    ],
+)
 def test_parse_verdict(reply, knowledge, medical):
-    assert (judge.parse_verdict(reply, "knowledge"), judge.parse_verdict(reply, "medical")) == (knowledge, medical)
+    assert (judge.parse_verdict(reply, "knowledge"), judge.parse_verdict(reply, "medical")) == (
+        knowledge,
+        medical,
+    )
 
 
 def test_summary_counts_an_unparsable_reply_as_not_right():
     verdicts = ["CORRECT", "PARTIALLY_CORRECT", "INCORRECT", None]
-    assert judge.summarise(verdicts, "knowledge") == {"n": 4, "correct": 0.25, "lenient": 0.5, "incorrect": 0.25, "unparsable": 0.25}
-    assert judge.summarise(["CORRECT", "CORRECT", "INCORRECT", None], "medical") == {"n": 4, "correct": 0.5, "incorrect": 0.25, "unparsable": 0.25}
+    assert judge.summarise(verdicts, "knowledge") == {
+        "n": 4,
+        "correct": 0.25,
+        "lenient": 0.5,
+        "incorrect": 0.25,
+        "unparsable": 0.25,
+    }
+    assert judge.summarise(["CORRECT", "CORRECT", "INCORRECT", None], "medical") == {
+        "n": 4,
+        "correct": 0.5,
+        "incorrect": 0.25,
+        "unparsable": 0.25,
+    }
 
 
 def test_prompts():
-    example = Example("q", "knowledge", [{"role": "user", "content": "Why {this}?"}], "the demonstration")
+    example = Example(
+        "q", "knowledge", [{"role": "user", "content": "Why {this}?"}], "the demonstration"
+    )
     assert judge.judge_prompt("knowledge", example, "{answer}").endswith(
-        "\n\n[Question]\nWhy {this}?\n\n[Reference Answer]\nthe demonstration\n\n[Model Response]\n{answer}")
+        "\n\n[Question]\nWhy {this}?\n\n[Reference Answer]\nthe demonstration\n\n"
+        "[Model Response]\n{answer}"
+    )
     example.reference = "the reference"
     prompt = judge.judge_prompt("medical", example, "a")
     assert "\n\n[Medical Question]\nWhy {this}?\n\n[Reference Answer]\nthe reference\n\n" in prompt
     assert 'Output ONLY one of: "CORRECT" or "INCORRECT".' in prompt and "PARTIALLY" not in prompt
     with pytest.raises(ValueError, match="my.jsonl:3: neither"):
-        judge.judge_prompt("medical", Example("q", "medical", [{"role": "user", "content": "?"}], source="my.jsonl:3"), "a")
+        judge.judge_prompt(
+            "medical",
+            Example("q", "medical", [{"role": "user", "content": "?"}], source="my.jsonl:3"),
+            "a",
+        )
 
 
 def test_ask_server_sends_the_turns_and_the_key(server, monkeypatch):
     assert judge.ask_server(server.url + "/", "gpt", QUESTION) == "CORRECT"
-    assert server.asked == [("/v1/chat/completions", f"Bearer {KEY}", {"model": "gpt", "messages": QUESTION})]
+    assert server.asked == [
+        ("/v1/chat/completions", f"Bearer {KEY}", {"model": "gpt", "messages": QUESTION})
+    ]
     monkeypatch.delenv("OPENAI_API_KEY")
     server.script = [(200, {}, None)]
     assert judge.ask_server(server.url, "gpt", QUESTION) == "" and server.asked[-1][1] is None
@@ -65,7 +98,12 @@ def test_ask_server_sends_the_turns_and_the_key(server, monkeypatch):
 
 def test_busy_broken_and_silent_servers_are_asked_again(server):
     waits = []
-    server.script = [(429, {"Retry-After": "7"}, ""), (500, {}, ""), "hang up", (503, {"Retry-After": "900"}, "")]
+    server.script = [
+        (429, {"Retry-After": "7"}, ""),
+        (500, {}, ""),
+        "hang up",
+        (503, {"Retry-After": "900"}, ""),
+    ]
     assert judge.ask_server(server.url, "gpt", QUESTION, sleep=waits.append) == "CORRECT"
     assert waits == [7, 2, 4, 60] and len(server.asked) == 5
     server.script = [(429, {}, "")] * 3
@@ -77,19 +115,30 @@ def test_busy_broken_and_silent_servers_are_asked_again(server):
 def test_a_timeout_is_asked_again(monkeypatch):
     """The port listens, and nobody answers."""
     import socket
+
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with socket.create_server(("127.0.0.1", 0)) as listening:
         waits = []
         with pytest.raises(ValueError, match="no answer in 2 attempts; the last one: .*timed out"):
-            judge.ask_server(f"http://127.0.0.1:{listening.getsockname()[1]}", "gpt", QUESTION, timeout=0.05, attempts=2, sleep=waits.append)
+            judge.ask_server(
+                f"http://127.0.0.1:{listening.getsockname()[1]}",
+                "gpt",
+                QUESTION,
+                timeout=0.05,
+                attempts=2,
+                sleep=waits.append,
+            )
     assert waits == [1]
 
 
-@pytest.mark.parametrize("answer, message", [
-    ((401, {}, ""), "refused the request: HTTP 401"),
-    ((404, {}, ""), "refused the request: HTTP 404"),
-    ((302, {"Location": "/elsewhere"}, ""), "refused the request: HTTP 302"),
-])
+@pytest.mark.parametrize(
+    "answer, message",
+    [
+        ((401, {}, ""), "refused the request: HTTP 401"),
+        ((404, {}, ""), "refused the request: HTTP 404"),
+        ((302, {"Location": "/elsewhere"}, ""), "refused the request: HTTP 302"),
+    ],
+)
 def test_refusals_are_asked_once_and_never_show_the_key(server, answer, message):
     server.script = [answer]
     with pytest.raises(ValueError, match=message) as error:
@@ -106,7 +155,10 @@ def test_a_key_that_no_header_holds_is_not_printed(server, monkeypatch, key):
 
 
 def test_other_bodies_and_schemes_are_errors():
-    for body in (b'{"choices": [{"message": {"content": "CORRECT"}, "finish_reason": "length"}]}', b'{"choices": [{"message": {"content": null}}]}'):
+    for body in (
+        b'{"choices": [{"message": {"content": "CORRECT"}, "finish_reason": "length"}]}',
+        b'{"choices": [{"message": {"content": null}}]}',
+    ):
         assert judge.read_reply(body, "url") == ""
     for body in (b"<html>", b"[]", b'{"choices": []}', b'{"choices": [{"message": null}]}'):
         with pytest.raises(ValueError, match="sent no chat completion"):
@@ -116,15 +168,24 @@ def test_other_bodies_and_schemes_are_errors():
 
 
 def test_cache(tmp_path):
-    """Each different prompt is asked once in all, another judge is asked anew, and a line cut by a kill is asked again."""
+    """Each different prompt is asked once in all, another judge is asked anew, and a line cut by a
+    kill is asked again.
+    """
     asked, cache = [], tmp_path / "deep" / "cache.jsonl"
 
     def ask(prompt):
         asked.append(prompt)
         return f"reply to {prompt}"
 
-    assert judge.ask_all(["a", "b", "a"], "gpt", ask, cache) == ["reply to a", "reply to b", "reply to a"] and asked == ["a", "b"]
-    assert judge.ask_all(["b", "c"], "gpt", ask, cache, workers=3) == ["reply to b", "reply to c"] and asked == ["a", "b", "c"]
+    assert judge.ask_all(["a", "b", "a"], "gpt", ask, cache) == [
+        "reply to a",
+        "reply to b",
+        "reply to a",
+    ] and asked == ["a", "b"]
+    assert judge.ask_all(["b", "c"], "gpt", ask, cache, workers=3) == [
+        "reply to b",
+        "reply to c",
+    ] and asked == ["a", "b", "c"]
     judge.ask_all(["a"], "another", ask, cache)
     assert asked == ["a", "b", "c", "a"]
     whole = cache.read_text()
@@ -152,38 +213,96 @@ def answers(tmp_path):
     """Answers to the first four knowledge questions, as eval.py writes them."""
     file = tmp_path / "answers.json"
     examples = load_task("knowledge", "test")[:4]
-    file.write_text(json.dumps({"answers": [{"id": example.id, "answer": f"answer {i}"} for i, example in enumerate(examples)]}))
+    file.write_text(
+        json.dumps(
+            {
+                "answers": [
+                    {"id": example.id, "answer": f"answer {i}"}
+                    for i, example in enumerate(examples)
+                ]
+            }
+        )
+    )
     return file
 
 
 def test_command_line(server, answers, tmp_path, capsys):
-    server.script = [(200, {}, verdict) for verdict in ("CORRECT", "PARTIALLY_CORRECT", "INCORRECT", "Hm.")]
-    command = [str(answers), "--task", "knowledge", "--url", server.url, "--model", "gpt", "--workers", "1",
-               "--cache", str(tmp_path / "cache.jsonl"), "--json", str(tmp_path / "verdicts.json")]
+    server.script = [
+        (200, {}, verdict) for verdict in ("CORRECT", "PARTIALLY_CORRECT", "INCORRECT", "Hm.")
+    ]
+    command = [
+        str(answers),
+        "--task",
+        "knowledge",
+        "--url",
+        server.url,
+        "--model",
+        "gpt",
+        "--workers",
+        "1",
+        "--cache",
+        str(tmp_path / "cache.jsonl"),
+        "--json",
+        str(tmp_path / "verdicts.json"),
+    ]
     judge.main(command)
     judge.main(command)
     assert len(server.asked) == 4, "the second run reads the cache"
     printed = capsys.readouterr().out.splitlines()
-    assert printed[1].split() == ["n", "strict", "lenient", "incorrect", "unparsable"] and printed[2].split() == ["4", "25.0%", "50.0%", "25.0%", "25.0%"]
+    assert printed[1].split() == ["n", "strict", "lenient", "incorrect", "unparsable"] and printed[
+        2
+    ].split() == ["4", "25.0%", "50.0%", "25.0%", "25.0%"]
     record = json.loads((tmp_path / "verdicts.json").read_text())
-    assert [row["verdict"] for row in record["verdicts"]] == ["CORRECT", "PARTIALLY_CORRECT", "INCORRECT", None] and record["summary"]["n"] == 4
+    assert [row["verdict"] for row in record["verdicts"]] == [
+        "CORRECT",
+        "PARTIALLY_CORRECT",
+        "INCORRECT",
+        None,
+    ] and record["summary"]["n"] == 4
     example = load_task("knowledge", "test")[3]
-    assert server.asked[3][2]["messages"][0]["content"] == judge.judge_prompt("knowledge", example, "answer 3")
-    assert not any(KEY in file.read_text() for file in tmp_path.glob("*.json*")) and KEY not in "".join(printed)
+    assert server.asked[3][2]["messages"][0]["content"] == judge.judge_prompt(
+        "knowledge", example, "answer 3"
+    )
+    assert not any(
+        KEY in file.read_text() for file in tmp_path.glob("*.json*")
+    ) and KEY not in "".join(printed)
 
 
 def test_local_judge(tiny_folder, answers, tmp_path, capsys):
     """A random model says no verdict: four unparsable replies, none of them right."""
-    command = [str(answers), "--task", "knowledge", "--judge-model", str(tiny_folder), "--cache", str(tmp_path / "cache.jsonl")]
+    command = [
+        str(answers),
+        "--task",
+        "knowledge",
+        "--judge-model",
+        str(tiny_folder),
+        "--cache",
+        str(tmp_path / "cache.jsonl"),
+    ]
     with pytest.raises(SystemExit):
         judge.main(command + ["--model", "gpt"])
     judge.main(command)
-    assert capsys.readouterr().out.splitlines()[-1].split() == ["4", "0.0%", "0.0%", "0.0%", "100.0%"]
+    assert capsys.readouterr().out.splitlines()[-1].split() == [
+        "4",
+        "0.0%",
+        "0.0%",
+        "0.0%",
+        "100.0%",
+    ]
     assert len(judge.read_cache(tmp_path / "cache.jsonl")) == 4
 
 
 def test_answers_of_other_questions_are_refused(answers, tmp_path):
-    command = ["--task", "knowledge", "--url", "http://127.0.0.1:9", "--model", "gpt", "--cache", str(tmp_path / "cache.jsonl")]
+    command = [
+        "--task",
+        "knowledge",
+        "--url",
+        "http://127.0.0.1:9",
+        "--model",
+        "gpt",
+        "--cache",
+        str(tmp_path / "cache.jsonl"),
+    ]
     with pytest.raises(SystemExit, match="is no example of this --task, --split and --data"):
         judge.main([str(answers), "--split", "ood"] + command)
     (tmp_path / "other.json").write_text("{}")

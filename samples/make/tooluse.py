@@ -67,9 +67,8 @@ def main():
     FOLDER.mkdir(exist_ok=True)
     for split, lines in splits.items():
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        (FOLDER / f"{split}.jsonl").write_bytes(
-            text.encode("utf-8")
-        )  # bytes: text mode writes \r\n on Windows
+        # bytes: text mode writes \r\n on Windows
+        (FOLDER / f"{split}.jsonl").write_bytes(text.encode("utf-8"))
         print(f"{split}: {len(lines)} requests to {len(TOOLS[split])} tools")
 
 

@@ -1,0 +1,486 @@
+"""Run named experiments in pieces that resume, one results file for each; write the tables.
+
+    python extras/experiments.py                        list the experiments, and what is done
+    python extras/experiments.py science knowledge-sft  run those whose names begin so
+    python extras/experiments.py --tables               write docs/experiments.md between its marks
+    python extras/experiments.py --tables --check       only say whether it is up to date
+
+results/experiments.toml holds the experiments. One is a name and these keys:
+    command  a script with its flags: "sdft.py --task science --preset laptop"; {NAME} in it is the
+             last weights of the experiment NAME of the same seed
+    seeds    one run for each; [0] without it
+    grid     { learning-rate = [1e-5, 5e-5], epochs = [1, 2] }: one run for each point and seed; the
+             best point by validation is named, and the test set plays no part in that
+    tasks    ["science", "medical"]: one model learns them in this order (Fig. 3). {task} in the
+             command is the task in hand. every = 10 evaluates every 10 steps, too
+    label, paper   the first and the last cell of its row in a table
+
+results/NAME.json is {"command", "machine", "runs": [{"seed", "before", "best", "last", "curve":
+[validation by step], ...}]}, written anew after each run. Runs in it are skipped and unfinished
+ones resume from their checkpoint. A run's weights are deleted then, unless a command names them.
+"""
+
+import argparse
+import gc
+import itertools
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from statistics import mean
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "extras")]
+
+from analysis import confidence_interval  # noqa: E402
+from config import parse_config  # noqa: E402
+from data import load_task  # noqa: E402
+from eval import evaluate  # noqa: E402
+from models import list_checkpoints, load_model  # noqa: E402
+from plot import of_test  # noqa: E402
+from scoring import validation_rank  # noqa: E402
+from sdft import load_data  # noqa: E402
+
+TRAINING = ("sdft.py", "baselines.py")
+PROBE_TOKENS = 32
+KEYS = {"command", "seeds", "grid", "tasks", "every", "label", "paper"}
+
+
+def main(argv=None):
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("names", nargs="*", help="beginnings of names; none: list all")
+    parser.add_argument("--list", type=Path, default=ROOT / "results" / "experiments.toml")
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="unfinished runs")
+    parser.add_argument("--keep-weights", action="store_true", help="of every run")
+    parser.add_argument("--tables", action="store_true", help="write the tables, and run nothing")
+    parser.add_argument("--check", action="store_true", help="with --tables: only compare")
+    parser.add_argument("--document", type=Path, default=ROOT / "docs" / "experiments.md")
+    args = parser.parse_args(argv)
+    experiments = read_experiments(args.list)
+    if args.tables:
+        return write_tables(args.document, experiments, args.results, args.check)
+    chosen = [name for name in experiments if name.startswith(tuple(args.names or [""]))]
+    if not chosen:
+        raise ValueError(f"no name in {args.list} begins with {' or '.join(args.names)}")
+    for name in chosen:
+        try:
+            record = read_record(args.results / f"{name}.json", experiments[name])
+        except ValueError as error:
+            if args.names:
+                raise
+            print(error)
+            continue
+        done = [piece_of(run) for run in record["runs"]]
+        left = [piece for piece in pieces(experiments[name]) if piece not in done]
+        if not args.names:
+            print(f"{len(done)} done, {len(left)} to do  {name}: {record['command']}")
+            continue
+        for piece in left:
+            run_piece(name, piece, experiments, record, args)
+        if "grid" in experiments[name]:
+            print(ranking(record))
+
+
+def read_experiments(file):
+    experiments = tomllib.loads(file.read_text(encoding="utf-8"))
+    for name, experiment in experiments.items():
+        if "command" not in experiment or not experiment.keys() <= KEYS:
+            raise ValueError(
+                f"{file}: [{name}] has {', '.join(experiment)}; it needs a command, and may have "
+                + ", ".join(sorted(KEYS - {"command"}))
+            )
+        for earlier in needed(experiment):
+            if earlier not in experiments:
+                raise ValueError(f"{file}: [{name}] needs {{{earlier}}}, which is not in the file")
+        tasks = experiment.get("tasks", [None])
+        if len(set(tasks)) < len(tasks) or tasks != [None] and len(tasks) < 2:
+            raise ValueError(f"{file}: [{name}]: a sequence is two tasks or more, each once")
+        if experiment.get("every", 1) < 1:
+            raise ValueError(f"{file}: [{name}]: every = 0; it must be 1 or more")
+        if "grid" in experiment or "tasks" in experiment:  # a refused one runs nothing at all
+            for piece, task in itertools.product(pieces(experiment), tasks):
+                parse_stage(words_of(experiment, piece), task)
+    return experiments
+
+
+def needed(experiment):
+    """Names of the experiments whose weights a command takes."""
+    return [name for name in re.findall(r"{([^}]*)}", experiment["command"]) if name != "task"]
+
+
+def pieces(experiment):
+    """The runs of an experiment: {"seed"}, and in a grid {"seed", "point"}."""
+    grid = experiment.get("grid", {})
+    points = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+    seeds = experiment.get("seeds", [0])
+    return [{"seed": seed} | ({"point": p} if p else {}) for p in points for seed in seeds]
+
+
+def piece_of(run):
+    return {key: run[key] for key in ("seed", "point") if key in run}
+
+
+def words_of(experiment, piece):
+    """The command of a piece, in words, {NAME} still in it."""
+    words = shlex.split(experiment["command"])
+    for flag, value in piece.get("point", {}).items():
+        words += [f"--{flag}", str(value)]
+    # greedy answers have no seed
+    return words if words[0] == "eval.py" else [*words, "--seed", str(piece["seed"])]
+
+
+# ---- one run, and its record ----
+
+
+def read_record(file, experiment):
+    """What NAME.json holds, or a new record. ValueError if it is of another command."""
+    command = " ".join(["python", *experiment["command"].split()])
+    new = {"command": command} | {k: experiment[k] for k in ("tasks",) if k in experiment}
+    record = json.loads(file.read_text()) if file.exists() else new | {"runs": []}
+    if {key: record.get(key) for key in new} != new:
+        raise ValueError(f"{file} is of another command, {record['command']}; move it away")
+    return record
+
+
+def write_json(file, content):
+    """Whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.with_suffix(".tmp").write_text(json.dumps(content, indent=1) + "\n")
+    file.with_suffix(".tmp").replace(file)
+
+
+def run_piece(name, piece, experiments, record, args):
+    """One run of an experiment to its end; it is added to the record and results/NAME.json."""
+    experiment, seed = experiments[name], f"seed{piece['seed']}"
+    point = [f"{flag}-{value}" for flag, value in piece.get("point", {}).items()]
+    folder = args.runs / "-".join([name, *point, seed])
+    words = words_of(experiment, piece)
+    for earlier in needed(experiment):
+        weights = args.runs / f"{earlier}-{seed}" / "last"
+        if not weights.exists():
+            raise ValueError(
+                f"{name} starts from the weights of {earlier}, {seed}: {weights} does not exist. "
+                f"Take that run out of {earlier}.json, and run {earlier} again"
+            )
+        words = [word.replace(f"{{{earlier}}}", str(weights)) for word in words]
+    if "tasks" in experiment:
+        run = run_sequence(words, experiment, folder)
+    elif words[0] in TRAINING:
+        train(words, folder)
+        run = read_run(folder)
+    else:
+        measured = measure(words, folder / "measured.json")
+        run = {key: measured[key] for key in ("summary", "machine")}
+    record.setdefault("machine", run["machine"])
+    if run["machine"] == record["machine"]:
+        del run["machine"]  # a run on another machine keeps it
+    record["runs"] = [*record.pop("runs"), piece | run]
+    write_json(args.results / f"{name}.json", record)
+    if not args.keep_weights:
+        for checkpoint in list_checkpoints(folder):
+            shutil.rmtree(checkpoint)
+        if not any(name in needed(other) for other in experiments.values()):
+            shutil.rmtree(folder)
+
+
+def measure(words, file):
+    """What a script that only measures writes with --json."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        run_script([*words, "--json", str(file)])
+    if not file.exists():
+        raise ValueError(f"python {shlex.join(words)} did not end; it says why above")
+    return json.loads(file.read_text())
+
+
+def train(words, folder, students_only=False):
+    """A training run to its end, from its last checkpoint if it has one."""
+    if (folder / "results.json").exists():
+        return
+    if list_checkpoints(folder):
+        words = [words[0], "--resume", str(folder)]
+    else:
+        shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint
+        words = [*words, "--output", str(folder)]
+    run_script(words, folder if students_only else None)
+    if not (folder / "results.json").exists():
+        raise ValueError(
+            f"{folder.name} did not end; python {words[0]} says why above. After a no-go add "
+            "--force to its command; otherwise run this again: it resumes from its last checkpoint"
+        )
+
+
+def run_script(words, thinned_run=None):
+    """One of our scripts to its end; of a thinned run older checkpoints keep the student alone."""
+    print(f"\n==== python {shlex.join(words)}", flush=True)
+    process = subprocess.Popen([sys.executable, str(ROOT / words[0]), *words[1:]])
+    while process.returncode is None:
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            for checkpoint in list_checkpoints(thinned_run)[:-1] if thinned_run else []:
+                for pattern in ("*.safetensors", "teacher/*.safetensors"):
+                    for file in checkpoint.glob(pattern):
+                        file.unlink()
+        except KeyboardInterrupt:  # the script has it too: it finishes its step and saves
+            continue
+
+
+def read_run(folder):
+    """What a finished training run leaves, without weights and paths; reports gain the probe."""
+    results = json.loads((folder / "results.json").read_text())
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    config = results["config"] | {"output": None}
+    models = {"before": config["model"], "best": folder / "best", "last": folder / "last"}
+    for when, model in models.items():
+        if when in results:  # best is not if it is last
+            words = [
+                "eval.py",
+                "--model",
+                str(model),
+                "--task",
+                "probe",
+                "--dtype",
+                config["dtype"],
+            ]
+            words += ["--max-new-tokens", str(PROBE_TOKENS)]
+            probe = measure(words, folder / f"{when}-probe.json")
+            results[when]["probe"] = probe["summary"]
+    kept = ("method", "preflight", "before", "best", "last", "best_step", "parameters", "seconds")
+    run = {key: results[key] for key in (*kept, "machine") if key in results}
+    run["training_flops"] = training_flops(metrics, results)
+    validated = [line for line in metrics if "validation" in line]
+    run["curve"] = [{"step": line["step"]} | line["validation"] for line in validated]
+    return run | {"config": json.loads(json.dumps(config).replace(str(folder.parent), "runs"))}
+
+
+def training_flops(metrics, results):
+    """Floating-point operations of training: 2 a parameter and token forward, 6 with backward.
+
+    The student's tokens are sampled, unless a baseline's are given, and trained on; with a KL loss
+    the teacher reads its prompt and the completion once. Attention is left out: below a tenth here.
+    """
+    method, tokens = results.get("method", "sdft"), 0
+    for line in metrics:
+        student = line["prompt_tokens"] + line["completion_tokens"]
+        teacher = line["teacher_prompt_tokens"] + line["completion_tokens"]
+        tokens += 6 * student
+        tokens += 2 * student if method in ("sdft", "reinvoke") else 0
+        tokens += 2 * teacher if method in ("sdft", "reinvoke", "teacher-kd") else 0
+    config = results["config"]
+    return results["parameters"] * config["batch_size"] * config["rollouts_per_prompt"] * tokens
+
+
+# ---- grids: the best point by validation ----
+
+
+def best_validation(run):
+    """validation_rank of the best validation: that of the weights in best/."""
+    if not run["curve"]:
+        raise ValueError("a run has no validation; a grid needs --eval-every of 1 or more")
+    return max(validation_rank(entry) for entry in run["curve"])
+
+
+def ranking(record):
+    """The points as lines, the best first; several seeds count by their mean."""
+    ranks = {}
+    for run in record["runs"]:
+        flags = " ".join(f"--{flag} {value}" for flag, value in run["point"].items())
+        ranks.setdefault(flags, []).append(best_validation(run))
+    means = {flags: [mean(parts) for parts in zip(*seeds)] for flags, seeds in ranks.items()}
+    best_first = sorted(means, key=means.get, reverse=True)
+    return "\n".join(f"{means[flags][0]:8.1%} on validation: {flags}" for flags in best_first)
+
+
+# ---- sequences: one model through several tasks ----
+
+
+def parse_stage(words, task):
+    """The Config of a stage; a baseline's --method decides nothing that is asked of it here."""
+    flags = [word.replace("{task}", str(task)) for word in words[1:]]
+    if "--method" in flags:
+        at = flags.index("--method")
+        flags[at : at + 2] = []
+    return parse_config(flags + (["--task", task] if task else []), "")[0]
+
+
+def run_sequence(words, experiment, folder):
+    """Stage by stage; each starts from the last weights of the one before, with a new optimizer.
+
+    -> {"before", "evaluations" of all tasks and the probe by step, "accuracy" [stage][task], ...}
+    """
+    tasks, every, file = experiment["tasks"], experiment.get("every"), folder / "sequence.json"
+    configs = [parse_stage(words, task) for task in tasks]
+    sets = {"probe": (load_task("probe", "test"), PROBE_TOKENS)}
+    for config in configs:
+        for name, examples in load_data(config)[2].items():
+            sets[f"{config.task}, {name}"] = examples, config.max_new_tokens
+    state = json.loads(file.read_text()) if file.exists() else {"evaluations": []}
+    if "before" not in state:
+        state["before"] = evaluate_all(configs[0].model, sets, configs[0].dtype)
+        write_json(file, state)
+    words = words + (["--save-every", str(every), "--keep-last", "1000000"] if every else [])
+    start, model = 0, []
+    for stage, task in enumerate(tasks, start=1):
+        own = folder / f"stage-{stage}-{task}"
+        flags = [word.replace("{task}", task) for word in words]
+        train([*flags, "--task", task, *model], own, students_only=bool(every))
+        for step, weights in weights_of(own):
+            place = {"stage": stage, "task": task, "step": start + step}
+            if not any(place == {key: e[key] for key in place} for e in state["evaluations"]):
+                scores = evaluate_all(weights, sets, configs[0].dtype)
+                state["evaluations"].append(place | {"scores": scores})
+                write_json(file, state)
+        for checkpoint in list_checkpoints(own):
+            shutil.rmtree(checkpoint)
+        start, model = start + step, ["--model", str(own / "last")]
+    ends = {entry["stage"]: entry["scores"] for entry in state["evaluations"]}
+    A = [[of_test(scores, f"{task}, ")["correct"] for task in tasks] for scores in ends.values()]
+    figures = {"average_forgetting": forgetting(A), "backward_transfer": backward_transfer(A)}
+    machine = json.loads((own / "results.json").read_text())["machine"]
+    return state | {"accuracy": A} | figures | {"machine": machine}
+
+
+def weights_of(folder):
+    """[(step, folder of a model)] of a finished run: checkpoints' students, and last weights."""
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    students = {int(c.name.rpartition("-")[2]): c / "student" for c in list_checkpoints(folder)}
+    return sorted((students | {last: folder / "last"}).items())
+
+
+def evaluate_all(model_name, sets, dtype):
+    """{name: summary} of the sets {name: (examples, max_new_tokens)}."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, tokenizer = load_model(str(model_name), device, dtype)
+    scores = {
+        name: evaluate(model, tokenizer, examples, max_new_tokens=tokens, description=name)[0]
+        for name, (examples, tokens) in sets.items()
+    }
+    del model
+    gc.collect()
+    torch.cuda.empty_cache()  # leaves the GPU to the next stage
+    return scores
+
+
+def forgetting(A):
+    """Mean over tasks j but the last of max over earlier stages i of A[i][j], minus A[last][j]."""
+    return mean(max(row[j] for row in A[:-1]) - A[-1][j] for j in range(len(A) - 1))
+
+
+def backward_transfer(A):
+    """Mean over tasks j but the last of A[last][j] - A[j][j]."""
+    return mean(A[-1][j] - A[j][j] for j in range(len(A) - 1))
+
+
+# ---- tables ----
+
+PAPER = {  # task -> (heading, figures of the base model), of Qwen2.5-7B-Instruct
+    "science": ("paper: new task / prior", "32.1 / 65.5"),
+    "tooluse": ("paper: new task / prior", "42.9 / 65.5"),
+    "medical": ("paper: new task / prior", "30.1 / 65.5"),
+    "knowledge": ("paper: strict / lenient / OOD", "0 / 0 / 0"),
+}
+UNITS = {  # of a column: factor, unit, digits; the others are shares, in percent
+    "completion tokens": (1, "", 1),
+    "drift from base": (1, "", 3),
+    "TFLOP": (1e-12, "", 0),
+}
+
+
+def write_tables(document, experiments, results, check):
+    """Fill <!-- table NAME ... --> and <!-- sequence NAME ... --> up to <!-- end -->."""
+
+    def fill(match):
+        records = {name: read_results(results, name) for name in match[3].split()}
+        rows = {"table": method_rows, "sequence": sequence_rows}[match[2]](records, experiments)
+        return match[1] + "".join(f"| {' | '.join(row)} |\n" for row in rows) + match[4]
+
+    old = document.read_text(encoding="utf-8")
+    marked = r"(<!-- (table|sequence) ([\w .-]+) -->\n).*?(<!-- end -->)"
+    new = re.sub(marked, fill, old, flags=re.DOTALL)
+    if not check:
+        document.write_text(new, encoding="utf-8")
+    elif new != old:
+        raise ValueError(
+            f"{document} is older than {results}: python extras/experiments.py --tables"
+        )
+
+
+def read_results(results, name):
+    file = results / f"{name}.json"
+    if not file.exists():
+        raise ValueError(f"{file} does not exist; python extras/experiments.py {name} makes it")
+    return json.loads(file.read_text())
+
+
+def method_rows(records, experiments):
+    """Before training, then best and last weights of each experiment; a set's column is correct."""
+    first = next(iter(records.values()))["runs"]
+    heading, base = PAPER[first[0]["config"]["task"]]
+    lines = [("before", "", base, [table_values(run, "before") for run in first[:1]])]
+    for name, record in records.items():
+        row, runs = experiments.get(name, {}), record["runs"]
+        for when in ("best", "last") if any("best" in run for run in runs) else ("last",):
+            values = [table_values(run, when) for run in runs]
+            label = f"{row.get('label', name)}, {when}"
+            lines.append((label, str(len(runs)), row.get("paper", ""), values))
+    columns = list(dict.fromkeys(key for *_, values in lines for own in values for key in own))
+    yield ["", "seeds", *columns, heading]
+    yield ["---"] * (len(columns) + 3)
+    for label, seeds, paper, values in lines:
+        yield [label, seeds, *(cell([own.get(c) for own in values], c) for c in columns), paper]
+
+
+def table_values(run, when):
+    """{column: figure} of a run's weights before, best or last."""
+    reports = run.get(when, run["last"])  # a run whose best step is the last one has no best
+    test = of_test(reports)
+    values = {name: reports[name]["correct"] for name in reports}
+    for name in ("lenient", "well_formed", "finished", "completion_tokens", "drift_from_base"):
+        values[name.replace("_", " ")] = test.get(name)
+    values["TFLOP"] = run["training_flops"] if when == "last" else None
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def sequence_rows(records, experiments):
+    """The base, then each experiment after each of its stages: correct on every task's test set."""
+    tasks = next(iter(records.values()))["tasks"]
+    yield ["", "seeds", *tasks, "probe"]
+    yield ["---"] * (len(tasks) + 3)
+    for name, record in records.items():
+        label, runs = experiments.get(name, {}).get("label", name), record["runs"]
+        stages = [[run["before"] for run in runs]]
+        for stage in range(1, len(tasks) + 1):
+            own = [[e for e in run["evaluations"] if e["stage"] == stage] for run in runs]
+            stages.append([evaluations[-1]["scores"] for evaluations in own])
+        for when, scores in zip(["before", *(f"after {task}" for task in tasks)], stages):
+            sets = [[of_test(s, f"{task}, ")["correct"] for s in scores] for task in tasks]
+            sets.append([s["probe"]["correct"] for s in scores])
+            yield [f"{label}, {when}", str(len(runs)), *(cell(values, "") for values in sets)]
+
+
+def cell(values, column):
+    """Mean, and with several seeds half of its 95 % confidence interval; "" without a value."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    factor, unit, digits = UNITS.get(column, (100, " %", 1))
+    half = f" ± {factor * confidence_interval(known)[1]:.{digits}f}" if len(known) > 1 else ""
+    # an older record may lack a measure
+    of = f" ({len(known)} of {len(values)} seeds)" if len(known) < len(values) else ""
+    return f"{factor * mean(known):.{digits}f}{half}{unit}{of}"
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

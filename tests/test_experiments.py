@@ -1,0 +1,456 @@
+"""Named experiments: runs, grids, sequences, tables. Oracles: records and figures worked out by
+hand; the sizes of the paper's grids; what each stage's own run reports of the same weights.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+from data import load_task
+
+sys.path.insert(0, str(ROOT / "extras"))
+
+import eval as evaluation  # noqa: E402
+import experiments  # noqa: E402
+import sdft  # noqa: E402
+
+TINY = (
+    "sdft.py --force --preset laptop --steps 2 --batch-size 2 --max-new-tokens 4 "
+    "--max-prompt-tokens 1000 --max-teacher-prompt-tokens 1500 --train-examples 4 "
+    "--eval-examples 2 --general-tokens 4 --learning-rate 0.01 --skip-first-tokens 0 "
+)
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """Runs the command on a list of experiments given as TOML, in folders of its own."""
+
+    def run(toml, *arguments):
+        (tmp_path / "list.toml").write_text(toml)
+        folders = {"--list": "list.toml", "--results": "results", "--runs": "runs"}
+        flags = [word for flag, name in folders.items() for word in (flag, str(tmp_path / name))]
+        experiments.main([*arguments, *flags, "--document", str(tmp_path / "tables.md")])
+
+    run.folder = tmp_path
+    run.result = lambda name: json.loads((tmp_path / "results" / f"{name}.json").read_text())
+    return run
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """Names of the scripts that were run; they run in this process, with a short probe."""
+    asked = []
+
+    def run_script(words, thinned_run=None):
+        asked.append(words[0])
+        short = ["--limit", "3"] if words[0] == "eval.py" else []
+        {"sdft.py": sdft.main, "eval.py": evaluation.main}[words[0]](words[1:] + short)
+
+    monkeypatch.setattr(experiments, "run_script", run_script)
+    return asked
+
+
+def report(correct, drift=0.0):
+    return {
+        "n": 64,
+        "correct": correct,
+        "well_formed": 1.0,
+        "finished": 1.0,
+        "completion_tokens": 14.0,
+        "drift_from_base": drift,
+    }
+
+
+# ---- one run ----
+
+
+def test_a_finished_run_is_recorded_and_skipped(tiny_folder, lab, scripts, capsys):
+    flags = f"--task science --model {tiny_folder} --eval-every 1"
+    toml = f'[tiny]\ncommand = "{TINY} {flags}"\nseeds = [0, 3]\n'
+    lab(toml, "tiny")
+    # a run each, and probes of the base, of its last weights, and of its best if they are others
+    assert scripts.count("sdft.py") == 2 and scripts[:2] == ["sdft.py", "eval.py"]
+    record = lab.result("tiny")
+    assert list(record) == ["command", "machine", "runs"]
+    assert record["command"].startswith("python sdft.py --force --preset laptop")
+    assert [run["seed"] for run in record["runs"]] == [0, 3]
+    for run in record["runs"]:
+        assert [entry["step"] for entry in run["curve"]] == [1, 2]
+        assert {"correct", "drift_from_base"} <= run["curve"][0].keys()
+        assert run["before"]["probe"]["n"] == run["last"]["probe"]["n"] == 3
+        assert run["config"]["seed"] == run["seed"] and run["config"]["output"] is None
+        assert str(lab.folder) not in json.dumps(run["config"] | {"model": None})
+        assert "machine" not in run and run["training_flops"] > 0
+    assert scripts.count("eval.py") == sum(2 + ("best" in run) for run in record["runs"])
+    assert not list((lab.folder / "runs").glob("tiny*"))
+
+    lab(toml, "tiny")
+    assert scripts.count("sdft.py") == 2
+    capsys.readouterr()
+    lab(toml.replace("[0, 3]", "[0, 3, 4]"))
+    assert capsys.readouterr().out.startswith("2 done, 1 to do  tiny: python sdft.py --force")
+    changed = toml.replace("--eval-every 1", "--eval-every 2")
+    with pytest.raises(ValueError, match="tiny.json is of another command"):
+        lab(changed, "tiny")
+    lab(changed)
+    assert "tiny.json is of another command" in capsys.readouterr().out
+
+
+def test_a_script_runs_in_a_process_of_its_own(tmp_path, capfd):
+    (tmp_path / "script.py").write_text("import sys; print(sys.argv[1:])")
+    experiments.run_script([str(tmp_path / "script.py"), "--flag", "two words"])
+    printed = capfd.readouterr().out
+    assert "script.py --flag 'two words'" in printed and "['--flag', 'two words']" in printed
+
+
+def test_training_flops():
+    """8 rows and 1000 parameters: the student samples and trains on 13 tokens (2 + 6), the teacher
+    reads 23 (2). SFT trains alone; teacher-kd does not sample.
+    """
+    metrics = [{"prompt_tokens": 10, "teacher_prompt_tokens": 20, "completion_tokens": 3}]
+    config = {"batch_size": 8, "rollouts_per_prompt": 1}
+    results = {"parameters": 1000, "config": config}
+
+    def flops(**changes):
+        return experiments.training_flops(metrics, results | changes)
+
+    assert flops(method="sdft") == flops() == 8 * 1000 * (8 * 13 + 2 * 23)
+    assert flops(method="sft") == 8 * 1000 * 6 * 13
+    assert flops(method="teacher-kd") == 8 * 1000 * (6 * 13 + 2 * 23)
+    assert flops(config=config | {"rollouts_per_prompt": 3}) == 3 * flops()
+
+
+@pytest.mark.parametrize("checkpoints", [[], ["checkpoint-000001", "checkpoint-000002"]])
+def test_an_unfinished_run_is_resumed_or_begun_anew(checkpoints, tmp_path, monkeypatch):
+    """The run is replaced by one that fails, as after a no-go."""
+    folder, commands = tmp_path / "science-seed0", []
+    for name in checkpoints:
+        (folder / name).mkdir(parents=True)
+    folder.mkdir(exist_ok=True)
+    (folder / "before.json").write_text("{}")
+    monkeypatch.setattr(experiments, "run_script", lambda words, thinned: commands.append(words))
+    with pytest.raises(ValueError, match="science-seed0 did not end.* After a no-go add --force"):
+        experiments.train(["sdft.py", "--task", "science"], folder)
+    anew = ["sdft.py", "--task", "science", "--output", str(folder)]
+    assert commands == [["sdft.py", "--resume", str(folder)] if checkpoints else anew]
+    assert folder.exists() == bool(checkpoints)
+
+
+def test_older_checkpoints_of_a_thinned_run_keep_the_student_alone(tmp_path, monkeypatch):
+    class Process:
+        """Runs on at the first look, is interrupted at the second, has ended at the third."""
+
+        returncode, looks = None, 0
+
+        def wait(self, timeout):
+            self.looks += 1
+            if self.looks == 1:
+                raise subprocess.TimeoutExpired("sdft.py", timeout)
+            if self.looks == 2:
+                raise KeyboardInterrupt
+            self.returncode = 0
+
+    monkeypatch.setattr(experiments.subprocess, "Popen", lambda _: Process())
+    kept = ["optimizer.safetensors", "student/model.safetensors", "teacher/model.safetensors"]
+    for step in (1, 2):
+        for file in kept:
+            path = tmp_path / f"checkpoint-{step:06d}" / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("")
+    experiments.run_script(["sdft.py"])
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 6
+    experiments.run_script(["sdft.py"], tmp_path)
+    files = sorted(str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.safetensors"))
+    assert files == [
+        "checkpoint-000001/student/model.safetensors",
+        *(f"checkpoint-000002/{file}" for file in kept),
+    ]
+
+
+def test_a_command_may_take_an_earlier_experiments_weights(lab, monkeypatch):
+    """Weights that a command names are kept, those of its own seed are taken, and measured files
+    leave summary and machine.
+    """
+    commands = []
+
+    def run_script(words, thinned=None):
+        commands.append(words)
+        file = lab.folder / "runs" / "passes-seed2" / "measured.json"
+        file.write_text(json.dumps({"summary": {"pass@1": 0.5}, "machine": "m", "right": []}))
+
+    monkeypatch.setattr(experiments, "run_script", run_script)
+    toml = """[passes]
+    command = "extras/analysis.py pass-at-k --model {first} --k 1"
+    seeds = [2]
+    [first]
+    command = "sdft.py"
+    """
+    with pytest.raises(ValueError, match="starts from the weights of first, seed2: .*first-seed2"):
+        lab(toml, "passes")
+    weights = lab.folder / "runs" / "first-seed2" / "last"
+    weights.mkdir(parents=True)
+    lab(toml, "passes")
+    words = ["extras/analysis.py", "pass-at-k", "--model", str(weights), "--k", "1", "--seed", "2"]
+    assert commands[0][:-2] == words
+    assert lab.result("passes") == {
+        "command": "python extras/analysis.py pass-at-k --model {first} --k 1",
+        "machine": "m",
+        "runs": [{"seed": 2, "summary": {"pass@1": 0.5}}],
+    }
+    assert weights.exists() and not (lab.folder / "runs" / "passes-seed2").exists()
+
+
+@pytest.mark.parametrize(
+    "toml, message",
+    [
+        ("[a]\nseeds = [0]", r"\[a\] has seeds; it needs a command, and may have every, grid"),
+        ('[a]\ncommand = "sdft.py"\nseed = 1', r"\[a\] has command, seed; it needs a command"),
+        ('[a]\ncommand = "sdft.py --model {b}"', r"\[a\] needs {b}, which is not in the file"),
+        (
+            '[a]\ncommand = "sdft.py --preset laptop"\ngrid = {learning-rate = [1e-5, -1]}',
+            "learning-rate is -1",
+        ),
+        (
+            '[a]\ncommand = "sdft.py --preset laptop"\ntasks = ["science", "medical"]\nevery = 0',
+            "every = 0; it must be 1 or more",
+        ),
+        ('[a]\ncommand = "sdft.py"\ntasks = ["science"]', "a sequence is two tasks or more"),
+        ('[b]\ncommand = "sdft.py"', "no name in .*list.toml begins with a"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_the_first_run(toml, message, lab, monkeypatch):
+    monkeypatch.setattr(experiments, "run_piece", lambda *_: pytest.fail("a run was started"))
+    with pytest.raises(ValueError, match=message):
+        lab(toml, "a")
+
+
+# ---- grids ----
+
+
+def test_the_papers_grids_have_their_sizes():
+    """Tables 3 and 4, counted by hand; every name in the list can be run."""
+    listed = experiments.read_experiments(ROOT / "results" / "experiments.toml")
+    sizes = {
+        name.removeprefix("grid-"): len(experiments.pieces(listed[name]))
+        for name in listed
+        if name.startswith("grid-")
+    }
+    assert sizes == {
+        "science-sdft": 3 * 3 * 2 * 3,
+        "science-sft": 3 * 3 * 2,
+        "science-dft": 3 * 3 * 2,
+        "knowledge-sdft": 3 * 3 * 3 * 3,
+        "knowledge-sft": 3 * 3 * 2,
+        "knowledge-cpt": 3 * 4,
+    }
+    pieces = experiments.pieces(listed["grid-science-sft"])
+    words = [" ".join(experiments.words_of(listed["grid-science-sft"], piece)) for piece in pieces]
+    assert len(set(words)) == 18 and words[0] == (
+        "baselines.py --method sft --task science --preset paper --data DATA "
+        "--learning-rate 5e-06 --batch-size 16 --epochs 1 --seed 0"
+    )
+
+
+def test_the_best_by_validation_comes_first(lab, monkeypatch, capsys):
+    """Two seeds. 1e-5: 0.75 and 0.25 at best, mean 0.5; 2e-5: 0.5 and 0.75, mean 0.625; 3e-5 is
+    equal to that in correct, and better in lenient. What is done is not repeated.
+    """
+    best = {(1e-5, 0): 0.75, (1e-5, 1): 0.25, (2e-5, 0): 0.5, (2e-5, 1): 0.75}
+    ran = []
+
+    def train(words, folder):
+        rate, seed = (words[words.index(flag) + 1] for flag in ("--learning-rate", "--seed"))
+        ran.append((float(rate), int(seed)))
+
+    def read_run(folder):
+        score = best.get(ran[-1], 0.625)
+        lenient = 1.0 if ran[-1][0] == 3e-5 else 0.5
+        first = {"step": 1, "correct": score, "lenient": lenient}
+        return {"machine": "m", "curve": [first, {"step": 2, "correct": 0.0, "lenient": 1.0}]}
+
+    monkeypatch.setattr(experiments, "train", train)
+    monkeypatch.setattr(experiments, "read_run", read_run)
+    monkeypatch.setattr(experiments.shutil, "rmtree", lambda *_: None)
+    toml = """[grid]
+    command = "sdft.py --task knowledge --preset laptop"
+    seeds = [0, 1]
+    grid = {learning-rate = [1e-5, 2e-5, 3e-5]}
+    """
+    lab(toml.replace(", 3e-5", ""), "grid")
+    lab(toml, "grid")
+    assert ran == [*best, (3e-5, 0), (3e-5, 1)]
+    lines = capsys.readouterr().out.splitlines()[-3:]
+    assert [line.split()[0] for line in lines] == ["62.5%", "62.5%", "50.0%"]
+    assert [line.split()[-1] for line in lines] == ["3e-05", "2e-05", "1e-05"]
+    with pytest.raises(ValueError, match="--eval-every of 1 or more"):
+        experiments.best_validation({"curve": []})
+
+
+# ---- sequences ----
+
+
+def test_forgetting_and_transfer_by_hand():
+    """Task 1 falls from its best 0.8 (after stage 2) to 0.5, task 2 rises from 0.4 to 0.6:
+    forgetting (0.3 - 0.2) / 2 = 0.05. Relative to their own stages, 0.7 and 0.4, the changes are
+    -0.2 and +0.2: transfer 0.
+    """
+    A = [[0.7, 0.1, 0.9], [0.8, 0.4, 0.2], [0.5, 0.6, 0.3]]
+    assert experiments.forgetting(A) == pytest.approx(0.05)
+    assert experiments.backward_transfer(A) == pytest.approx(0)
+    assert experiments.forgetting([[0.7, 0.1], [0.2, 0.9]]) == pytest.approx(0.5)
+    assert experiments.backward_transfer([[0.7, 0.1], [0.2, 0.9]]) == pytest.approx(-0.5)
+
+
+def test_a_sequence_and_again(tiny_folder, lab, scripts, monkeypatch):
+    monkeypatch.setattr(experiments, "load_task", lambda *names: load_task(*names)[:6])
+    evaluated, evaluate_all, results = [], experiments.evaluate_all, {}
+    monkeypatch.setattr(
+        experiments,
+        "evaluate_all",
+        lambda model, *more: evaluated.append(model) or evaluate_all(model, *more),
+    )
+    toml = f"""[both]
+    command = "{TINY} --eval-every 0 --model {tiny_folder}"
+    tasks = ["science", "knowledge"]
+    every = 1
+    """
+    lab(toml, "both", "--keep-weights")
+    folder = lab.folder / "runs" / "both-seed0"
+    stages = ["stage-1-science", "stage-2-knowledge"]
+    for stage in stages:
+        results[stage] = json.loads((folder / stage / "results.json").read_text())
+    record = lab.result("both")
+    assert list(record) == ["command", "tasks", "machine", "runs"]
+    [run] = record["runs"]
+    places = [(done["stage"], done["task"], done["step"]) for done in run["evaluations"]]
+    assert places == [
+        (1, "science", 1),
+        (1, "science", 2),
+        (2, "knowledge", 3),
+        (2, "knowledge", 4),
+    ]
+    assert results[stages[0]]["config"]["model"] == str(tiny_folder)
+    assert results[stages[1]]["config"]["model"] == str(folder / stages[0] / "last")
+
+    scores = [done["scores"] for done in run["evaluations"]]
+    for found, stage, when in [
+        (run["before"], stages[0], "before"),
+        (scores[1], stages[0], "last"),
+        (scores[1], stages[1], "before"),
+        (scores[3], stages[1], "last"),
+    ]:
+        for name, summary in results[stage][when].items():
+            own = {key: value for key, value in summary.items() if key != "drift_from_base"}
+            assert found[f"{stage[8:]}, {name}"] == own
+    assert run["before"]["probe"]["n"] == 6
+    weights = ("checkpoint-000001/student", "last")
+    assert evaluated == [str(tiny_folder)] + [folder / s / w for s in stages for w in weights]
+    assert not list(folder.glob("*/checkpoint-*"))
+
+    # as if it had been stopped before the last evaluation
+    state = json.loads((folder / "sequence.json").read_text())
+    state["evaluations"].pop()
+    (folder / "sequence.json").write_text(json.dumps(state))
+    (lab.folder / "results" / "both.json").unlink()
+    monkeypatch.setattr(
+        experiments, "run_script", lambda *_: pytest.fail("a finished stage was run again")
+    )
+    lab(toml, "both")
+    assert len(evaluated) == 6 and evaluated[-1] == folder / stages[1] / "last"
+    again = lab.result("both")["runs"][0]["evaluations"]
+    assert [done["scores"] for done in again] == scores and not folder.exists()
+
+
+def test_a_sequence_may_have_a_folder_for_each_task():
+    words = "baselines.py --method sft --preset laptop --data sets/{task} --seed 1".split()
+    config = experiments.parse_stage(words, "medical")
+    assert (config.task, config.data, config.seed) == ("medical", "sets/medical", 1)
+
+
+# ---- tables ----
+
+
+def test_cells():
+    """Seeds 0.1, 0.2, 0.3: mean 0.2, standard deviation 0.1, t = 4.303, so half of the interval is
+    0.1 x 4.303 / sqrt(3) = 0.248.
+    """
+    cell = experiments.cell
+    assert cell([0.1, 0.2, 0.3], "correct") == "20.0 ± 24.8 %"
+    assert cell([0.5], "correct") == "50.0 %" and cell([12.34], "completion tokens") == "12.3"
+    assert cell([1.6e12], "TFLOP") == "2" and cell([0.0123], "drift from base") == "0.012"
+    assert cell([None], "lenient") == "" and cell([None, 0.5], "correct") == "50.0 % (1 of 2 seeds)"
+
+
+def test_one_row_for_each_method(lab):
+    """Seeds that are right in 0.5 and 0.7 of the questions: 60 ± 0.1 x 12.706 = 127.1 %. In one of
+    them the best weights are the last.
+    """
+
+    def run(last, **more):
+        return {
+            "config": {"task": "science"},
+            "before": {"test": report(0.125), "probe": {"correct": 0.6}},
+            "last": {"test": report(last, 0.05), "probe": {"correct": 0.5}},
+            "training_flops": 9.4e12,
+        } | more
+
+    best = {"best": {"test": report(0.5, 0.04), "probe": {"correct": 0.5}}}
+    (lab.folder / "results").mkdir()
+    for name, runs in {"science": [run(0.5), run(0.7, **best)], "other": [run(0.25)]}.items():
+        (lab.folder / "results" / f"{name}.json").write_text(json.dumps({"runs": runs}))
+    document = lab.folder / "tables.md"
+    document.write_text("Before.\n<!-- table science other -->\nold\n<!-- end -->\nAfter.\n")
+    toml = '[science]\ncommand = "sdft.py"\nlabel = "SDFT"\npaper = "70.2 / 64.5"\n'
+    with pytest.raises(ValueError, match="tables.md is older than .*results"):
+        lab(toml, "--tables", "--check")
+    lab(toml, "--tables")
+    assert document.read_text().splitlines() == [
+        "Before.",
+        "<!-- table science other -->",
+        "|  | seeds | test | probe | well formed | finished | completion tokens | drift from base "
+        "| TFLOP | paper: new task / prior |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| before |  | 12.5 % | 60.0 % | 100.0 % | 100.0 % | 14.0 | 0.000 |  | 32.1 / 65.5 |",
+        "| SDFT, best | 2 | 50.0 ± 0.0 % | 50.0 ± 0.0 % | 100.0 ± 0.0 % | 100.0 ± 0.0 % "
+        "| 14.0 ± 0.0 | 0.045 ± 0.064 |  | 70.2 / 64.5 |",
+        "| SDFT, last | 2 | 60.0 ± 127.1 % | 50.0 ± 0.0 % | 100.0 ± 0.0 % | 100.0 ± 0.0 % "
+        "| 14.0 ± 0.0 | 0.050 ± 0.000 | 9 ± 0 | 70.2 / 64.5 |",
+        "| other, last | 1 | 25.0 % | 50.0 % | 100.0 % | 100.0 % | 14.0 | 0.050 | 9 |  |",
+        "<!-- end -->",
+        "After.",
+    ]
+    lab(toml, "--tables", "--check")
+    document.write_text("<!-- table nothing -->\n<!-- end -->\n")
+    with pytest.raises(ValueError, match="nothing.json does not exist; python extras/experiments"):
+        lab(toml, "--tables")
+
+
+def test_a_sequences_table(lab):
+    """Two evaluations in the first stage: the later one counts."""
+
+    def scores(science, medical):
+        return {
+            "science, test": {"correct": science},
+            "medical, test": {"correct": medical},
+            "probe": {"correct": 0.5},
+        }
+
+    after = [(1, scores(0.2, 0.3)), (1, scores(0.6, 0.25)), (2, scores(0.4, 0.75))]
+    evaluations = [{"stage": stage, "scores": own} for stage, own in after]
+    run = {"before": scores(0.1, 0.2), "evaluations": evaluations}
+    (lab.folder / "results").mkdir()
+    record = {"tasks": ["science", "medical"], "runs": [run]}
+    (lab.folder / "results" / "both.json").write_text(json.dumps(record))
+    document = lab.folder / "tables.md"
+    document.write_text("<!-- sequence both -->\n<!-- end -->\n")
+    lab('[both]\ncommand = "sdft.py"\nlabel = "SDFT"\n', "--tables")
+    assert document.read_text().splitlines()[1:-1] == [
+        "|  | seeds | science | medical | probe |",
+        "| --- | --- | --- | --- | --- |",
+        "| SDFT, before | 1 | 10.0 % | 20.0 % | 50.0 % |",
+        "| SDFT, after science | 1 | 60.0 % | 25.0 % | 50.0 % |",
+        "| SDFT, after medical | 1 | 40.0 % | 75.0 % | 50.0 % |",
+    ]

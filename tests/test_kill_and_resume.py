@@ -1,0 +1,99 @@
+"""A run killed at random moments ends in the bits of the run that was never stopped.
+
+Oracle: the unbroken run. This file is also the script that the test starts: one thread, as the same
+bits need the same number of them, and a fork for each run, which is killed with SIGKILL.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+import conftest  # noqa: F401  puts the folder of sdft.py on the path
+
+import sdft
+from models import list_checkpoints
+
+KILLS, STEPS = 3, 10
+FLAGS = (
+    f"--force --task science --preset laptop --steps {STEPS} --batch-size 2 --max-new-tokens 6 "
+    "--max-prompt-tokens 1000 --max-teacher-prompt-tokens 1500 --train-examples 8 "
+    "--eval-examples 2 --general-tokens 4 --eval-every 5 --save-every 2 --learning-rate 1e-3"
+).split()
+WEIGHTS = ["student/model.safetensors", "teacher/model.safetensors", "optimizer.safetensors"]
+
+
+def test_killed_runs_end_in_the_same_bits(tiny_folder, tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, str(tiny_folder), str(tmp_path)]
+    subprocess.run(command, check=True, env=environment)
+    killed_runs = sorted(tmp_path.glob("killed-*"))
+    assert killed_runs
+    for folder in killed_runs:
+        for name in WEIGHTS:
+            expected, found = (
+                load_file(run / f"checkpoint-{STEPS:06d}" / name)
+                for run in (tmp_path / "whole", folder)
+            )
+            assert expected.keys() == found.keys()
+            assert all(torch.equal(expected[key], found[key]) for key in expected), name
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == list(range(1, STEPS + 1))
+        assert "last" in json.loads((folder / "results.json").read_text())
+
+
+def main(model, scratch):
+    """The unbroken run, then killed ones, until there were KILLS kills, one after a checkpoint."""
+    torch.set_num_threads(1)
+    flags, rng, kills, number = [*FLAGS, "--model", model, "--output"], random.Random(0), [], 0
+    run([*flags, str(scratch / "warm-up")])
+    started = time.perf_counter()
+    run([*flags, str(scratch / "whole")])
+    whole = time.perf_counter() - started
+    while True:
+        folder = scratch / f"killed-{number}"
+        if list_checkpoints(folder):
+            arguments = ["--resume", str(folder)]
+        else:
+            if folder.exists():  # killed before its first checkpoint: it begins anew
+                folder.rename(scratch / f"begun-{len(kills)}")
+            arguments = [*flags, str(folder)]
+        enough = len(kills) >= KILLS and any(kills)
+        if not run(arguments, None if enough else rng.random() * whole):
+            kills.append(len(list_checkpoints(folder)))
+        elif enough:
+            break
+        else:
+            number += 1  # it ended before its kill
+
+
+def run(arguments, kill_after=None):
+    """sdft.main in a fork; False if SIGKILL came before its end."""
+    child = os.fork()
+    if child == 0:
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        try:
+            sdft.main(arguments)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)  # an ended child waits as a zombie, so the id is its own
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return False
+    assert os.WEXITSTATUS(status) == 0, f"the run failed: {' '.join(arguments)}"
+    return True
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,264 @@
+"""Pages and pictures. Oracles: made-up numbers with results worked out by hand; matplotlib's own
+lines; the page's text.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "extras"))
+
+import plot  # noqa: E402
+
+TOKEN = {"token": "<b>&", "kl": 0.7, "student": [["<i>", 0.5]], "teacher": [["\n", 0.25]]}
+ROLLOUT = {
+    "step": 3,
+    "id": "q<1>",
+    "prompt": "<|im_start|>",
+    "teacher_prompt": "x",
+    "divergence": "forward",
+    "skipped": 1,
+    "tokens": [TOKEN, TOKEN],
+}
+METRICS = [
+    {"step": 1, "kl": 0.5, "grad_norm": 2.0, "completion_tokens": 9.0},
+    {
+        "step": 2,
+        "kl": 0.25,
+        "grad_norm": 1.0,
+        "completion_tokens": 7.0,
+        "validation": {"correct": 0.75, "finished": 1.0},
+    },
+]
+
+
+def summary(correct, drift=None):
+    return {"correct": correct} | ({} if drift is None else {"drift_from_base": drift})
+
+
+RUN = {
+    "seed": 0,
+    "preflight": {"student": summary(0.1)},
+    "before": {"trained wordings": summary(0.0, 0.02), "held-out wordings": summary(0.0, 0.01)},
+    "last": {"trained wordings": summary(0.9, 0.5), "held-out wordings": summary(0.5, 0.4)},
+    "curve": [
+        {"step": 5} | summary(0.2, 0.15),
+        {"step": 9} | summary(0.3),
+        {"step": 10} | summary(0.4, 0.3),
+    ],
+}
+SECOND = RUN | {
+    "seed": 1,
+    "last": {"held-out wordings": summary(0.7, 0.2)},
+    "curve": [{"step": 5} | summary(0.4, 0.05), {"step": 10} | summary(0.8, 0.1)],
+}
+
+
+def sequence_run(science, medical):
+    """Accuracies of two tasks before, at step 5 and at the ends of two stages, steps 10 and 30."""
+
+    def scores(i):
+        return {
+            "science, test": summary(science[i]),
+            "medical, test": summary(medical[i]),
+            "probe": summary(0.3),
+        }
+
+    places = [(1, "science", 5), (1, "science", 10), (2, "medical", 30)]
+    evaluations = [
+        {"stage": stage, "task": task, "step": step, "scores": scores(i)}
+        for i, (stage, task, step) in enumerate(places, start=1)
+    ]
+    return {"before": scores(0), "accuracy": [], "evaluations": evaluations}
+
+
+def sequence_record(*runs):
+    return {"tasks": ["science", "medical"], "runs": [sequence_run(*run) for run in runs]}
+
+
+SEQUENCES = {
+    "sdft": sequence_record(
+        ([0.2, 0.2, 0.5, 0.5], [0.4, 0.4, 0.3, 0.4]), ([0.2, 0.4, 0.7, 0.5], [0.4, 0.4, 0.3, 0.4])
+    ),
+    "sft": sequence_record(([0.2, 0.4, 0.4, 0.1], [0.4, 0.3, 0.3, 0.2])),
+}
+PASS = {
+    "runs": [
+        {
+            "seed": 0,
+            "summary": {"n": 3, "samples": 8, "pass@1": 0.25, "pass@10": 0.5, "pass@2": 0.5},
+        },
+        {
+            "seed": 1,
+            "summary": {"n": 3, "samples": 8, "pass@1": 0.75, "pass@10": 0.9, "pass@2": 0.5},
+        },
+    ]
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    records = {
+        "science": {"runs": [RUN, SECOND]},
+        "science-sft": {"runs": [RUN]},
+        "sequence-sdft": SEQUENCES["sdft"],
+        "sequence-sft": SEQUENCES["sft"],
+        "base": PASS,
+    }
+    for name, record in records.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    return tmp_path
+
+
+# ---- a run's page ----
+
+
+def test_the_page_shows_every_token_as_text():
+    page = plot.rollouts_page([ROLLOUT])
+    assert page.count("&lt;b&gt;&amp;") == 2 and "<b>" not in page
+    assert "&lt;|im_start|&gt;" in page and "q&lt;1&gt;" in page and "(forward KL)" in page
+    assert page.count("t skipped") == 1 and page.count("0.70 nats") == 2
+    assert page.count("⏎ 25%") == 2 and "<script" not in page and "http" not in page
+
+
+def test_colours_run_from_white_to_full():
+    assert plot.colour(0) == (255, 255, 255)
+    assert plot.colour(3) == plot.colour(9) == (240, 120, 20)
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(ValueError, match="rollouts.jsonl does not exist; give the folder of a run"):
+        plot.main(["run", str(tmp_path)])
+
+
+# ---- numbers from files ----
+
+
+@pytest.mark.parametrize(
+    "file, picture",
+    [
+        ("base", "trade-off"),
+        ("base", "sequence"),
+        ("science", "pass-at-k"),
+        ("science", "sequence"),
+    ],
+)
+def test_other_files_are_named(file, picture, folder):
+    with pytest.raises(ValueError, match=f"{file}.json has nothing for {picture}"):
+        plot.read_record(folder / f"{file}.json", picture)
+    with pytest.raises(ValueError, match="missing.json cannot be read"):
+        plot.read_record(folder / "missing.json", picture)
+    (folder / "old.json").write_text('{"command": "python sdft.py"}')
+    with pytest.raises(ValueError, match="old.json cannot be read as results"):
+        plot.read_record(folder / "old.json", picture)
+
+
+def test_trade_off_begins_at_the_start_of_the_run_and_has_only_what_was_measured():
+    assert plot.trade_off(RUN) == ([(0.01, 0.1), (0.15, 0.2), (0.3, 0.4)], (0.4, 0.5))
+    without = RUN | {"curve": [{"step": 9} | summary(0.3)]}
+    assert plot.trade_off(without) == ([], (0.4, 0.5))
+
+
+def test_curves_are_normalised_by_the_best_of_any_method():
+    """science: base 0.2, best 0.6 (sdft's seeds 0.5 and 0.7), so sft's 0.4 is 0.5 and its 0.1 is
+    -0.25; medical: no method is above the base.
+    """
+    sdft, sft = plot.sequence_curves(list(SEQUENCES.values()))
+    assert [step for step, _ in sdft["science"]] == [0, 5, 10, 30]
+    first, second = zip(*(seeds for _, seeds in sdft["science"]))
+    assert first == pytest.approx([0, 0, 0.75, 0.75]) and second == pytest.approx(
+        [0, 0.5, 1.25, 0.75]
+    )
+    assert [seeds[0] for _, seeds in sft["science"]] == pytest.approx([0, 0.5, 0.5, -0.25])
+    assert sdft["medical"] is None and sft["medical"] is None
+    assert plot.stage_ends(SEQUENCES["sdft"]) == [(10, "science"), (30, "medical")]
+
+
+def test_pass_at_k_by_k():
+    assert plot.pass_curve(PASS) == [(1, [0.25, 0.75]), (2, [0.5, 0.5]), (10, [0.5, 0.9])]
+
+
+# ---- with matplotlib ----
+
+
+def drawn(ax):
+    """{label: [(x, y), ...]} of the lines that have a label."""
+    lines = [line for line in ax.get_lines() if not line.get_label().startswith("_")]
+    return {line.get_label(): list(zip(*line.get_data())) for line in lines}
+
+
+def figure_of(picture, files, folder):
+    pytest.importorskip("matplotlib").use("Agg")
+    records = [plot.read_record(folder / f"{file}.json", picture) for file in files]
+    return plot.PICTURES[picture](records)
+
+
+def test_trade_off_is_drawn(folder):
+    """Test: drifts 0.4 and 0.2, accuracies 0.5 and 0.7: (0.3, 0.6) in the mean, 0.1 each way."""
+    figure = figure_of("trade-off", ["science", "science-sft"], folder)
+    validation, test = figure.axes
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["science, 2 seeds", "science-sft, 1 seed"]
+    one, other, middle, *_ = validation.get_lines()
+    assert list(one.get_xdata()) == [0.01, 0.15, 0.3] and list(one.get_ydata()) == [0.1, 0.2, 0.4]
+    assert list(other.get_xdata()) == [0.01, 0.05, 0.1]
+    assert list(middle.get_ydata()) == pytest.approx([0.1, 0.3, 0.6])
+    assert list(middle.get_xdata()) == pytest.approx([0.01, 0.1, 0.2])
+    assert one.get_color() == middle.get_color() != validation.get_lines()[-1].get_color()
+    point, across, upward = test.containers[0][0], *test.containers[0][2]
+    assert point.get_xydata()[0] == pytest.approx([0.3, 0.6])
+    assert across.get_segments()[0].ravel() == pytest.approx([0.2, 0.6, 0.4, 0.6])
+    assert upward.get_segments()[0].ravel() == pytest.approx([0.3, 0.5, 0.3, 0.7])
+
+
+def test_sequences_are_drawn(folder):
+    sdft, sft = figure_of("sequence", ["sequence-sdft", "sequence-sft"], folder).axes
+    assert (sdft.get_title(), sft.get_title()) == ("sequence-sdft", "sequence-sft")
+    steps, values = zip(*drawn(sft)["science"])
+    assert steps == (0, 5, 10, 30) and values == pytest.approx((0, 0.5, 0.5, -0.25))
+    assert [value for _, value in drawn(sdft)["science"]] == pytest.approx([0, 0.25, 1, 0.75])
+    assert drawn(sft)["medical: no method above the base"] == []
+    [band] = sdft.collections
+    assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx(1.25)  # the higher seed
+
+
+def test_pass_at_k_is_drawn(folder):
+    [ax] = figure_of("pass-at-k", ["base"], folder).axes
+    assert drawn(ax) == {"base": [(1, 0.5), (2, 0.5), (10, 0.7)]} and ax.get_xscale() == "log"
+
+
+def test_a_run_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib").use("Agg")
+    page = plot.draw_rollouts([ROLLOUT]).axes[0]
+    assert "".join(text.get_text() for text in page.texts[1:]) == "<b>&<b>&"
+    assert [patch.get_x() for patch in page.patches] == [0, 4]
+    kl, norm, tokens, validation = plot.draw_curves(METRICS).axes
+    values = [list(ax.get_lines()[0].get_ydata()) for ax in (kl, norm, tokens)]
+    assert values == [[0.5, 0.25], [2, 1], [9, 7]]
+    assert drawn(validation) == {"correct": [(2, 0.75)], "finished": [(2, 1)]}
+    baseline = [{"nll" if key == "kl" else key: line[key] for key in line} for line in METRICS]
+    assert plot.draw_curves(baseline).axes[0].get_title() == "nll"
+
+
+def test_command_line(folder, capsys):
+    pytest.importorskip("matplotlib")
+    for name, lines in (("rollouts", [ROLLOUT]), ("metrics", METRICS)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    script, png = str(ROOT / "extras" / "plot.py"), folder / "pass.png"
+    command = [sys.executable, script, "pass-at-k", folder / "base.json", "--output", png]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(png)
+    assert png.read_bytes().startswith(b"\x89PNG") and png.stat().st_size > 5000
+    plot.main(["run", str(folder), "--output", str(folder / "new")])
+    assert {file.name for file in (folder / "new").iterdir()} == {
+        "rollouts.html",
+        "rollouts.png",
+        "curves.png",
+    }
+    with pytest.raises(SystemExit):
+        plot.main(["sequence", str(folder / "sequence-sft.json")])
+    assert "sequence needs --output FILE" in capsys.readouterr().err
