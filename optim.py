@@ -125,7 +125,7 @@ def _fetched(slices, written):
         computing.wait_stream(copying)  # the current slice has arrived
         state = [
             t if t is None else b[: t.nbytes].view(t.dtype)
-            for t, b in zip(host, buffers[0], strict=True)
+            for t, b in zip(host, buffers[0], strict=False)  # no host after the last
         ]
         buffers.reverse()
         _copy(host, state, backend.stream(copying))

@@ -111,8 +111,7 @@ def train(run, take_step=sdft_step):
     """Algorithm 1: all steps, with validation, logs and checkpoints -> True if none is left."""
     config, student = run.config, run.student
     # before the teacher, whose copy needs the remainders of a bfloat16 student
-    how = {"weight_decay": config.weight_decay, "offload": config.offload_optimizer}
-    optimizer = AdamW(student, **how)
+    optimizer = AdamW(student, weight_decay=config.weight_decay, offload=config.offload_optimizer)
     # l. 1
     teacher = run.teacher_model
     if config.teacher in ("ema", "base"):
@@ -156,8 +155,9 @@ def train(run, take_step=sdft_step):
                 weights = student, run.tokenizer, teacher, optimizer
                 models.save_checkpoint(run.folder, step, *weights, state, config.keep_last)
             if interrupted and not last:
-                resume = f"python {run.command[1]} --resume {run.folder}"
-                bar.write(f"stopped after step {step}. Continue with: {resume}")
+                resume = f"Continue with: python {run.command[1]} --resume {run.folder}"
+                what = resume if config.keep_last else "With --keep-last 0 nothing was saved"
+                bar.write(f"stopped after step {step}. {what}")
                 return False
     return True
 

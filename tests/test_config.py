@@ -14,9 +14,9 @@ from config import (
     PRESETS,
     Config,
     check_config,
-    choose_preset,
     explain,
     load_splits,
+    new_config,
     new_run_folder,
     preset_values,
     resumed_config,
@@ -37,14 +37,43 @@ def saved_run(folder, method="sdft", step=4, **config):
 # ---- presets ----
 
 
-@pytest.mark.parametrize("gigabytes, preset", [(150.75, "paper"), (85, "laptop")])
-def test_preset_follows_the_memory_of_the_gpu(gigabytes, preset, monkeypatch):
-    """One H200 has 143,771 MiB = 150.75 GB; an H100 85 GB."""
-    card = type("Properties", (), {"total_memory": gigabytes * 1e9})
+@pytest.mark.parametrize(
+    "gigabytes, size, offload",
+    [
+        (150.75, "7B", False),  # one H200 has 143,771 MiB
+        (85, "7B", True),
+        (48, "3B", True),
+        (24, "1.5B", True),
+        (16, "0.5B", True),
+        (6, None, False),
+    ],
+)
+def test_preset_and_model_follow_the_memory_of_the_gpu(gigabytes, size, offload, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
-    assert choose_preset(None)[0] == preset
-    assert choose_preset("authors") == ("authors", "as named")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, gigabytes * 1e9))
+    config, _, about = new_config({}, {}, None)
+    expected = ("paper", f"Qwen/Qwen2.5-{size}-Instruct") if size else ("laptop", "smollm2")
+    assert (config.preset, config.model) == expected and config.offload_optimizer is offload
+    assert f"preset {config.preset}" in about and f"{gigabytes:.0f} GB" in about
+    given = {"preset": "authors", "offload_optimizer": False}
+    assert new_config(given, {}, None)[0].offload_optimizer is False
+
+
+@pytest.mark.parametrize(
+    "given, preset, why",
+    [
+        ({}, "laptop", "there is no GPU"),
+        ({"preset": "authors", "model": "smollm2"}, "authors", "as named"),
+        ({"model": "smollm2"}, "laptop", "--model smollm2"),
+        ({"model": "runs/science/last"}, "paper", "--model is not the built-in one"),
+    ],
+)
+def test_laptop_is_a_recipe_for_its_own_model_alone(given, preset, why, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config, _, about = new_config(given, {}, None)
+    assert config.preset == preset and about.startswith(f"preset {preset} ({why})")
+    assert about.endswith("data: our own small samples, as no --data is given")
+    assert "data:" not in new_config(given | {"data": "mine"}, {}, None)[2]
 
 
 def test_presets_are_configurations():

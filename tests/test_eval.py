@@ -17,7 +17,7 @@ from conftest import tiny_llama
 import eval as evaluation
 import scoring
 from config import Config
-from data import Example, encode_prompt, load_task
+from data import Example, Pair, encode_prompt, load_task
 from eval import drift_from_base, encode_pairs, evaluate, preflight, sample_base_answers
 from scoring import (
     artefact_rate,
@@ -387,6 +387,24 @@ def test_the_verdict_names_what_is_wrong(student, teacher, ended, go, why):
     for expected in (f"{ended:.1%} ended; context: text; 25% of its answers", "= 1.50 nats"):
         assert expected in text
     assert text.endswith(found[1])
+
+
+@pytest.mark.parametrize(
+    "method, teacher, line",
+    [
+        ("sdft", "ema", "50 steps of about 144 s = 120 minutes"),  # 600 x (0.09 + 0.05 + 0.1)
+        ("teacher-kd", "base", "50 steps of about 84 s = 70 minutes"),  # samples once, before
+        ("sft", "none", "50 steps of about 54 s = 45 minutes"),
+    ],
+)
+def test_the_estimate_by_hand(method, teacher, line):
+    """600 rows a step. Student 20 + 10 tokens, three passes; teacher 40 + 10, one; 10 sampled."""
+    speeds = {"sampling_tokens_per_s": 100, "scoring_tokens_per_s": 1000}
+    measured = {"student": {"completion_tokens": 10}} | speeds
+    pairs = [Pair(str(n), [3] * 20, [3] * 40) for n in range(4)]
+    sizes = {"batch_size": 200, "rollouts_per_prompt": 3, "steps": 50}
+    found = scoring.estimate(measured, pairs, config(teacher=teacher, **sizes), method)
+    assert found == line
 
 
 def test_a_log_line_says_each_metric_once():
