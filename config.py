@@ -80,9 +80,12 @@ FREE_ON_RESUME = ["log_every", "sample_every", "save_every", "keep_last"]
 # a small model asked for its thinking process talks about it, and the student learns that talk
 KNOWLEDGE = {"teacher_context": "text+demonstration", "teacher_instruction": "plain"}
 
+# two to three times faster where the CPU multiplies bfloat16; the trained numbers are exact anyway
+bfloat16_is_fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+
 LAPTOP = {
     "model": "smollm2",
-    "dtype": "float32",
+    "dtype": "bfloat16" if bfloat16_is_fast else "float32",
     "divergence": "forward",
     "learning_rate": 1e-4,
     "warmup": 3,

@@ -212,7 +212,7 @@ def _encode_pieces(tokenizer, pieces):
     anchor = tokenizer.encode("\x01", add_special_tokens=False)
     adds_blank = tokenizer.convert_ids_to_tokens(anchor[:1]) == ["▁"]
     ids = []
-    for part in filter(None, parts):
+    for part in parts:
         before, dropped = ("\x01", len(anchor)) if adds_blank and ids else ("", 0)
         ids += tokenizer.encode(before + part, add_special_tokens=False)[dropped:]
     return ids

@@ -6,34 +6,34 @@ the student's own tokens. Training moves the student's next-token distributions 
 
      1   teacher = copy of the student
      2   for each training step:
-     3       take a batch of B pairs (x, c)
+     3       take a batch of pairs (x, c)
      5-7     student samples one completion of each prompt:  y ~ student(. | x)
-     9       teacher prompt = question, demonstration, "Now answer with a response of your own…"
+     9       teacher prompt = x, c, "Now answer with a response of your own…"
     11       student's log-probabilities of y given x
     12       teacher's log-probabilities of y given x and c
-    15       divergence between the two, over the whole vocabulary, at every token of y
-    16       loss = its mean over tokens, then over the batch
+    15       divergence between the two, over the whole vocabulary, at each token of y
+    16       loss = its sum (paper) or mean (default) over tokens; then the mean over the batch
     18       student = AdamW(student, gradient of the loss)
     19       teacher += ema_rate (student - teacher)
 
-    python sdft.py --task science                # the built-in 135M model on a CPU, in minutes
+    python sdft.py --task science      # preset laptop: the built-in 135M model on a CPU, minutes
 
 Choices, and why:
 - Divergence. Eq. 1 is the REVERSE KL(student || teacher). It weighs each token by the student's own
   probability, so what the student never says it hardly learns. The authors' code, and so the
   paper's figures, use the FORWARD KL(teacher || student), which teaches such tokens at once.
   The default is the paper's; the presets `authors` and `laptop` take forward.
-- The loss covers every token through EOS, so the student also learns when to stop, except the first
-  --skip-first-tokens, where a teacher likes to open with "Based on the text…".
-- --temperature decides which completions are visited; the loss compares both full softmaxes at
-  temperature 1. Estimator `analytic` is right for any; `token` and `rb` assume y ~ student and are
-  allowed at 1 only. A small model's samples at 1 are gibberish that no teacher can continue well.
-- An EMA step of rate 0.01 is lost to rounding in bfloat16. Student and teacher are exact float32
-  numbers even if the model computes in bfloat16 (optim.py).
-- For --task knowledge the teacher sees the article and the worked answer.
-- Drift, the measure of forgetting, is KL(base || model) on the base model's own answers to general
-  prompts that are never trained on: the same tokens for every model, so runs compare.
-
+- The loss covers every token through EOS, so the student also learns when to stop, and all tokens
+  of a completion that the length limit cut off; but not the first --skip-first-tokens, where a
+  teacher likes to open with "Based on the text…". With no token left a completion counts as 0.
+- --temperature (default 1) decides which completions are visited; the loss compares both full
+  softmaxes at temperature 1. Estimator `analytic` is right at any temperature; `token` and `rb`
+  assume y ~ student. A small model's samples at 1 are gibberish that no teacher can continue.
+- An EMA step of rate 0.01 is lost to rounding in bfloat16. So student and teacher are exact float32
+  numbers: a bfloat16 weight has a 16-bit remainder (optim.py).
+- For --task knowledge the teacher sees the article, then x and c.
+- Drift, the measure of forgetting, is the mean KL(base || model) a token on the base model's own
+  answers to general prompts, never trained on: the same tokens for every model, so runs compare.
 B sequences, T completion tokens, V vocabulary, D hidden; "l. 11" is a line of the list above.
 Read next: kl_estimators.py, sampling.py, data.py.
 """
@@ -96,7 +96,7 @@ def sdft_step(student, teacher, optimizer, batch, config, rollout=None):
 
     grad_norm = clip_gradients(student, config.max_grad_norm)
     stop_if_not_finite(grad_norm, kl_B, batch)
-    # l. 18
+    # l. 18   and frees the gradients
     optimizer.step(batch.learning_rate)
     # l. 19
     if config.teacher == "ema":
@@ -164,7 +164,7 @@ def train(run, take_step=sdft_step):
 
 @dataclass
 class Batch:
-    """One step's data: a function of (seed, step) alone, so that a resumed run repeats it."""
+    """One step's data: depends on config and step alone, so that a resumed run repeats it."""
 
     step: int
     pairs: list  # of data.Pair
@@ -234,8 +234,8 @@ def micro_batches(batch, rollout, config):
         )
 
 
-def stop_if_not_finite(grad_norm, loss_B, batch):
-    if not math.isfinite(grad_norm + loss_B.sum().item()):
+def stop_if_not_finite(grad_norm, values_B, batch):
+    if not math.isfinite(grad_norm + values_B.sum().item()):
         ids = ", ".join(pair.id for pair in batch.pairs)
         message = f"loss or gradient is not finite (norm {grad_norm}); examples: {ids}"
         raise FloatingPointError(f"step {batch.step + 1}: {message}")
