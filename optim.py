@@ -139,7 +139,7 @@ def _fetched(slices, written):
 
 def _copy(sources, targets, stream):
     with stream:
-        for source, target in zip(sources, targets, strict=True):
+        for source, target in zip(sources, targets, strict=False):  # only what is written
             if source is not None:
                 target.copy_(source, non_blocking=True)  # not asynchronous from ordinary memory
 

@@ -407,6 +407,18 @@ def test_ctrl_c_saves_and_says_how_to_resume(
     assert json.loads((tmp_path / "run" / "results.json").read_text())["last"]
 
 
+def test_a_run_without_checkpoints_leaves_its_weights(
+    ctrl_c_in_step_3, tiny_folder, tmp_path, capsys
+):
+    """And says, when it is stopped, that there is nothing to resume."""
+    sdft.main(flags(tiny_folder, tmp_path / "run", keep_last=0))
+    printed = capsys.readouterr().out
+    assert "stopped after step 3. With --keep-last 0 nothing was saved" in printed
+    assert "--resume" not in printed and list_checkpoints(tmp_path / "run") == []
+    sdft.main(flags(tiny_folder, tmp_path / "whole", keep_last=0))
+    assert list_checkpoints(tmp_path / "whole") == [] and (tmp_path / "whole" / "last").exists()
+
+
 def test_what_does_not_change_the_result_may_change_on_resume(
     ctrl_c_in_step_3, unbroken, tiny_folder, tmp_path, capsys
 ):
@@ -435,8 +447,9 @@ def test_what_does_not_change_the_result_may_change_on_resume(
 def test_a_bfloat16_run_stopped_and_resumed_ends_in_the_same_bits(
     ctrl_c_in_step_3, tiny_folder, tmp_path
 ):
+    """Also if its optimiser's state stands in host memory, where the whole run's does not."""
     run, whole = tmp_path / "run", tmp_path / "whole"
-    sdft.main(flags(tiny_folder, run, dtype="bfloat16"))
+    sdft.main([*flags(tiny_folder, run, dtype="bfloat16"), "--offload-optimizer"])
     sdft.main(["--resume", str(run)])
     sdft.main(flags(tiny_folder, whole, dtype="bfloat16"))
     same_weights(run, whole, ["remainders.safetensors"])
