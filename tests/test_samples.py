@@ -26,7 +26,7 @@ def test_no_question_stands_in_two_splits(task):
 @pytest.mark.parametrize("task", SPLITS)
 def test_every_demonstration_is_scored_right_and_no_other_answer_is(task):
     for split in SPLITS[task]:
-        # a test question may have neither: then what it is scored by is all there is
+        # test questions may have neither; they are left out
         examples = [e for e in load_task(task, split) if e.demonstration or e.reference]
         answers = [example.demonstration or example.reference for example in examples]
         others = answers[1:] + answers[:1]
