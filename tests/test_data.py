@@ -71,7 +71,10 @@ OPTIONS = [["alkane", "alkanes"], ["ketone", "ketones"]]
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"prompt": None}, 'field "prompt" must be a list that is not empty, as in "Why?" or'),
+        (
+            {"prompt": None},
+            'field "prompt" must be a list that is not empty, as in [{"role": "user"',
+        ),
         ({"prompt": ""}, 'field "prompt" must be'),
         ({"prompt": []}, 'field "prompt" must be a list that is not empty'),
         ({"prompt": [SYSTEM]}, 'field "prompt": its last turn must be the user'),
