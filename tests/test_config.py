@@ -111,6 +111,7 @@ RB = "--estimator rb --reduction sum --skip-first-tokens 0"
 def test_refusals(flags, message, tmp_path, monkeypatch):
     monkeypatch.setattr(models, "load_model", lambda *_: pytest.fail("the model was loaded"))
     start = ["--preset", "laptop", "--divergence", "reverse", "--output", str(tmp_path / "run")]
+    start += ["--temperature", "1", "--skip-first-tokens", "3"]
     with pytest.raises(SystemExit, match=f"^error: .*{message}"):
         sdft.main([*start, *flags.split()])
     assert not (tmp_path / "run").exists()
@@ -146,8 +147,8 @@ def test_help_names_defaults(main, capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "peak; cosine to 0 (default: 1e-05; laptop: 0.0001)" in shown
-    assert "longest completion, in training and evaluation (default: 2048; laptop: 48)" in shown
+    assert "peak; cosine to 0 (default: 1e-05; laptop: 5e-05)" in shown
+    assert "longest completion, in training and evaluation (default: 2048; laptop: 28)" in shown
 
 
 # ---- resuming ----

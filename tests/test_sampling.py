@@ -252,6 +252,8 @@ def test_completion_hidden_equals_unpadded_rows(tiny):
         ({"prompt_ids": [[3]]}, "needs uniforms_BT"),
         ({"prompt_ids": [[3]], "uniforms_BT": uniforms(1, 3)}, r"shape \(1, 3\), needed is \(1, 4"),
         ({"prompt_ids": [[3]], "uniforms_BT": uniforms(2, 4)}, "shape"),
+        ({"prompt_ids": [[3], [40]], "temperature": 0}, "ids beyond the 40 that the model embeds"),
+        ({"prompt_ids": [[3] * 2045], "temperature": 0}, "2049 tokens exceed 2048 positions"),
     ],
 )
 def test_refusals(tiny, arguments, message):
