@@ -26,7 +26,8 @@ def summarise(examples, answers):
     """Shares over answers (text, ids, finished) -> dict; eval.evaluate explains its entries."""
     scores = [score(answer.text, e) for answer, e in zip(answers, examples, strict=True)]
     n = len(examples)
-    summary = {"n": n} | {name: sum(s[name] for s in scores) / n for name in scores[0]}
+    names = [name for name in scores[0] if all(name in s for s in scores)]  # the probe is mixed
+    summary = {"n": n} | {name: sum(s[name] for s in scores) / n for name in names}
     summary["standard_error"] = math.sqrt(summary["correct"] * (1 - summary["correct"]) / n)
     summary["finished"] = sum(answer.finished for answer in answers) / n
     summary["completion_tokens"] = sum(len(answer.ids) for answer in answers) / n
