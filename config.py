@@ -6,7 +6,6 @@ Needs torch, and data.py, kl_estimators.py and models.py beside it.
 import argparse
 import dataclasses
 import math
-import signal
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -56,6 +55,7 @@ class Config:
     micro_batch_size: int = option(32, "maximum sequences per forward and backward pass")
     micro_batch_tokens: int = option(2048, "maximum tokens in one, padding included")
     gradient_checkpointing: bool = option(True, "recompute layers in backward: less memory")
+    offload_optimizer: bool = option(False, "moments and remainders in host memory; same bits")
     max_grad_norm: float = option(1.0, "gradients are scaled down to this 2-norm")
     weight_decay: float = option(0.0, "decoupled, as in AdamW")
     # lengths, in tokens
@@ -69,7 +69,7 @@ class Config:
     general_tokens: int = option(256, "length of the answers that drift is measured on")
     eval_every: int = option(50, "steps between validations; 0: never, and no best weights")
     save_every: int = option(50, "steps between checkpoints")
-    keep_last: int = option(1, "how many checkpoints to keep")
+    keep_last: int = option(1, "checkpoints to keep; 0: none, only the weights at the end")
     log_every: int = option(1, "steps between log lines; metrics.jsonl has every step")
     sample_every: int = option(10, "steps between printed completions; 0: none")
 
@@ -80,24 +80,28 @@ FREE_ON_RESUME = ["log_every", "sample_every", "save_every", "keep_last"]
 # a small model asked for its thinking process talks about it, and the student learns that talk
 KNOWLEDGE = {"teacher_context": "text+demonstration", "teacher_instruction": "plain"}
 
-LAPTOP = {
+# two to three times faster where the CPU multiplies bfloat16; the trained numbers are exact anyway
+bfloat16_is_fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+
+LAPTOP = {  # chosen on validation: docs/experiments.md
     "model": "smollm2",
-    "dtype": "float32",
+    "dtype": "bfloat16" if bfloat16_is_fast else "float32",
     "divergence": "forward",
-    "learning_rate": 1e-4,
-    "warmup": 3,
-    "steps": 30,
-    "batch_size": 8,
-    "micro_batch_size": 8,
+    "skip_first_tokens": 0,
+    "temperature": 0.5,
+    "teacher_instruction": "plain",
+    "learning_rate": 5e-5,
+    "steps": 50,
+    "batch_size": 16,
     "micro_batch_tokens": 4096,
     "gradient_checkpointing": False,
-    "max_new_tokens": 48,
+    "max_new_tokens": 28,
     "max_prompt_tokens": 256,
     "max_teacher_prompt_tokens": 512,
     "eval_examples": 64,
     "general_tokens": 32,
     "eval_every": 10,
-    "save_every": 15,
+    "save_every": 25,
 }
 AUTHORS = {"divergence": "forward", "learning_rate": 5e-5, "warmup": 0.1, "max_new_tokens": 1024}
 
@@ -112,10 +116,7 @@ PRESETS = {  # preset -> what differs from Config's defaults, for every task and
     },
     "laptop": {
         "every task": LAPTOP,
-        "knowledge": KNOWLEDGE
-        | {"teacher": "base", "learning_rate": 3e-4, "steps": 50, "max_new_tokens": 24}
-        | {"train_examples": 48, "eval_every": 25, "save_every": 25},
-        "medical": {"max_prompt_tokens": 128, "max_teacher_prompt_tokens": 256},
+        "knowledge": KNOWLEDGE | {"teacher": "base", "learning_rate": 1e-4},
         "tooluse": {
             "max_new_tokens": 96,
             "max_prompt_tokens": 512,
@@ -191,21 +192,31 @@ def new_config(given, fixed, method):
             raise ValueError(
                 f"{flag(name)} is {given[name]}; --method {method} fixes it to {value}"
             )
-    preset, why = choose_preset(given.get("preset"))
-    values = preset_values(preset, given.get("task", Config.task)) | fixed | given
+    preset, values, why = choose_preset(given)
+    values = preset_values(preset, given.get("task", Config.task)) | values | fixed | given
     data = "" if "data" in given else "; data: our own small samples, as no --data is given"
     return Config(**{"preset": preset} | values), None, f"preset {preset} ({why}){data}"
 
 
-def choose_preset(named):
-    if named is not None:
-        return named, "as named"
-    if torch.cuda.is_available():
-        gigabytes = torch.cuda.get_device_properties(0).total_memory / 1e9
-        if gigabytes >= 140:  # 7.62 B parameters x 18 bytes (optim.py) = 137 GB, and activations
-            return "paper", f"a GPU with {gigabytes:.0f} GB is here"
-        return "laptop", f"the paper's run takes 140 GB, the GPU has {gigabytes:.0f}"
-    return "laptop", "there is no GPU"
+# GB of a plan, Qwen2.5's size, offload: python benchmarks/bench_memory.py --plan, for each size
+CARDS = [(147, "7B", False), (71, "7B", True), (32, "3B", True), (19, "1.5B", True)]
+CARDS += [(9, "0.5B", True)]
+
+
+def choose_preset(given):
+    """(preset, values that the card decides, why); laptop is a recipe for its own model alone."""
+    if "preset" in given:
+        return given["preset"], {}, "as named"
+    if given.get("model", "smollm2") != "smollm2":
+        return "paper", {}, "--model is not the built-in one"
+    if torch.cuda.is_available() and "model" not in given:
+        gigabytes = torch.cuda.mem_get_info()[1] / 1e9
+        for needed, size, offload in CARDS:
+            if gigabytes >= needed:
+                values = {"model": f"Qwen/Qwen2.5-{size}-Instruct", "offload_optimizer": offload}
+                return "paper", values, f"a GPU of {gigabytes:.0f} GB trains up to {size}"
+        return "laptop", {}, f"the GPU has only {gigabytes:.0f} GB"
+    return "laptop", {}, "--model smollm2" if "model" in given else "there is no GPU"
 
 
 def resumed_config(run_folder, given, script):
@@ -233,9 +244,11 @@ def resumed_config(run_folder, given, script):
     return Config(**saved | given), checkpoints[-1], "; ".join(about)
 
 
-AT_LEAST = {0: "skip_first_tokens eval_every sample_every warmup weight_decay seed".split()}
+AT_LEAST = {
+    0: "skip_first_tokens eval_every sample_every warmup weight_decay seed keep_last".split()
+}
 AT_LEAST[1] = """batch_size rollouts_per_prompt micro_batch_size micro_batch_tokens max_new_tokens
-    max_prompt_tokens max_teacher_prompt_tokens save_every keep_last log_every train_examples
+    max_prompt_tokens max_teacher_prompt_tokens save_every log_every train_examples
     eval_examples steps general_tokens""".split()
 
 
@@ -357,26 +370,3 @@ def explain(error, folder):
             f"--dtype bfloat16. {resume}, with its flags as they are"
         )
     return None
-
-
-@contextmanager
-def catch_signals():
-    """Yield a list that the first Ctrl-C or SIGTERM fills; a second one stops at once."""
-    interrupted, numbers = [], (signal.SIGINT, signal.SIGTERM)
-    previous = [signal.getsignal(number) for number in numbers]
-
-    def restore():
-        for number, handler in zip(numbers, previous, strict=True):
-            signal.signal(number, handler)
-
-    def note(number, _frame):
-        interrupted.append(number)
-        restore()
-        print("\nstopping: this step is finished and saved first", flush=True)
-
-    for number in numbers:
-        signal.signal(number, note)
-    try:
-        yield interrupted
-    finally:
-        restore()

@@ -15,8 +15,8 @@ A line of a file is one JSON object (docs/reference.md has examples of each task
     text           the article the answer comes from                              knowledge
     id             any string; else the line is named by file and number
 
-A data set is a folder with train.jsonl, validation.jsonl and test.jsonl. An unknown, empty or
-mistyped field is an error that names file, line and field: a typo must not train a model for hours.
+A data set is a folder with train.jsonl, validation.jsonl and test.jsonl. An unknown or mistyped
+field is an error that names file, line and field: a typo must not train a model for hours.
 """
 
 import json
@@ -212,7 +212,7 @@ def _encode_pieces(tokenizer, pieces):
     anchor = tokenizer.encode("\x01", add_special_tokens=False)
     adds_blank = tokenizer.convert_ids_to_tokens(anchor[:1]) == ["▁"]
     ids = []
-    for part in filter(None, parts):
+    for part in parts:
         before, dropped = ("\x01", len(anchor)) if adds_blank and ids else ("", 0)
         ids += tokenizer.encode(before + part, add_special_tokens=False)[dropped:]
     return ids
@@ -326,10 +326,7 @@ def _no_constant(name):
 
 FORMS = {  # field -> (its shape, an example for error messages)
     "id": (str, "any string"),
-    "prompt": (
-        [{"role": ROLES, "content": str}],
-        '"Why?" or [{"role": "user", "content": "Why?"}]',
-    ),
+    "prompt": ([{"role": ROLES, "content": str}], '[{"role": "user", "content": "Why?"}]'),
     "demonstration": (str, "a worked answer"),
     "answer": (str, "B"),
     "options": ([[str]], '[["alkane", "alkanes"], ["ketone"]]'),

@@ -11,8 +11,10 @@ import argparse
 import copy
 import dataclasses
 import json
+import signal
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +27,15 @@ import models
 from kl_estimators import compare_completions
 from models import output_head
 from sampling import completion_hidden, sample_completions
-from scoring import final_answer, format_preflight, format_results, format_table, summarise, verdict
+from scoring import (
+    estimate,
+    final_answer,
+    format_preflight,
+    format_results,
+    format_table,
+    summarise,
+    verdict,
+)
 
 # ---- greedy accuracy ----
 
@@ -237,6 +247,7 @@ def preflight_or_exit(run, must_teach=True):
     figures = preflight(run.student, run.tokenizer, run.splits.validation, config)
     go, why = verdict(figures) if must_teach else (True, "none: this method needs no such teacher")
     print(format_preflight(figures, config.teacher_context, why))
+    print(f"  estimate     {estimate(figures, run.pairs, config, run.method)}")
     if not go and not config.force:
         sys.exit("nothing was trained; --force trains all the same")
     record = {
@@ -249,6 +260,29 @@ def preflight_or_exit(run, must_teach=True):
 
 
 # ---- what a run logs and leaves ----
+
+
+@contextmanager
+def catch_signals():
+    """Yield a list that the first Ctrl-C or SIGTERM fills; a second one stops at once."""
+    interrupted, numbers = [], (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.getsignal(number) for number in numbers]
+
+    def restore():
+        for number, handler in zip(numbers, previous, strict=True):
+            signal.signal(number, handler)
+
+    def note(number, _frame):
+        interrupted.append(number)
+        restore()
+        print("\nstopping: this step is finished and saved first", flush=True)
+
+    for number in numbers:
+        signal.signal(number, note)
+    try:
+        yield interrupted
+    finally:
+        restore()
 
 
 def step_metrics(batch, rollout, grad_norm, started):

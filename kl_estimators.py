@@ -66,20 +66,20 @@ def _kl(p_logprobs_BTV, q_logprobs_BTV):
 #     k_t = KL(student || teacher) over the vocabulary        l_t = log p_S(y_t) - log p_T(y_t)
 # All three take (kl_BT, student_token_logprobs_BT, teacher_token_logprobs_BT), the results of
 # compare_completions. The last two estimate the gradient of the reverse KL, and assume that y was
-# drawn from the student's own softmax: temperature 1.
+# drawn from the student's own softmax, at temperature 1: config.py refuses anything else.
 
 
 def analytic_surrogate(kl_BT, student_token_logprobs_BT, teacher_token_logprobs_BT):
     """sum_t grad k_t: the exact gradient at each step, the prefix taken as given.  Eq. 2 (v2).
 
-    The paper's choice. It needs no assumption about how the prefix was sampled, so it also serves
-    the other divergences and other temperatures.
+    The paper's choice. It assumes nothing about how the prefix was sampled, so it also serves other
+    divergences and temperatures. For the sequence's KL it is biased: it lacks rb's second term.
     """
     return kl_BT
 
 
 def token_surrogate(kl_BT, student_token_logprobs_BT, teacher_token_logprobs_BT):
-    """sum_t l_t grad log p_S(y_t): the expectation of analytic_surrogate with more variance."""
+    """sum_t l_t grad log p_S(y_t): the same expectation as analytic_surrogate, more variance."""
     log_ratio_BT = (student_token_logprobs_BT - teacher_token_logprobs_BT).detach()
     return log_ratio_BT * student_token_logprobs_BT
 
@@ -87,10 +87,10 @@ def token_surrogate(kl_BT, student_token_logprobs_BT, teacher_token_logprobs_BT)
 def rao_blackwell_surrogate(kl_BT, student_token_logprobs_BT, teacher_token_logprobs_BT):
     """sum_t [grad k_t + k_t sum_{i<t} grad log p_S(y_i)]: unbiased for the sequence's reverse KL.
 
-    The second term credits a token with all the divergence that comes after it. The inner sum runs
-    over ALL earlier tokens: mask t in the result, never i. Reduce it with sequence_sum: dividing by
-    T, which depends on later tokens, would bias it. With masked first tokens a completion that ends
-    inside the mask costs nothing, and this term finds that out; so mask none.
+    The second term charges a token with all the divergence that comes after it, so the inner sum
+    runs over ALL earlier tokens; mask padding in the result alone. Reduce it with sequence_sum: a
+    mean divides by a length that later tokens decide, which is biased. And skip no first tokens:
+    else ending among them costs nothing, and this term teaches the model to.
     """
     earlier_logprobs_BT = F.pad(student_token_logprobs_BT.cumsum(1)[:, :-1], (1, 0))  # i < t
     return kl_BT + kl_BT.detach() * earlier_logprobs_BT
@@ -107,7 +107,7 @@ ESTIMATORS = {
 
 
 def sequence_sum(values_BT, mask_BT):
-    """Sum over the tokens where the mask is true -> [B].  Algorithm 1, l. 16."""
+    """Sum over the tokens where the mask is true -> [B].  The paper's Algorithm 1, l. 16."""
     # where, not *: what padding holds must not matter, not even NaN
     return torch.where(mask_BT, values_BT, 0.0).sum(1)
 
@@ -141,8 +141,8 @@ def compare_completions(
     chunk_size                               positions projected at a time
     returns kl_BT, student_token_logprobs_BT, teacher_token_logprobs_BT, unmasked, float32
 
-    Two [B, T, V] tensors of logits would take 8 GB at T = 2048 and V = 152,000. Here a chunk's
-    logits are freed at once and computed again in the backward pass.
+    Whole [T, V] tensors, both models' and their gradient, would take 6 GB for one sequence of 2048
+    tokens at V = 152,000. Here a chunk's logits are freed, and projected again in backward.
     """
     if divergence not in DIVERGENCES:
         choices = ", ".join(DIVERGENCES)
@@ -154,8 +154,8 @@ def compare_completions(
         student_logprobs_NV = _log_softmax(student_head(student_hidden_ND))
         positions_N = torch.arange(len(ids_N), device=ids_N.device)
         kl_N = DIVERGENCES[divergence](student_logprobs_NV, teacher_logprobs_NV)
-        # one tensor: backward then visits the whole chunk whichever of the three a loss uses, and
-        # frees it. Indexed: gather would keep its [N, V] input
+        # one tensor, so that backward visits the chunk, and frees it, whichever of the three a loss
+        # uses. Indexed: gather would keep its [N, V] input
         chosen = student_logprobs_NV[positions_N, ids_N], teacher_logprobs_NV[positions_N, ids_N]
         return torch.stack([kl_N, *chosen])
 

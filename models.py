@@ -8,8 +8,8 @@ import json
 import os
 import platform
 import re
+import runpy
 import shutil
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,8 +30,6 @@ from sampling import completion_hidden, sample_completions
 logging.disable_progress_bar()  # its bars would break up ours
 logging.set_verbosity_error()  # what it would warn of stops the load here
 
-# ---- loading ----
-
 
 def load_model(name, device="cpu", dtype="float32"):
     """(model, tokenizer) from a hub id, a folder, or "smollm2"; in eval mode, so without dropout.
@@ -46,37 +44,44 @@ def load_model(name, device="cpu", dtype="float32"):
         if tokenizer.chat_template is not None:
             check_template(tokenizer)
         model = read_weights(folder, dtype=getattr(torch, dtype)).to(device).eval()
-        use_small_products(model)
+        for module in model.modules():
+            if type(module) is torch.nn.Linear:  # weights, names and hooks stay as they are
+                module.__class__ = SmallProductLinear
         _check_head(model)
         check_saved_names(model)
         check_sampling(model)
     except Exception as error:  # a library may raise anything on a damaged or unknown model
-        raise ValueError(
-            f'model "{name}" cannot be loaded: {_reason(error)}. Choose a folder with config.json '
-            "and safetensors, a hub id that this machine can reach, or smollm2"
-        ) from None
+        where = "a folder with config.json and safetensors, a hub id within reach, or smollm2"
+        what = f'model "{name}" cannot be loaded: {_reason(error)}. Choose {where}'
+        raise ValueError(what) from None
     return model, tokenizer
 
 
 def builtin_smollm2():
     """The folder of the built-in model; the first use fetches and converts it."""
-    sys.path.append(str(Path(__file__).resolve().parent / "samples" / "make"))
-    from smollm2 import builtin_smollm2  # here: only this model needs gguf and accelerate
-
-    return builtin_smollm2()
+    script = Path(__file__).resolve().parent / "samples" / "make" / "smollm2.py"
+    return runpy.run_path(str(script))["builtin_smollm2"]()
 
 
 def best_device():
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # fragments less
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it would plan anew at every length of decoding
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def read_config(name):
+    """The configuration of a model, without its weights; ValueError if it cannot be trained."""
+    try:
+        return check_config(builtin_smollm2() if name == "smollm2" else name)
+    except Exception as error:
+        raise ValueError(f'model "{name}" cannot be loaded: {_reason(error)}') from None
 
 
 def check_config(folder):
     """ValueError, before any weights are read, for what is no full model with plain attention."""
     if find_adapter_config_file(folder):
-        merge = (
-            "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)"
-        )
-        raise ValueError(f"it holds an adapter; merge it into its base model with peft: {merge}")
+        merge = "PeftModel.from_pretrained(base, adapter).merge_and_unload()"
+        raise ValueError(f"it holds an adapter; merge it with peft, {merge}, and save the result")
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     text_config, family = config.get_text_config(decoder=True), config.model_type
     if getattr(config, "quantization_config", None):
@@ -90,23 +95,26 @@ def check_config(folder):
     if unknown := layers - {"full_attention", "sliding_attention"}:
         names = ", ".join(unknown).replace("dummy", "layers without keys and values of their own")
         raise ValueError(f"{family} has layers that the sampler has no cache for: {names}")
+    return config
 
 
 def read_weights(folder, reader=AutoModelForCausalLM, **options):
     """The model of a folder or hub id; ValueError unless each weight is there, in its shape."""
     options |= {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
-    # mismatched sizes are not ignored: this makes the library list them
+    # "ignore" lists mismatched sizes with the rest instead of raising
     model, keys = reader.from_pretrained(folder, ignore_mismatched_sizes=True, **options)
-    wrong = []
-    for kind in ("unexpected_keys", "mismatched_keys", "missing_keys"):
-        names = sorted(key if isinstance(key, str) else key[0] for key in keys[kind])
-        if names:
-            wrong.append(f"{kind.replace('_', ' ')}: {', '.join(names[:3])}")
+    # old GPT files carry their causal mask as if it were a weight
+    mask = re.compile(r"\.attn(\.attention)?\.(masked_)?bias$")
+    found = {
+        "unexpected": [name for name in keys["unexpected_keys"] if not mask.search(name)],
+        "of another shape": [name for name, *_ in keys["mismatched_keys"]],
+        "missing": keys["missing_keys"],
+    }
+    wrong = [f"{kind}: {', '.join(sorted(names)[:3])}" for kind, names in found.items() if names]
+    if any("_orig_mod." in name for name in found["unexpected"]):
+        wrong.append("torch.compile added _orig_mod., so save model._orig_mod")
     if wrong:
-        compiled = (
-            "; save model._orig_mod: torch.compile renames" if "_orig_mod." in wrong[0] else ""
-        )
-        raise ValueError(f"weights do not fit config.json: {'; '.join(wrong)}{compiled}")
+        raise ValueError(f"weights do not fit config.json; {'; '.join(wrong)}")
     return model
 
 
@@ -132,30 +140,27 @@ def check_sampling(model):
     family, V = model.config.model_type, model.get_input_embeddings().weight.shape[0]
     if model.num_parameters() > 10**9:
         print(f"checking that the sampler fits {family} …", flush=True)
-    start, ends = list(range(10, 19)), ([30], list(range(40, 45)))
-    prompts, options = [[i % V for i in start + end] for end in ends], {"pad_token_id": 0}
-    options |= {"max_new_tokens": 3, "temperature": 0, "eos_token_ids": [-1]}  # no row ends
-    tolerance = 1e-4 if model.dtype == torch.float32 else 0.5  # nats: bfloat16 has eight bits
+    prompts = [[i % V for i in [*range(10, 19), *end]] for end in ([], range(40, 43))]
+    options = {"max_new_tokens": 2, "temperature": 0, "eos_token_ids": [-1], "pad_token_id": 0}
+    tolerance = 1e-4 if model.dtype == torch.float32 else 0.5  # nats; bfloat16 has eight bits
     try:
-        rollout = sample_completions(model, prompts, **options)
+        rollout, errors = sample_completions(model, prompts, **options), []
         ids_BT, mask_BT = rollout.completion_ids_BT, rollout.completion_mask_BT
         logits_BTV = output_head(model)(completion_hidden(model, prompts, ids_BT, mask_BT))
-        scored_BTV = logits_BTV.float().log_softmax(-1)
-        for prompt, ids_T, scored_TV in zip(prompts, ids_BT, scored_BTV, strict=True):
+        for prompt, ids_T, logits_TV in zip(prompts, ids_BT, logits_BTV, strict=True):
             whole_1L = torch.tensor([prompt + ids_T.tolist()], device=model.device)
             full_TV = model(input_ids=whole_1L, use_cache=False).logits[0, len(prompt) - 1 : -1]
-            full_TV = full_TV.float().log_softmax(-1)
-            scoring_error = (full_TV.exp() * (scored_TV - full_TV).abs()).sum(-1).max()
-            sampling_error = (full_TV.amax(-1) - full_TV.gather(-1, ids_T[:, None])[:, 0]).max()
-            error = max(scoring_error.item(), sampling_error.item())
-            reason = None if error < tolerance else f"differ from a full pass by {error:.1e} nats"
-            if reason:
-                break
+            full_TV, scored_TV = full_TV.float().log_softmax(-1), logits_TV.float().log_softmax(-1)
+            errors.append((full_TV.exp() * (scored_TV - full_TV).abs()).sum(-1))
+            errors.append(full_TV.amax(-1) - full_TV.gather(-1, ids_T[:, None])[:, 0])  # greedy?
+        error = torch.stack(errors).max().item()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        reason = f"do not run ({type(error).__name__})"
-    if reason:
+        reason = f"cached sampling or scoring of {family} does not run ({type(error).__name__})"
+        raise ValueError(reason) from None
+    if not error < tolerance:  # nor NaN
+        reason = f"differ from a full pass by {error:.1e} nats"
         raise ValueError(f"cached sampling and scoring of {family} {reason}")
 
 
@@ -208,9 +213,7 @@ def stop_tokens(model, tokenizer):
     eos_token_ids = set()
     for source in (model.generation_config, model.config, tokenizer):
         ids = getattr(source, "eos_token_id", None)
-        eos_token_ids |= set(
-            ids if isinstance(ids, (list, tuple)) else [] if ids is None else [ids]
-        )
+        eos_token_ids |= set(ids) if isinstance(ids, (list, tuple)) else {ids} - {None}
     if not eos_token_ids:
         raise ValueError("neither model nor tokenizer names an EOS token; no completion would end")
     pad, first = tokenizer.pad_token_id, min(eos_token_ids)
@@ -247,18 +250,11 @@ class SmallProductLinear(torch.nn.Linear):
         return product.T.contiguous().view(*x.shape[:-1], -1)
 
 
-def use_small_products(model):
-    """Give every linear layer the faster product; weights, names and hooks stay as they are."""
-    for module in model.modules():
-        if type(module) is torch.nn.Linear:
-            module.__class__ = SmallProductLinear
-
-
 def checkpoint_layers(model):
     """Keep one state a layer and recompute the rest in backward: a third more work, less memory.
 
-    Hugging Face's own switch would disable the cache in sampling. Copy a teacher before calling
-    this: a copy made later would run the student's layers.
+    Hugging Face's own switch would disable the cache in sampling. Copy a teacher before: a later
+    copy would run the student's layers.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     if not layers:
@@ -279,9 +275,8 @@ def describe_machine():
     """What a result was measured on: processor or GPU, cores, versions."""
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     name = (re.findall(r"model name\s*: (.*)", cpuinfo) or [platform.processor() or "a CPU"])[0]
-    processor = f"{torch.get_num_threads()} threads of {name}"
-    if torch.cuda.is_available():
-        processor = torch.cuda.get_device_name(0)
+    threads = f"{torch.get_num_threads()} threads of {name}"
+    processor = torch.cuda.get_device_name(0) if torch.cuda.is_available() else threads
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     return {"processor": processor, "python": platform.python_version()} | versions
 
@@ -297,10 +292,10 @@ def save_model(folder, model, tokenizer):
 
 
 def save_checkpoint(run_folder, step, student, tokenizer, teacher, optimizer, state, keep_last):
-    """run_folder/checkpoint-STEP: student, teacher (unless it is the student), optimiser, state.
+    """Write run_folder/checkpoint-STEP, then delete all but the keep_last newest -> its path.
 
-    state is any dict that JSON can hold. A bfloat16 run also has remainders.safetensors (optim.py).
-    Deletes all but the keep_last newest checkpoints, once the new one is whole -> its path.
+    It holds student, teacher (unless it is the student), optimiser, the remainders of a bfloat16
+    run (optim.py) and state.json; state is any dict that JSON can hold.
     """
     folder = Path(run_folder) / f"checkpoint-{step:06d}"
     with _whole_or_absent(folder) as scratch:
@@ -350,10 +345,7 @@ def load_checkpoint(checkpoint, student, teacher, optimizer):
 
 @torch.no_grad()
 def load_weights(model, folder):
-    """Copy a saved folder's weights into a model of the same shape; remainders become 0.
-
-    The folder is read as load_model reads it, so both see the same names.
-    """
+    """Copy the weights of a saved folder into a model of the same shape; remainders become 0."""
     saved = dict(_read(read_weights, folder, dtype=model.dtype).named_parameters())
     for name, parameter in model.named_parameters():
         if name not in saved or saved[name].shape != parameter.shape:
@@ -367,21 +359,17 @@ def load_weights(model, folder):
 def _remainders(student, teacher):
     """The int16 remainders of a bfloat16 run under flat names; a float32 run has none."""
     models = {"student": student} | ({} if teacher in (None, student) else {"teacher": teacher})
-    return {
-        f"{role}.{name}": remainder
-        for role, model in models.items()
-        for name, remainder in getattr(model, "remainders", {}).items()
-    }
+    owned = {role: getattr(model, "remainders", {}) for role, model in models.items()}
+    return {f"{role}.{name}": x for role, own in owned.items() for name, x in own.items()}
 
 
 def _read(reader, path, **options):
     try:
         return reader(path, **options)
     except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read ({_reason(error)}); the checkpoint is damaged. Delete its "
-            "folder: --resume then takes the one before, if --keep-last left one"
-        ) from None
+        why = f"{path} cannot be read ({_reason(error)}); the checkpoint is damaged"
+        remedy = "Delete its folder: --resume then takes the one before, if --keep-last left one"
+        raise ValueError(f"{why}. {remedy}") from None
 
 
 @contextmanager
@@ -393,10 +381,11 @@ def _whole_or_absent(folder):
     scratch.mkdir(parents=True)
     try:
         yield scratch
-        for file in scratch.rglob("*"):  # on the disk before the rename: a power cut is no loss
-            if file.is_file():
-                with open(file, "rb") as opened:
-                    os.fsync(opened.fileno())
+        for file in filter(Path.is_file, scratch.rglob("*")):
+            with open(
+                file, "rb"
+            ) as opened:  # on the disk before the rename, in case of a power cut
+                os.fsync(opened.fileno())
         if folder.exists():  # "best" is replaced; the old one goes last
             os.rename(folder, old)
         os.rename(scratch, folder)
@@ -405,9 +394,7 @@ def _whole_or_absent(folder):
         # tokenizers raises a bare Exception on a full disk
         if not isinstance(error, (OSError, SafetensorError)) and type(error) is not Exception:
             raise
-        raise OSError(
-            f"{folder} could not be written ({error}). What was saved before is whole; make room "
-            "and go on with --resume"
-        ) from None
+        what = f"{folder} could not be written ({error}). What was saved before is whole"
+        raise OSError(f"{what}; make room and go on with --resume") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

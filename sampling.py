@@ -68,8 +68,7 @@ def prefill(model, prompt_ids, max_new_tokens, pad_token_id, rows_at_once=8):
         rows = by_length[start : start + rows_at_once]
         prompts = [torch.tensor(prompt_ids[row], device=model.device) for row in rows]
         ids_BP = pad_sequence(prompts, True, pad_token_id, padding_side="left")
-        first = P - ids_BP.shape[1]
-        mask_BP = mask_BL[rows, first:P]
+        mask_BP = mask_BL[rows, (first := P - ids_BP.shape[1]) : P]
         group_cache = DynamicCache()
         output = model(
             input_ids=ids_BP,
@@ -133,9 +132,9 @@ def sample_completions(
                     not depend on the rows beside it; temperature 0 needs none
     check_every     how often to look for finished rows and drop them: each step on a CPU, every 16
                     on a GPU, where looking makes Python wait for the device
-    Raises ValueError for an empty prompt, or for uniforms that are missing or too few.
+    Raises ValueError, with the figures, for prompts that the model cannot take.
     """
-    _check_arguments(prompt_ids, max_new_tokens, uniforms_BT, temperature)
+    _check_arguments(model, prompt_ids, max_new_tokens, uniforms_BT, temperature)
     device, B, T = model.device, len(prompt_ids), max_new_tokens
     check_every = check_every or (16 if device.type == "cuda" else 1)
     uniforms_BT = (torch.zeros(B, T) if uniforms_BT is None else uniforms_BT).to(device)
@@ -160,22 +159,17 @@ def sample_completions(
             rows_R, position_R, finished_R, next_ids_R, mask_RL = (x[kept] for x in running)
             for layer in cache.layers:
                 layer.keep_rows(kept)
-        logits_RV = _decode(model, next_ids_R, position_R + t, cache, mask_RL)
+        column = cache.layers[0].columns
+        mask_RL[:, column] = True
+        output = model(
+            input_ids=next_ids_R[:, None],
+            attention_mask=mask_RL[:, : column + 1],
+            position_ids=(position_R + t)[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits_RV = output.logits[:, -1].float()
     return _rollout(completion_ids_BT, eos_ids, pad_token_id)
-
-
-def _decode(model, ids_R, position_R, cache, mask_RL):
-    """The pass over one token of each row -> logits_RV of the next one."""
-    column = cache.layers[0].columns
-    mask_RL[:, column] = True
-    output = model(
-        input_ids=ids_R[:, None],
-        attention_mask=mask_RL[:, : column + 1],
-        position_ids=position_R[:, None],
-        past_key_values=cache,
-        use_cache=True,
-    )
-    return output.logits[:, -1].float()
 
 
 def _rollout(ids_BT, eos_ids, pad_token_id):
@@ -185,14 +179,20 @@ def _rollout(ids_BT, eos_ids, pad_token_id):
     mask_BT = (is_eos_BT.cumsum(1) - is_eos_BT.int()) == 0  # no EOS before this token
     T = int(mask_BT.sum(1).max())
     ids_BT = ids_BT.masked_fill(~mask_BT, pad_token_id)
-    finished_B = (is_eos_BT & mask_BT).any(1)
-    return Rollout(ids_BT[:, :T], mask_BT[:, :T], finished_B)
+    return Rollout(ids_BT[:, :T], mask_BT[:, :T], is_eos_BT.any(1))
 
 
-def _check_arguments(prompt_ids, max_new_tokens, uniforms_BT, temperature):
+def _check_arguments(model, prompt_ids, max_new_tokens, uniforms_BT, temperature):
     if [] in prompt_ids:
         row = prompt_ids.index([])
         raise ValueError(f"prompt_ids[{row}] is empty; a model needs at least one token")
+    V = model.get_input_embeddings().weight.shape[0]
+    if max(map(max, prompt_ids)) >= V:
+        raise ValueError(f"a prompt has token ids beyond the {V} that the model embeds")
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(map(len, prompt_ids)) + max_new_tokens
+    if positions and longest > positions:
+        raise ValueError(f"prompt and answer of {longest} tokens exceed {positions} positions")
     if temperature > 0 and uniforms_BT is None:
         raise ValueError(f"temperature {temperature} needs uniforms_BT; temperature=0 is greedy")
     needed = len(prompt_ids), max_new_tokens

@@ -18,7 +18,9 @@ def score(text, example):
     if example.pattern:
         return {"correct": re.fullmatch(example.pattern, text.strip()) is not None}
     if example.key_facts:
-        return score_reference(text, example.key_facts)
+        scores = score_reference(text, example.key_facts)
+        # the probe also has patterns, which know no lenient: all its scores have the same names
+        return {"correct": scores["correct"]} if example.task == "probe" else scores
     raise ValueError(f"{example.source}: there is nothing to score an answer by")
 
 
@@ -26,8 +28,7 @@ def summarise(examples, answers):
     """Shares over answers (text, ids, finished) -> dict; eval.evaluate explains its entries."""
     scores = [score(answer.text, e) for answer, e in zip(answers, examples, strict=True)]
     n = len(examples)
-    names = [name for name in scores[0] if all(name in s for s in scores)]  # the probe is mixed
-    summary = {"n": n} | {name: sum(s[name] for s in scores) / n for name in names}
+    summary = {"n": n} | {name: sum(s[name] for s in scores) / n for name in scores[0]}
     summary["standard_error"] = math.sqrt(summary["correct"] * (1 - summary["correct"]) / n)
     summary["finished"] = sum(answer.finished for answer in answers) / n
     summary["completion_tokens"] = sum(len(answer.ids) for answer in answers) / n
@@ -213,6 +214,22 @@ def format_preflight(figures, context, why):
             "token on the teacher's answers",
         ]
     return "\n".join([*lines, f"  verdict      {why}"])
+
+
+def estimate(figures, pairs, config, method):
+    """How long the steps will take, from the speeds that the preflight measured."""
+    T, row_seconds = figures["student"]["completion_tokens"], 0
+    for pair in pairs:
+        tokens = 3 * (len(pair.student_prompt) + T)  # forward, and a backward that costs two
+        if config.teacher != "none":
+            tokens += len(pair.teacher_prompt) + T
+        row_seconds += tokens / figures["scoring_tokens_per_s"] / len(pairs)
+    if method in ("sdft", "reinvoke"):
+        row_seconds += T / figures["sampling_tokens_per_s"]
+    rows = config.batch_size * config.rollouts_per_prompt
+    steps = config.steps or math.ceil(config.epochs * len(pairs) / config.batch_size)
+    minutes = steps * rows * row_seconds / 60
+    return f"{steps} steps of about {rows * row_seconds:.0f} s = {minutes:.0f} minutes"
 
 
 def start_log(file, step):

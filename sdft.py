@@ -6,35 +6,34 @@ the student's own tokens. Training moves the student's next-token distributions 
 
      1   teacher = copy of the student
      2   for each training step:
-     3       take a batch of B pairs (x, c)
+     3       take a batch of pairs (x, c)
      5-7     student samples one completion of each prompt:  y ~ student(. | x)
-     9       teacher prompt = question, demonstration, "Now answer with a response of your own…"
+     9       teacher prompt = x, c, "Now answer with a response of your own…"
     11       student's log-probabilities of y given x
     12       teacher's log-probabilities of y given x and c
-    15       divergence between the two, over the whole vocabulary, at every token of y
-    16       loss = its mean over tokens, then over the batch
+    15       divergence between the two, over the whole vocabulary, at each token of y
+    16       loss = its sum (paper) or mean (default) over tokens; then the mean over the batch
     18       student = AdamW(student, gradient of the loss)
     19       teacher += ema_rate (student - teacher)
 
-    python sdft.py --task science                # the built-in 135M model on a CPU, in minutes
-    python sdft.py --resume runs/science         # continue a run that was stopped
+    python sdft.py --task science      # preset laptop: the built-in 135M model on a CPU, minutes
 
 Choices, and why:
 - Divergence. Eq. 1 is the REVERSE KL(student || teacher). It weighs each token by the student's own
   probability, so what the student never says it hardly learns. The authors' code, and so the
   paper's figures, use the FORWARD KL(teacher || student), which teaches such tokens at once.
   The default is the paper's; the presets `authors` and `laptop` take forward.
-- The loss covers every token through EOS, so the student also learns when to stop, except the first
-  --skip-first-tokens, where a teacher likes to open with "Based on the text…".
-- --temperature decides which completions are visited; the loss compares both full softmaxes at
-  temperature 1. Estimator `analytic` is right for any; `token` and `rb` assume y ~ student and are
-  allowed at 1 only. A small model's samples at 1 are gibberish that no teacher can continue well.
-- An EMA step of rate 0.01 is lost to rounding in bfloat16. Student and teacher are exact float32
-  numbers even where the model computes in bfloat16 (optim.py).
-- For --task knowledge the teacher sees the article and the worked answer.
-- Drift, the measure of forgetting, is KL(base || model) on the base model's own answers to general
-  prompts that are never trained on: the same tokens for every model, so runs compare.
-
+- The loss covers every token through EOS, so the student also learns when to stop, and all tokens
+  of a completion that the length limit cut off; but not the first --skip-first-tokens, where a
+  teacher likes to open with "Based on the text…". With no token left a completion counts as 0.
+- --temperature (default 1) decides which completions are visited; the loss compares both full
+  softmaxes at temperature 1. Estimator `analytic` is right at any temperature; `token` and `rb`
+  assume y ~ student. A small model's samples at 1 are gibberish that no teacher can continue.
+- An EMA step of rate 0.01 is lost to rounding in bfloat16. So student and teacher are exact float32
+  numbers: a bfloat16 weight has a 16-bit remainder (optim.py).
+- For --task knowledge the teacher sees the article, then x and c.
+- Drift, the measure of forgetting, is the mean KL(base || model) a token on the base model's own
+  answers to general prompts, never trained on: the same tokens for every model, so runs compare.
 B sequences, T completion tokens, V vocabulary, D hidden; "l. 11" is a line of the list above.
 Read next: kl_estimators.py, sampling.py, data.py.
 """
@@ -53,10 +52,10 @@ from tqdm import tqdm
 
 import eval as evaluation
 import models
-from config import Config, Splits, catch_signals, load_splits, parse_config, run_folder, total_steps
+from config import Config, Splits, load_splits, parse_config, run_folder, total_steps
 from kl_estimators import ESTIMATORS, REDUCTIONS, compare_completions, sequence_mean
 from models import output_head
-from optim import AdamW, clip_gradients, relative_distance, update_ema
+from optim import AdamW, check_plan, clip_gradients, relative_distance, update_ema
 from sampling import completion_hidden, sample_completions
 from scoring import log_line, start_log, validation_rank
 
@@ -97,7 +96,7 @@ def sdft_step(student, teacher, optimizer, batch, config, rollout=None):
 
     grad_norm = clip_gradients(student, config.max_grad_norm)
     stop_if_not_finite(grad_norm, kl_B, batch)
-    # l. 18
+    # l. 18   and frees the gradients
     optimizer.step(batch.learning_rate)
     # l. 19
     if config.teacher == "ema":
@@ -112,7 +111,7 @@ def train(run, take_step=sdft_step):
     """Algorithm 1: all steps, with validation, logs and checkpoints -> True if none is left."""
     config, student = run.config, run.student
     # before the teacher, whose copy needs the remainders of a bfloat16 student
-    optimizer = AdamW(student, weight_decay=config.weight_decay)
+    optimizer = AdamW(student, weight_decay=config.weight_decay, offload=config.offload_optimizer)
     # l. 1
     teacher = run.teacher_model
     if config.teacher in ("ema", "base"):
@@ -130,7 +129,7 @@ def train(run, take_step=sdft_step):
     rollout_log = start_log(run.folder / "rollouts.jsonl", step)
     progress = tqdm(total=run.steps, initial=step, unit="step", smoothing=0.1)
 
-    with catch_signals() as interrupted, progress as bar:
+    with evaluation.catch_signals() as interrupted, progress as bar:
         # l. 2
         while step < run.steps:
             # l. 3
@@ -151,20 +150,21 @@ def train(run, take_step=sdft_step):
                 metrics["validation"] = validate(run, step)
                 bar.write(log_line(step, metrics["validation"], "  validation"))
             log.write(json.dumps({"step": step, **metrics}) + "\n")
-            if last or interrupted or step % config.save_every == 0:
+            if config.keep_last and (last or interrupted or step % config.save_every == 0):
                 state = {"best": run.best, "config": asdict(config), "method": run.method}
                 weights = student, run.tokenizer, teacher, optimizer
                 models.save_checkpoint(run.folder, step, *weights, state, config.keep_last)
             if interrupted and not last:
-                resume = f"python {run.command[1]} --resume {run.folder}"
-                bar.write(f"stopped after step {step}, which is saved. Continue with: {resume}")
+                resume = f"Continue with: python {run.command[1]} --resume {run.folder}"
+                what = resume if config.keep_last else "With --keep-last 0 nothing was saved"
+                bar.write(f"stopped after step {step}. {what}")
                 return False
     return True
 
 
 @dataclass
 class Batch:
-    """One step's data: a function of (seed, step) alone, so that a resumed run repeats it."""
+    """One step's data: depends on config and step alone, so that a resumed run repeats it."""
 
     step: int
     pairs: list  # of data.Pair
@@ -234,8 +234,8 @@ def micro_batches(batch, rollout, config):
         )
 
 
-def stop_if_not_finite(grad_norm, loss_B, batch):
-    if not math.isfinite(grad_norm + loss_B.sum().item()):
+def stop_if_not_finite(grad_norm, values_B, batch):
+    if not math.isfinite(grad_norm + values_B.sum().item()):
         ids = ", ".join(pair.id for pair in batch.pairs)
         message = f"loss or gradient is not finite (norm {grad_norm}); examples: {ids}"
         raise FloatingPointError(f"step {batch.step + 1}: {message}")
@@ -288,10 +288,11 @@ def main(argv=None):
 def prepare(command, config, splits, folder, checkpoint):
     """Load the model and encode the data -> Run; what a user can get wrong raises ValueError."""
     models.keep_freed_memory()
+    print(check_plan(models.read_config(config.model), config, models.best_device(), folder))
     student, tokenizer = models.load_model(config.model, models.best_device(), config.dtype)
     pairs = evaluation.encode_pairs(tokenizer, splits.train, config)
-    length = config.general_tokens
-    base = evaluation.sample_base_answers(student, tokenizer, splits.general, length)
+    general = splits.general, config.general_tokens
+    base = evaluation.sample_base_answers(student, tokenizer, *general)
     return Run(command, config, folder, checkpoint, student, tokenizer, splits, pairs, base)
 
 

@@ -1,10 +1,11 @@
-"""What bfloat16 weights lose, and what a remainder costs: 200 steps in float32, in bfloat16 with remainders, in plain bfloat16.
+"""What bfloat16 weights lose, and what a remainder costs: 200 steps in three arithmetics.
 
-    python benchmarks/bench_bf16.py                # about four minutes on one core; writes results/bf16.json
+    python benchmarks/bench_bf16.py      # four minutes on one core; writes results/bf16.json
 
-A random two-layer Llama (weights N(0, 0.02^2), as models of this family start) learns to count in sevens, and a
-teacher follows it at rate 0.01. All three start from the same bfloat16 numbers and see the same batches. "plain" is what
-one gets without optim.py: torch.optim.AdamW on bfloat16 weights, its states and the EMA in bfloat16.
+float32, bfloat16 with remainders (optim.py), and plain bfloat16: torch.optim.AdamW on bfloat16
+weights, with its states and the EMA in bfloat16. A random two-layer Llama (weights N(0, 0.02^2), as
+models of this family start) learns to count in sevens, and a teacher follows it at rate 0.01. All
+three start from the same bfloat16 numbers and see the same batches.
 """
 
 import argparse
@@ -30,8 +31,16 @@ FORMS = ["float32", "bfloat16 with remainder", "plain bfloat16"]
 def build_model(seed):
     """0.85 M parameters in float32, each of them a bfloat16 number."""
     torch.manual_seed(seed)
-    config = LlamaConfig(vocab_size=97, hidden_size=192, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, max_position_embeddings=32, initializer_range=0.02)
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+        initializer_range=0.02,
+    )
     model = LlamaForCausalLM(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -41,7 +50,10 @@ def build_model(seed):
 
 def make_batch(seed, B=16, T=24):
     """a, a + 7, a + 14, ... modulo 97."""
-    return (torch.randint(97, (B, 1), generator=torch.Generator().manual_seed(seed)) + 7 * torch.arange(T)) % 97
+    return (
+        torch.randint(97, (B, 1), generator=torch.Generator().manual_seed(seed))
+        + 7 * torch.arange(T)
+    ) % 97
 
 
 def next_token_loss(model, ids_BT):
@@ -51,7 +63,7 @@ def next_token_loss(model, ids_BT):
 
 @torch.no_grad()
 def plain_update_ema(teacher, student, rate):
-    for t, s in zip(teacher.parameters(), student.parameters()):
+    for t, s in zip(teacher.parameters(), student.parameters(), strict=True):
         t.mul_(1 - rate).add_(s, alpha=rate)
 
 
@@ -59,7 +71,12 @@ def plain_update_ema(teacher, student, rate):
 def weights(model):
     """All weights in one vector of float32, with their remainders where there are any."""
     remainders = getattr(model, "remainders", {})
-    return torch.cat([join_float32(parameter, remainders.get(name)).float().flatten() for name, parameter in model.named_parameters()])
+    return torch.cat(
+        [
+            join_float32(parameter, remainders.get(name)).float().flatten()
+            for name, parameter in model.named_parameters()
+        ]
+    )
 
 
 def norm(vector):
@@ -71,7 +88,11 @@ def train(form, seed, steps, learning_rate):
     start = build_model(seed)
     student = copy.deepcopy(start) if form == "float32" else copy.deepcopy(start).to(torch.bfloat16)
     plain = form == "plain bfloat16"
-    optimizer = torch.optim.AdamW(student.parameters(), lr=learning_rate, weight_decay=0) if plain else AdamW(student)
+    optimizer = (
+        torch.optim.AdamW(student.parameters(), lr=learning_rate, weight_decay=0)
+        if plain
+        else AdamW(student)
+    )
     teacher = copy.deepcopy(student)
     follow = plain_update_ema if plain else update_ema
     before, changed = weights(start), torch.zeros(len(weights(start)), dtype=torch.bool)
@@ -87,14 +108,18 @@ def train(form, seed, steps, learning_rate):
             optimizer.step(learning_rate)
         follow(teacher, student, EMA_RATE)
         ended = time.perf_counter()
-        step_seconds, update_seconds = step_seconds + ended - started, update_seconds + ended - backward_done
+        step_seconds, update_seconds = (
+            step_seconds + ended - started,
+            update_seconds + ended - backward_done,
+        )
         changed |= weights(student) != before
 
     teacher_way = weights(teacher) - before
-    # then the student stands still, and the teacher, at the start again, should close the gap to 0.99^steps of it
+    # then the student stands still, and the teacher, at the start again, should close the gap
+    # to 0.99^steps of it
     follower = copy.deepcopy(student)
     with torch.no_grad():
-        for parameter, first in zip(follower.parameters(), start.parameters()):
+        for parameter, first in zip(follower.parameters(), start.parameters(), strict=True):
             parameter.copy_(first)
         for remainder in getattr(follower, "remainders", {}).values():
             remainder.zero_()
@@ -103,10 +128,17 @@ def train(form, seed, steps, learning_rate):
     # the loss of the weights that would be saved, computed in float32 for all three
     saved = copy.deepcopy(student).float()
     with torch.no_grad():
-        loss = sum(next_token_loss(saved, make_batch(9_999_000 + i, B=64)).item() for i in range(4)) / 4
-    figures = {"loss": loss, "changed": changed.float().mean().item(),
-               "gap_left": norm(weights(follower) - weights(student)) / norm(before - weights(student)),
-               "step_ms": 1000 * step_seconds / steps, "update_ms": 1000 * update_seconds / steps}
+        loss = (
+            sum(next_token_loss(saved, make_batch(9_999_000 + i, B=64)).item() for i in range(4))
+            / 4
+        )
+    figures = {
+        "loss": loss,
+        "changed": changed.float().mean().item(),
+        "gap_left": norm(weights(follower) - weights(student)) / norm(before - weights(student)),
+        "step_ms": 1000 * step_seconds / steps,
+        "update_ms": 1000 * update_seconds / steps,
+    }
     return figures, weights(student) - before, teacher_way
 
 
@@ -117,34 +149,68 @@ def compare(learning_rate, seeds, steps):
         runs = {form: train(form, seed, steps, learning_rate) for form in FORMS}
         _, exact_way, exact_teacher_way = runs["float32"]
         for form, (figures, way, teacher_way) in runs.items():
-            rows[form].append(figures | {"off_the_way": norm(way - exact_way) / norm(exact_way),
-                                         "teacher_off_its_way": norm(teacher_way - exact_teacher_way) / norm(exact_teacher_way)})
-    return [{"learning_rate": learning_rate, "form": form} | {name: sum(row[name] for row in of_seeds) / len(of_seeds) for name in of_seeds[0]}
-            for form, of_seeds in rows.items()]
+            rows[form].append(
+                figures
+                | {
+                    "off_the_way": norm(way - exact_way) / norm(exact_way),
+                    "teacher_off_its_way": norm(teacher_way - exact_teacher_way)
+                    / norm(exact_teacher_way),
+                }
+            )
+    return [
+        {"learning_rate": learning_rate, "form": form}
+        | {name: sum(row[name] for row in of_seeds) / len(of_seeds) for name in of_seeds[0]}
+        for form, of_seeds in rows.items()
+    ]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3, help="how many")
-    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-5, 5e-5, 1e-3], help="paper, authors, one that learns the task")
+    parser.add_argument(
+        "--learning-rates",
+        type=float,
+        nargs="+",
+        default=[1e-5, 5e-5, 1e-3],
+        help="paper, authors, one that learns the task",
+    )
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "bf16.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
     first_loss = next_token_loss(build_model(0), make_batch(9_999_000, B=64)).item()
-    print(f"loss before: {first_loss:.3f}; gap left by exact arithmetic: {(1 - EMA_RATE) ** arguments.steps:.1%}")
-    print("| learning rate | form | loss | weights that ever changed | off float32's way | teacher off its way | EMA gap left | ms a step | ms of AdamW and EMA |")
+    print(
+        f"loss before: {first_loss:.3f}; "
+        f"gap left by exact arithmetic: {(1 - EMA_RATE) ** arguments.steps:.1%}"
+    )
+    print(
+        "| learning rate | form | loss | weights that ever changed | off float32's way "
+        "| teacher off its way | EMA gap left | ms a step | ms of AdamW and EMA |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     rows = []
     for learning_rate in arguments.learning_rates:
         for row in compare(learning_rate, range(arguments.seeds), arguments.steps):
             rows.append(row)
-            print(f"| {learning_rate:g} | {row['form']} | {row['loss']:.4f} | {row['changed']:.1%} | {row['off_the_way']:.1%} | {row['teacher_off_its_way']:.1%}"
-                  f" | {row['gap_left']:.1%} | {row['step_ms']:.1f} | {row['update_ms']:.1f} |", flush=True)
-    results = {"command": " ".join(["python", "benchmarks/bench_bf16.py", *sys.argv[1:]]), "seeds": list(range(arguments.seeds)), "steps": arguments.steps,
-               "machine": f"one thread, {platform.machine()} CPU, torch {torch.__version__}, other work beside",
-               "parameters": len(weights(build_model(0))), "loss_before": first_loss, "rows": rows}
+            print(
+                f"| {learning_rate:g} | {row['form']} | {row['loss']:.4f} "
+                f"| {row['changed']:.1%} | {row['off_the_way']:.1%} "
+                f"| {row['teacher_off_its_way']:.1%}"
+                f" | {row['gap_left']:.1%} | {row['step_ms']:.1f} | {row['update_ms']:.1f} |",
+                flush=True,
+            )
+    results = {
+        "command": " ".join(["python", "benchmarks/bench_bf16.py", *sys.argv[1:]]),
+        "seeds": list(range(arguments.seeds)),
+        "steps": arguments.steps,
+        "machine": f"one thread, {platform.machine()} CPU, torch {torch.__version__}, busy",
+        "parameters": len(weights(build_model(0))),
+        "loss_before": first_loss,
+        "rows": rows,
+    }
     arguments.output.write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -1,16 +1,20 @@
-"""One whole SDFT step at the shape of Qwen2.5-7B on one CUDA GPU: time of its parts and peak memory, with random weights.
+"""One GPU, random weights in the shape of a model: decoding, parts of a step, memory, offloading.
 
-    export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True                       # 4 GB are left: holes between blocks must not cost them
-    python benchmarks/bench_gpu.py --json results/bench-gpu.json                  # 7.62 B parameters, bfloat16, one H200
-    python benchmarks/bench_gpu.py --layers 8 --batch 8 --new-tokens 256          # smaller
-    python benchmarks/bench_gpu.py --device cpu --dtype float32 --layers 2 --hidden 64 --batch 2 --new-tokens 8 --prompt-tokens 16
+    export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True          # memory is tight: no holes
+    python benchmarks/bench_gpu.py --json results/bench-gpu.json     # 7.62 B parameters, bfloat16
+    python benchmarks/bench_gpu.py --layers 8 --batch-size 8 --max-new-tokens 256        # smaller
+    python benchmarks/bench_gpu.py --device cpu --hidden 64 --layers 2 --batch-size 2 \\
+        --max-new-tokens 8 --max-prompt-tokens 16 --max-teacher-prompt-tokens 32    # try the script
 
-Neither hub nor tokenizer: the weights and the prompts' tokens are random, so nearly every completion runs to the limit, and the
-time is that of the longest possible step. The first step is a warm-up (it also creates what the allocator keeps).
+Measures tokens a second of our sampler and of Hugging Face's generate, then whole steps with the
+optimiser's state on the card and in host memory (each where the plan fits), and their peak memory
+against the plan. Weights and prompts are random and no completion ends early: the longest step.
+The first step and the first decoding warm up and do not count.
 """
 
 import argparse
 import copy
+import gc
 import json
 import sys
 import time
@@ -18,107 +22,222 @@ from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 
-from common import ROOT, markdown_table, number, write_record
-
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from bench_memory import Run
+from common import ROOT, markdown_table, number, write_record
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from bench_memory import make_plan
 from config import Config
 from models import checkpoint_layers, use_small_products
-from optim import AdamW
+from optim import AdamW, fits, plan_run
+from sampling import sample_completions
 from sdft import Batch, sdft_step
 
 
-def shrink(config, layers, hidden):
-    if layers is not None:
-        config["num_hidden_layers"] = layers
-    if hidden is not None:
-        config |= {"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1000}
-    return config
+def read_shape(args):
+    shape = json.loads(args.model.read_text(encoding="utf-8"))
+    if args.layers:
+        shape["num_hidden_layers"] = args.layers
+    if args.hidden:
+        shape |= {"hidden_size": args.hidden, "intermediate_size": 4 * args.hidden}
+        shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1000}
+    return AutoConfig.for_model(**shape)
 
 
 def random_batch(step, vocabulary, args):
     generator = torch.Generator().manual_seed(step)
+    B, T = args.batch_size, args.max_new_tokens
+    prompts, longer = (
+        torch.randint(vocabulary, (B, length), generator=generator).tolist()
+        for length in (args.max_prompt_tokens, args.max_teacher_prompt_tokens)
+    )
+    uniforms_BT = torch.rand(B, T, generator=generator, dtype=torch.float64)
+    stop = {"eos_token_ids": [vocabulary], "pad_token_id": 0}  # an id that is never drawn
+    return Batch(step, ["random"] * B, prompts, longer, uniforms_BT, 1e-5, stop)
 
-    def prompts(length):
-        return torch.randint(vocabulary, (args.batch, length), generator=generator).tolist()
-    uniforms_BT = torch.rand(args.batch, args.new_tokens, generator=generator, dtype=torch.float64)
-    return Batch(step, [str(row) for row in range(args.batch)], prompts(args.prompt_tokens), prompts(2 * args.prompt_tokens), uniforms_BT, 1e-5,
-                 {"eos_token_ids": [0], "pad_token_id": 0})
+
+def build_student(shape, args):
+    torch.manual_seed(0)
+    with torch.device(args.device):
+        student = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, args.dtype)).eval()
+    use_small_products(student)
+    return student
 
 
-def timed_step(student, teacher, optimizer, batch, config, device):
-    """sdft_step -> seconds of its parts, and each part's peak bytes on a GPU."""
+def synchronize(args):
+    if args.device == "cuda":
+        torch.cuda.synchronize()
+
+
+def free_memory(args):
+    """After the last reference to a model is gone."""
+    gc.collect()
+    if args.device == "cuda":
+        torch.cuda.empty_cache()
+
+
+# ---- decoding ----
+
+
+def sample_ours(model, batch, args):
+    sample_completions(
+        model,
+        batch.student_prompts,
+        max_new_tokens=args.max_new_tokens,
+        uniforms_BT=batch.uniforms_BT,
+        **batch.stop_tokens,
+    )
+
+
+@torch.no_grad()
+def sample_generate(model, batch, args):
+    ids_BP = torch.tensor(batch.student_prompts, device=model.device)
+    config = GenerationConfig(
+        do_sample=True, top_k=0, top_p=1.0, max_new_tokens=args.max_new_tokens, pad_token_id=0
+    )
+    model.generate(
+        input_ids=ids_BP, attention_mask=torch.ones_like(ids_BP), generation_config=config
+    )
+
+
+def measure_decoding(shape, args):
+    """{"ours", "generate"}: tokens a second, both of args.batch_size rows to the limit."""
+    model, found = build_student(shape, args), {"ours": [], "generate": []}
+    model.generation_config.eos_token_id = None  # generate would stop at it
+    for repeat in range(1 + args.repeats):
+        batch = random_batch(repeat, shape.vocab_size, args)
+        for name, sample in (("ours", sample_ours), ("generate", sample_generate)):
+            synchronize(args)
+            started = time.perf_counter()
+            sample(model, batch, args)
+            synchronize(args)
+            seconds = time.perf_counter() - started
+            found[name].append(args.batch_size * args.max_new_tokens / seconds)
+    return {name: median(speeds[1:]) for name, speeds in found.items()}
+
+
+# ---- whole steps ----
+
+
+def timed_step(student, teacher, optimizer, batch, config, args):
+    """sdft_step -> (seconds of its parts, peak bytes of each part on a GPU)."""
     at, peak = {}, {}
 
     def mark(name):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize(args)
+        at[name] = time.perf_counter()
+        if args.device == "cuda":
             peak[name] = torch.cuda.max_memory_allocated()
             torch.cuda.reset_peak_memory_stats()
-        at[name] = time.perf_counter()
 
     def step(learning_rate):
-        mark("sampling and scoring")
+        mark("scored")
         optimizer.step(learning_rate)
-        mark("optimiser")
+        mark("stepped")
+
     mark("start")
-    metrics, rollout = sdft_step(student, teacher, SimpleNamespace(step=step), batch, config)
-    mark("EMA")
-    seconds = {"sampling": metrics["sampling_seconds"], "scoring": at["sampling and scoring"] - at["start"] - metrics["sampling_seconds"],
-               "optimiser": at["optimiser"] - at["sampling and scoring"], "EMA and metrics": at["EMA"] - at["optimiser"], "step": at["EMA"] - at["start"]}
-    return {"seconds": seconds, "peak_bytes": {name: value for name, value in peak.items() if name != "start"},
-            "completion_tokens": int(rollout.completion_mask_BT.sum())}
+    metrics, _ = sdft_step(student, teacher, SimpleNamespace(step=step), batch, config)
+    mark("end")
+    sampling = metrics["sampling_seconds"]
+    seconds = {
+        "sampling": sampling,
+        "scoring and backward": at["scored"] - at["start"] - sampling,
+        "AdamW": at["stepped"] - at["scored"],
+        "EMA and metrics": at["end"] - at["stepped"],
+        "step": at["end"] - at["start"],
+    }
+    peak.pop("start", None)  # of what came before
+    return seconds, peak
+
+
+def measure_steps(shape, args, offload):
+    """{"seconds": {part: median}, "peak_bytes": the largest, None on a CPU}."""
+    student = build_student(shape, args)
+    optimizer = AdamW(student, offload=offload)
+    teacher = copy.deepcopy(student).requires_grad_(False)  # after AdamW: with its remainders
+    if args.gradient_checkpointing:
+        checkpoint_layers(student)
+    names = Run.__dataclass_fields__.keys() & Config.__dataclass_fields__.keys()
+    config = Config(**{name: getattr(args, name) for name in names})
+    steps = [
+        timed_step(
+            student, teacher, optimizer, random_batch(step, shape.vocab_size, args), config, args
+        )
+        for step in range(1 + args.repeats)
+    ][1:]
+    peaks = [bytes_ for _, peak in steps for bytes_ in peak.values()]
+    parts = {part: median(seconds[part] for seconds, _ in steps) for part in steps[0][0]}
+    return {"seconds": parts, "peak_bytes": max(peaks, default=None)}
+
+
+def measure_all(shape, args):
+    """{"decoding": …, "on the card": …, "in host memory": …} and a line about each."""
+    found = {"decoding": measure_decoding(shape, args)}
+    free_memory(args)
+    ours, generate = found["decoding"].values()
+    print(f"decoding, tokens a second: ours {ours:.0f}, generate {generate:.0f}\n", flush=True)
+    for offload, place in ((False, "on the card"), (True, "in host memory")):
+        run = Run(**{name: getattr(args, name) for name in Run.__dataclass_fields__})
+        run.offload_optimizer = offload
+        plan = plan_run(shape, run, args.device)
+        if args.device == "cuda":
+            free = {"card": torch.cuda.get_device_properties(0).total_memory}
+            if not fits(plan, free):
+                needs = plan["needs"]["card"] / 1e9
+                print(f"state {place}: left out, the plan is {needs:.1f} GB", flush=True)
+                continue
+        found[place] = measure_steps(shape, args, offload) | {"plan": plan}
+        free_memory(args)
+        seconds, peak = found[place]["seconds"], found[place]["peak_bytes"]
+        rows = [[part, number(s), f"{s / seconds['step']:.2f}"] for part, s in seconds.items()]
+        print(markdown_table([f"state {place}", "s", "share of the step"], rows), flush=True)
+        if peak is not None:
+            # the allocator does not count the context
+            planned = plan["needs"]["card"] - plan["training"]["CUDA context"]
+            ratio = f"plan / peak {planned / peak:.2f}"
+            print(f"peak {peak / 1e9:.2f} GB, planned {planned / 1e9:.2f}, {ratio}\n", flush=True)
+    if "on the card" in found and "in host memory" in found:
+        on_card, on_host = (
+            found[place]["seconds"]["step"] for place in ("on the card", "in host memory")
+        )
+        print(f"offloading: a step takes {on_host / on_card:.3f} times as long")
+    return found
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=ROOT / "benchmarks" / "configs" / "qwen2.5-7b.json", help="a config.json: only the shape is taken")
-    parser.add_argument("--repeats", type=int, default=1, help="counted steps after the warm-up")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--micro-batch", type=int, default=1)
-    parser.add_argument("--new-tokens", type=int, default=2048)
-    parser.add_argument("--prompt-tokens", type=int, default=256, help="of the student's prompts; the teacher's are twice as long")
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    parser.add_argument("--divergence", choices=["reverse", "forward", "jsd"], default="reverse")
-    parser.add_argument("--layers", type=int, help="fewer layers than the configuration has")
-    parser.add_argument("--hidden", type=int, help="a toy: this hidden size, a multiple of 8, and 1000 tokens of vocabulary")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--json", type=Path)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    default_model = ROOT / "benchmarks" / "configs" / "qwen2.5-7b.json"
+    add("--model", type=Path, default=default_model, help="a config.json: only the shape is taken")
+    add("--repeats", type=int, default=1, help="counted steps, after the one that warms up")
+    add("--device", choices=["cuda", "cpu"], default="cuda")
+    add("--layers", type=int, help="fewer layers than the configuration has")
+    add("--hidden", type=int, help="a toy: a multiple of 8, with a vocabulary of 1000")
+    for name, field in Run.__dataclass_fields__.items():
+        if name in ("offload_optimizer", "teacher", "keep_last"):
+            continue
+        flag, kind = "--" + name.replace("_", "-"), type(field.default)
+        if kind is bool:
+            add(flag, action=argparse.BooleanOptionalAction, default=field.default)
+        else:
+            add(flag, type=kind, default=field.default)
+    add("--json", type=Path)
+    parser.set_defaults(
+        offload_optimizer=False,
+        teacher="ema",
+        keep_last=1,
+        max_prompt_tokens=256,
+        max_teacher_prompt_tokens=512,
+        general_tokens=0,
+    )
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("error: this needs a CUDA GPU and there is none; --device cpu --layers 2 --hidden 64 tries the script")
-    device = torch.device(args.device)
-    shape = AutoConfig.for_model(**shrink(json.loads(args.model.read_text(encoding="utf-8")), args.layers, args.hidden))
-    card_bytes = torch.cuda.get_device_properties(0).total_memory if args.device == "cuda" else 0
-    plan = make_plan(shape, args.dtype, card_bytes, args.batch, args.new_tokens, 2 * args.prompt_tokens, args.micro_batch)
-    if args.device == "cuda" and not plan["fits"]:
-        sys.exit(f"error: the plan is {plan['peak'] / 1e9:.1f} GB, the card has {card_bytes / 1e9:.1f}; see bench_memory.py --plan {args.model.name}")
-
-    torch.manual_seed(0)
-    with device:
-        student = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, args.dtype)).eval()
-    use_small_products(student)
-    optimizer = AdamW(student)
-    teacher = copy.deepcopy(student).requires_grad_(False)     # after AdamW, which gives bfloat16 weights their remainders
-    checkpoint_layers(student)
-    config = Config(divergence=args.divergence, batch_size=args.batch, micro_batch_size=args.micro_batch, micro_batch_tokens=10 ** 9,
-                    max_new_tokens=args.new_tokens)
-    steps = [timed_step(student, teacher, optimizer, random_batch(step, shape.vocab_size, args), config, device) for step in range(1 + args.repeats)][1:]
-
-    seconds = {part: median(step["seconds"][part] for step in steps) for part in steps[0]["seconds"]}
-    tokens = median(step["completion_tokens"] for step in steps)
-    print(f"{args.model.stem}'s shape{' (shrunk)' if args.layers or args.hidden else ''}, {plan['parameters'] / 1e9:.2f} B parameters, random weights, {args.dtype}, "
-          f"{args.device}; batch {args.batch}, micro-batch {args.micro_batch}, {args.prompt_tokens} + {args.new_tokens} tokens, median of {args.repeats}\n")
-    print(markdown_table(["", "s", "share of the step"], [[part, number(s), f"{s / seconds['step']:.2f}"] for part, s in seconds.items()]))
-    print(f"\n{tokens / seconds['step']:.0f} completion tokens a second of the step, {tokens / seconds['sampling']:.0f} of sampling")
-    peak_bytes = max((value for step in steps for value in step["peak_bytes"].values()), default=None)
-    if peak_bytes is not None:
-        planned = plan["peak"] - plan["training"]["CUDA context"]       # the allocator does not count the context
-        print(f"peak {peak_bytes / 1e9:.2f} GB allocated; planned {planned / 1e9:.2f}, ratio {peak_bytes / planned:.2f}")
+        sys.exit("error: needs a CUDA GPU, and there is none; --device cpu --hidden 64 tries it")
+    found = measure_all(read_shape(args), args)
     if args.json:
-        write_record(args.json, "bench_gpu", {"median_seconds": seconds, "completion_tokens": tokens, "peak_bytes": peak_bytes, "plan": plan, "steps": steps})
+        write_record(args.json, "bench_gpu", found)
 
 
 if __name__ == "__main__":

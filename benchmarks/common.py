@@ -15,13 +15,18 @@ def markdown_table(header, rows):
 
 def number(value, digits=3):
     """Three digits that matter, without exponents."""
-    return f"{value:.{digits}g}" if abs(value) < 10 ** digits else f"{value:.0f}"
+    return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
 
 
 def write_record(file, script, numbers):
     """Command, machine and numbers as JSON; an absolute path in the command is cut to its name."""
-    from models import describe_machine    # here: it brings transformers, whose memory a measuring process must not have
+    # here: it brings transformers, whose memory a measuring process must not have
+    from models import describe_machine
+
     given = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    record = {"command": " ".join(["python", f"benchmarks/{script}.py", *given]), "machine": describe_machine()} | numbers
+    record = {
+        "command": " ".join(["python", f"benchmarks/{script}.py", *given]),
+        "machine": describe_machine(),
+    } | numbers
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

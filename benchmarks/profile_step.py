@@ -1,8 +1,8 @@
-"""Where the seconds of an SDFT step go, part by part: the batch, model and lengths of bench_step.py.
+"""Where the seconds of an SDFT step go: the batch, model and lengths of bench_step.py.
 
     python benchmarks/profile_step.py --json results/profile-step.json
 
-The parts are the functions that sdft_step calls, timed from outside; what is left between them is the backward pass.
+The parts are the functions that sdft_step calls, timed from outside; the rest is the backward pass.
 """
 
 import argparse
@@ -12,17 +12,18 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import median
 
+import torch
+from bench_step import batches, load_ours, our_config
 from common import markdown_table, write_record
 
-import torch
-
 import sdft
-from bench_step import batches, load_ours, our_config
 from optim import AdamW
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="smollm2", help="hub id, folder or smollm2")
     parser.add_argument("--steps", type=int, default=2, help="counted steps, after one to warm up")
     parser.add_argument("--batch-size", type=int, default=16)
@@ -42,12 +43,20 @@ def main():
             try:
                 return function(*positional, **named)
             finally:
-                name = part if part != "forward" else "student's forward pass" if torch.is_grad_enabled() else "teacher's forward pass"
+                name = part
+                if part == "forward":
+                    name = f"{'student' if torch.is_grad_enabled() else 'teacher'}'s forward pass"
                 spent[name] += time.perf_counter() - started
+
         return call
 
-    for part, name in [("sampling", "sample_completions"), ("forward", "completion_hidden"), ("vocabulary and divergence, forward", "compare_completions"),
-                       ("clipping", "clip_gradients"), ("EMA", "update_ema"), ("distance of teacher and student", "relative_distance")]:
+    for part, name in [
+        ("sampling", "sample_completions"),
+        ("forward", "completion_hidden"),
+        ("vocabulary and divergence, forward", "compare_completions"),
+        ("clipping", "clip_gradients"),
+        ("EMA", "update_ema"),
+    ]:
         setattr(sdft, name, timed(part, getattr(sdft, name)))
     optimizer.step = timed("AdamW", optimizer.step)
 
@@ -57,11 +66,22 @@ def main():
         started = time.perf_counter()
         sdft.sdft_step(student, teacher, optimizer, batch, config)
         seconds = time.perf_counter() - started
-        steps.append(dict(spent) | {"backward pass": seconds - sum(spent.values()), "whole step": seconds})
+        steps.append(
+            dict(spent) | {"backward pass": seconds - sum(spent.values()), "whole step": seconds}
+        )
     parts = {part: median(step[part] for step in steps[1:]) for part in steps[0]}
-    print(markdown_table(["part of a step", "s", "share"], [[part, f"{s:.2f}", f"{s / parts['whole step']:.0%}"] for part, s in parts.items()]))
+    print(
+        markdown_table(
+            ["part of a step", "s", "share"],
+            [[part, f"{s:.2f}", f"{s / parts['whole step']:.0%}"] for part, s in parts.items()],
+        )
+    )
     if args.json:
-        write_record(args.json, "profile_step", {"threads": torch.get_num_threads(), "steps_counted": args.steps, "seconds": parts})
+        write_record(
+            args.json,
+            "profile_step",
+            {"threads": torch.get_num_threads(), "steps_counted": args.steps, "seconds": parts},
+        )
 
 
 if __name__ == "__main__":

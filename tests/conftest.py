@@ -1,4 +1,7 @@
-"""Tiny models, a tiny tokenizer and a chat server, made here: no test but those marked `smollm2` loads anything from elsewhere."""
+"""Tiny models, a tiny tokenizer and a chat server, made here.
+
+No test but those marked `smollm2` loads a model from elsewhere.
+"""
 
 import json
 import shutil
@@ -10,39 +13,54 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast  # noqa: E402
-
-CHAT_TEMPLATE = ("{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-                 "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 KEY = "sk-not-a-real-key"
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.3,  # large: the distributions are far from uniform
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
 
 
 def tiny_llama(vocab_size=40, seed=0, tied=True, dtype=torch.float32, layers=2):
-    """A random Llama of some thousand parameters; a large initializer makes its distributions far from uniform."""
-    return tiny_model(LlamaConfig, seed, dtype, vocab_size=vocab_size, tie_word_embeddings=tied, num_hidden_layers=layers)
+    """A random Llama of some thousand parameters."""
+    more = {"vocab_size": vocab_size, "tie_word_embeddings": tied, "num_hidden_layers": layers}
+    return tiny_model(LlamaConfig, seed, dtype, **more)
 
 
 def tiny_model(config_class, seed=0, dtype=torch.float32, **more):
     """The same for another architecture; more are fields of its configuration."""
     torch.manual_seed(seed)
-    sizes = dict(vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                 max_position_embeddings=512, initializer_range=0.3, bos_token_id=None, eos_token_id=1, pad_token_id=1)
-    return AutoModelForCausalLM.from_config(config_class(**sizes | more)).to(dtype).eval()
+    return AutoModelForCausalLM.from_config(config_class(**SIZES | more)).to(dtype).eval()
 
 
 def tiny_tokenizer():
     """Bytes as tokens, with the chat markers of SmolLM2; pad is EOS, the common trap."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {"<|im_start|>": 0, "<|im_end|>": 1} | {character: i for i, character in enumerate(alphabet, start=2)}
+    vocab = {"<|im_start|>": 0, "<|im_end|>": 1}
+    vocab |= {character: i for i, character in enumerate(alphabet, start=2)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>", bos_token="<|im_start|>")
+    special = {"eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "bos_token": "<|im_start|>"}
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
     wrapped.chat_template = CHAT_TEMPLATE
     return wrapped
 
@@ -53,6 +71,11 @@ def run_generator(task, folder):
     shutil.copy(ROOT / "samples" / "make" / f"{task}.py", folder / "make")
     command = [sys.executable, folder / "make" / f"{task}.py"]
     subprocess.run(command, check=True, capture_output=True)
+
+
+def gradients(model):
+    """All gradients of a model in one vector, in float64."""
+    return torch.cat([parameter.grad.flatten().double() for parameter in model.parameters()])
 
 
 @pytest.fixture
@@ -77,7 +100,11 @@ def tiny_folder(tmp_path_factory):
 
 @pytest.fixture
 def server(monkeypatch):
-    """A server that takes its next answers, (status, headers, text) or "hang up", from server.script, CORRECT when that is empty."""
+    """A server that takes its next answers from server.script, CORRECT when that is empty.
+
+    An answer is (status, headers, text) or "hang up".
+    """
+
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -87,7 +114,8 @@ def server(monkeypatch):
                 self.close_connection = True
                 return
             status, headers, text = answer
-            body = json.dumps({"choices": [{"message": {"content": text}}], "key": self.headers["Authorization"]}).encode()
+            body = {"choices": [{"message": {"content": text}}]}
+            body = json.dumps(body | {"key": self.headers["Authorization"]}).encode()
             self.send_response(status)
             for name, value in ({"Content-Length": str(len(body))} | headers).items():
                 self.send_header(name, value)
@@ -109,8 +137,3 @@ def server(monkeypatch):
     here.shutdown()
     here.server_close()
     thread.join()
-
-
-def gradients(model):
-    """All gradients of a model in one vector, in float64."""
-    return torch.cat([parameter.grad.flatten().double() for parameter in model.parameters()])

@@ -1,7 +1,8 @@
 """Divergences, estimators and the chunked form.
 
-Oracles: torch.distributions; exact enumeration in float64 of a world of 4 symbols and 3 steps, where the sequence's KL and
-its gradient are sums over all 64 sequences; a dense computation without chunks or checkpoints.
+Oracles: torch.distributions; exact enumeration in float64 of a world of 4 symbols and 3 steps,
+where the sequence's KL and its gradient are sums over all 64 sequences; a dense computation without
+chunks or checkpoints.
 """
 
 import itertools
@@ -12,10 +13,20 @@ import sys
 
 import pytest
 import torch
-
 from conftest import ROOT
-from kl_estimators import (analytic_surrogate, compare_completions, forward_kl, jensen_shannon, rao_blackwell_surrogate, reverse_kl,
-                           sequence_mean, sequence_sum, token_surrogate)
+
+from kl_estimators import (
+    ESTIMATORS,
+    analytic_surrogate,
+    compare_completions,
+    forward_kl,
+    jensen_shannon,
+    rao_blackwell_surrogate,
+    reverse_kl,
+    sequence_mean,
+    sequence_sum,
+    token_surrogate,
+)
 
 torch.manual_seed(0)
 
@@ -26,9 +37,13 @@ def random_logprobs(*shape):
 
 # ---- divergences ----
 
+
 def test_divergences_equal_torch_distributions():
     student, teacher = random_logprobs(2, 3, 7), random_logprobs(2, 3, 7)
-    s, t = torch.distributions.Categorical(logits=student), torch.distributions.Categorical(logits=teacher)
+    s, t = (
+        torch.distributions.Categorical(logits=student),
+        torch.distributions.Categorical(logits=teacher),
+    )
     m = torch.distributions.Categorical(probs=(s.probs + t.probs) / 2)
     kl = torch.distributions.kl_divergence
     torch.testing.assert_close(reverse_kl(student, teacher), kl(s, t))
@@ -37,10 +52,17 @@ def test_divergences_equal_torch_distributions():
 
 
 def test_directions_by_hand():
-    """student (1/2, 1/2), teacher (1/4, 3/4): KL(s||t) = log 2 / 2 + log(2/3) / 2, KL(t||s) = log(1/2) / 4 + 3 log(3/2) / 4."""
+    """student (1/2, 1/2), teacher (1/4, 3/4).
+
+    KL(s||t) = log 2 / 2 + log(2/3) / 2, KL(t||s) = log(1/2) / 4 + 3 log(3/2) / 4.
+    """
     student, teacher = torch.tensor([[[0.5, 0.5]]]).log(), torch.tensor([[[0.25, 0.75]]]).log()
-    assert reverse_kl(student, teacher).item() == pytest.approx(math.log(2) / 2 + math.log(2 / 3) / 2)
-    assert forward_kl(student, teacher).item() == pytest.approx(math.log(0.5) / 4 + 3 * math.log(1.5) / 4)
+    assert reverse_kl(student, teacher).item() == pytest.approx(
+        math.log(2) / 2 + math.log(2 / 3) / 2
+    )
+    assert forward_kl(student, teacher).item() == pytest.approx(
+        math.log(0.5) / 4 + 3 * math.log(1.5) / 4
+    )
 
 
 @pytest.mark.parametrize("divergence", [reverse_kl, forward_kl, jensen_shannon])
@@ -48,35 +70,45 @@ def test_tokens_both_exclude_count_zero_with_finite_gradients(divergence):
     logits = torch.randn(1, 1, 4, dtype=torch.float64, requires_grad=True)
     excluded = torch.tensor([False, False, False, True])
     teacher = random_logprobs(1, 1, 3)
-    value = divergence(logits.masked_fill(excluded, -math.inf).log_softmax(-1), torch.nn.functional.pad(teacher, (0, 1), value=-math.inf))
+    value = divergence(
+        logits.masked_fill(excluded, -math.inf).log_softmax(-1),
+        torch.nn.functional.pad(teacher, (0, 1), value=-math.inf),
+    )
     value.sum().backward()
     torch.testing.assert_close(value, divergence(logits[..., :3].log_softmax(-1), teacher))
     assert logits.grad.isfinite().all()
 
 
 def test_support():
-    """A token that only one side excludes: infinite KL in one direction, finite in the other; Jensen-Shannon stays finite."""
+    """A token that one side alone excludes: infinite in one direction, finite in the other.
+
+    Jensen-Shannon stays finite: log 2 where nothing is shared.
+    """
     student, teacher = torch.tensor([[[0.5, 0.5]]]).log(), torch.tensor([[[1.0, 0.0]]]).log()
     assert reverse_kl(student, teacher).item() == math.inf
     assert forward_kl(student, teacher).item() == pytest.approx(math.log(2))
-    disjoint = jensen_shannon(torch.tensor([[[1.0, 0.0]]]).log(), torch.tensor([[[0.0, 1.0]]]).log())
+    disjoint = jensen_shannon(
+        torch.tensor([[[1.0, 0.0]]]).log(), torch.tensor([[[0.0, 1.0]]]).log()
+    )
     assert disjoint.item() == pytest.approx(math.log(2))
 
 
 # ---- estimators against enumeration ----
 
 V, T = 4, 3
-SEQUENCES = torch.tensor(list(itertools.product(range(V), repeat=T)))     # all 64
+SEQUENCES = torch.tensor(list(itertools.product(range(V), repeat=T)))  # all 64
 
 
 class World:
-    """Tabular models: the logits of a step depend on all earlier symbols, one row of parameters for each prefix."""
+    """Tabular models: one row of logits for each prefix."""
 
     def __init__(self):
         generator = torch.Generator().manual_seed(1)
-        tables = [torch.randn(V ** t, V, generator=generator, dtype=torch.float64) for t in range(T)]
+        tables = [torch.randn(V**t, V, generator=generator, dtype=torch.float64) for t in range(T)]
         self.student = [table.clone().requires_grad_() for table in tables]
-        self.teacher = [torch.randn(V ** t, V, generator=generator, dtype=torch.float64) for t in range(T)]
+        self.teacher = [
+            torch.randn(V**t, V, generator=generator, dtype=torch.float64) for t in range(T)
+        ]
 
     def logprobs_NTV(self, tables):
         rows, prefix_N = [], torch.zeros(len(SEQUENCES), dtype=torch.long)
@@ -89,13 +121,24 @@ class World:
         return self.logprobs_NTV(tables).gather(2, SEQUENCES[:, :, None])[:, :, 0]
 
     def expected_gradient(self, surrogate_NT, mask_T=None):
-        """E over the student's sequences of the gradient of the surrogate's masked sum, by enumeration."""
-        mask_NT = torch.ones(len(SEQUENCES), T, dtype=torch.bool) if mask_T is None else mask_T.expand(len(SEQUENCES), T)
+        """E over the student's sequences of the gradient of the masked sum, by enumeration."""
+        mask_NT = (
+            torch.ones(len(SEQUENCES), T, dtype=torch.bool)
+            if mask_T is None
+            else mask_T.expand(len(SEQUENCES), T)
+        )
         weight_N = self.token_logprobs_NT(self.student).sum(1).exp().detach()
         return self.gradient((weight_N * sequence_sum(surrogate_NT, mask_NT)).sum())
 
     def gradient(self, value):
-        return torch.cat([g.flatten() for g in torch.autograd.grad(value, self.student, retain_graph=True, materialize_grads=True)])
+        return torch.cat(
+            [
+                g.flatten()
+                for g in torch.autograd.grad(
+                    value, self.student, retain_graph=True, materialize_grads=True
+                )
+            ]
+        )
 
 
 @pytest.fixture(scope="module")
@@ -104,44 +147,73 @@ def world():
 
 
 def surrogates(world):
-    student_NT, teacher_NT = world.token_logprobs_NT(world.student), world.token_logprobs_NT(world.teacher)
-    kl_NT = reverse_kl(world.logprobs_NTV(world.student), world.logprobs_NTV(world.teacher))
-    return {"analytic": analytic_surrogate(kl_NT), "token": token_surrogate(student_NT, teacher_NT),
-            "rb": rao_blackwell_surrogate(kl_NT, student_NT)}
+    arguments = (
+        reverse_kl(world.logprobs_NTV(world.student), world.logprobs_NTV(world.teacher)),
+        world.token_logprobs_NT(world.student),
+        world.token_logprobs_NT(world.teacher),
+    )
+    return {name: surrogate(*arguments) for name, surrogate in ESTIMATORS.items()}
+
+
+def test_the_estimators_are_those_of_the_flag():
+    surrogates = [analytic_surrogate, token_surrogate, rao_blackwell_surrogate]
+    assert list(ESTIMATORS.items()) == list(
+        zip(["analytic", "token", "rb"], surrogates, strict=True)
+    )
 
 
 def sequence_kl_gradient(world):
     """Gradient of sum_y p(y) log p(y)/q(y) over all sequences."""
-    student_N, teacher_N = world.token_logprobs_NT(world.student).sum(1), world.token_logprobs_NT(world.teacher).sum(1)
+    student_N, teacher_N = (
+        world.token_logprobs_NT(world.student).sum(1),
+        world.token_logprobs_NT(world.teacher).sum(1),
+    )
     return world.gradient((student_N.exp() * (student_N - teacher_N)).sum())
 
 
 def test_rb_is_unbiased_for_the_sequence_kl(world):
-    torch.testing.assert_close(world.expected_gradient(surrogates(world)["rb"]), sequence_kl_gradient(world), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        world.expected_gradient(surrogates(world)["rb"]),
+        sequence_kl_gradient(world),
+        rtol=0,
+        atol=1e-10,
+    )
 
 
 def test_token_and_analytic_agree_and_are_biased(world):
-    estimates = {name: world.expected_gradient(surrogate) for name, surrogate in surrogates(world).items()}
+    estimates = {
+        name: world.expected_gradient(surrogate) for name, surrogate in surrogates(world).items()
+    }
     torch.testing.assert_close(estimates["token"], estimates["analytic"], rtol=0, atol=1e-10)
     assert (estimates["token"] - sequence_kl_gradient(world)).norm() > 0.1
 
 
 def test_analytic_is_equation_2_with_the_weight(world):
-    """Eq. 2 (v2): sum_v p(v) log(p(v)/q(v)) grad log p(v), with p(v) and the logarithm held fixed."""
+    """Eq. 2 (v2): sum_v p(v) log(p(v)/q(v)) grad log p(v), all but grad held fixed."""
     student_NTV, teacher_NTV = world.logprobs_NTV(world.student), world.logprobs_NTV(world.teacher)
-    equation_2_NT = (student_NTV.exp().detach() * (student_NTV - teacher_NTV).detach() * student_NTV).sum(-1)
-    torch.testing.assert_close(world.expected_gradient(surrogates(world)["analytic"]), world.expected_gradient(equation_2_NT), rtol=0, atol=1e-10)
+    equation_2_NT = (
+        student_NTV.exp().detach() * (student_NTV - teacher_NTV).detach() * student_NTV
+    ).sum(-1)
+    torch.testing.assert_close(
+        world.expected_gradient(surrogates(world)["analytic"]),
+        world.expected_gradient(equation_2_NT),
+        rtol=0,
+        atol=1e-10,
+    )
 
 
 def test_masking_first_tokens_keeps_the_score_terms_of_rb(world):
-    """With step 0 masked, rb estimates the gradient of E[k_1 + k_2], whose prefix terms still reach step 0's parameters."""
+    """With step 0 masked, rb estimates the gradient of E[k_1 + k_2].
+
+    Its prefix terms still reach step 0's parameters.
+    """
     mask_T = torch.tensor([False, True, True])
     kl_NT = reverse_kl(world.logprobs_NTV(world.student), world.logprobs_NTV(world.teacher))
     weight_N = world.token_logprobs_NT(world.student).sum(1).exp()
     truth = world.gradient((weight_N * kl_NT[:, 1:].sum(1)).sum())
     estimate = world.expected_gradient(surrogates(world)["rb"], mask_T)
     torch.testing.assert_close(estimate, truth, rtol=0, atol=1e-10)
-    assert estimate[:V].norm() > 1e-3      # the first V entries are the parameters of step 0
+    assert estimate[:V].norm() > 1e-3  # the first V entries are the parameters of step 0
 
 
 def test_token_has_more_variance_than_analytic(world):
@@ -150,11 +222,13 @@ def test_token_has_more_variance_than_analytic(world):
         gradients_N = torch.stack([world.gradient(row.sum()) for row in surrogate_NT])
         mean = (weight_N[:, None] * gradients_N).sum(0)
         return (weight_N * (gradients_N - mean).square().sum(1)).sum()
+
     found = surrogates(world)
     assert variance(found["token"]) > 2 * variance(found["analytic"])
 
 
 # ---- reductions ----
+
 
 def test_reductions_by_hand():
     values = torch.tensor([[1.0, 2.0, 6.0], [5.0, math.nan, math.nan]])
@@ -171,7 +245,11 @@ def test_what_padding_holds_reaches_no_gradient():
 
 # ---- chunked against dense ----
 
-@pytest.mark.parametrize("divergence, function", [("reverse", reverse_kl), ("forward", forward_kl), ("jsd", jensen_shannon)])
+
+@pytest.mark.parametrize(
+    "divergence, function",
+    [("reverse", reverse_kl), ("forward", forward_kl), ("jsd", jensen_shannon)],
+)
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 def test_chunked_equals_dense(divergence, function, dtype, tolerance):
     B, T, D, V = 3, 7, 8, 50
@@ -183,17 +261,28 @@ def test_chunked_equals_dense(divergence, function, dtype, tolerance):
     weights = torch.rand(3, B, T, dtype=dtype)
 
     def gradients(outputs):
-        sum((weight * output).sum() for weight, output in zip(weights, outputs)).backward()
+        sum(
+            (weight * output).sum() for weight, output in zip(weights, outputs, strict=True)
+        ).backward()
         found = torch.cat([hidden.grad.flatten(), head.weight.grad.flatten()])
         hidden.grad = head.weight.grad = None
         return found
 
-    student, teacher = head(hidden).log_softmax(-1), teacher_head(teacher_hidden).log_softmax(-1).detach()
-    dense = [function(student, teacher), student.gather(2, ids[..., None])[..., 0], teacher.gather(2, ids[..., None])[..., 0]]
+    student, teacher = (
+        head(hidden).log_softmax(-1),
+        teacher_head(teacher_hidden).log_softmax(-1).detach(),
+    )
+    dense = [
+        function(student, teacher),
+        student.gather(2, ids[..., None])[..., 0],
+        teacher.gather(2, ids[..., None])[..., 0],
+    ]
     dense_gradient = gradients(dense)
     for chunk_size in (1, 4, 100):
-        chunked = compare_completions(hidden, head, teacher_hidden, teacher_head, ids, divergence, chunk_size)
-        for a, b in zip(chunked, dense):
+        chunked = compare_completions(
+            hidden, head, teacher_hidden, teacher_head, ids, divergence, chunk_size
+        )
+        for a, b in zip(chunked, dense, strict=True):
             assert a.dtype == dtype and (a - b).norm() <= tolerance * b.norm()
         assert (gradients(chunked) - dense_gradient).norm() <= tolerance * dense_gradient.norm()
     assert teacher_head.weight.grad is None
@@ -202,7 +291,9 @@ def test_chunked_equals_dense(divergence, function, dtype, tolerance):
 def test_bfloat16_hidden_states_are_compared_in_float32():
     head = torch.nn.Linear(8, 50, bias=False, dtype=torch.bfloat16)
     hidden = torch.randn(1, 4, 8, dtype=torch.bfloat16)
-    kl_BT, student_BT, _ = compare_completions(hidden, head, hidden, head, torch.zeros(1, 4, dtype=torch.long), "reverse")
+    kl_BT, student_BT, _ = compare_completions(
+        hidden, head, hidden, head, torch.zeros(1, 4, dtype=torch.long), "reverse"
+    )
     assert kl_BT.dtype == student_BT.dtype == torch.float32 and kl_BT.abs().max() == 0
 
 
@@ -211,26 +302,29 @@ def test_unknown_divergence_is_refused_with_the_choices():
         compare_completions(None, None, None, None, torch.zeros(1, 1), "kl")
 
 
-MEASURE_PEAK = """
+MEASURE_PEAKS = """
 import resource, sys, torch
 from kl_estimators import compare_completions
 torch.set_num_threads(1)
-T = int(sys.argv[1])
-head = torch.nn.Linear(8, 40_000, bias=False)
-hidden = torch.randn(1, T, 8, requires_grad=True)
-which = int(sys.argv[2])
-compare_completions(hidden, head, hidden.detach(), head, torch.zeros(1, T, dtype=torch.long), "reverse", chunk_size=64)[which].sum().backward()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+head = torch.nn.Linear(8, 20_000, bias=False)
+for T in (128, 1024):
+    hidden, ids = torch.randn(1, T, 8, requires_grad=True), torch.zeros(1, T, dtype=torch.long)
+    compared = compare_completions(hidden, head, hidden.detach(), head, ids, "reverse", 64)
+    compared[int(sys.argv[1])].sum().backward()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_peak_memory_does_not_grow_with_length_times_vocabulary(which):
-    """From 128 to 2048 positions at V = 40,000 one dense float32 tensor alone would grow by 307 MB,
-    whether the loss uses the divergence or the token's log-probability."""
-    # glibc's heap of this test's small chunks would be full of holes: each chunk from the system, and back
+    """From 128 to 1024 positions at V = 20,000 one dense float32 tensor would grow by 72 MB.
+
+    Whether the loss uses the divergence or the token's log-probability.
+    """
+    # each chunk from the system, and back: glibc's heap would be full of holes
     env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "100000"}
-    peaks = [int(subprocess.run([sys.executable, "-c", MEASURE_PEAK, str(T), str(which)], cwd=ROOT, env=env, capture_output=True,
-                                text=True, check=True).stdout) for T in (128, 2048)]
+    command = [sys.executable, "-c", MEASURE_PEAKS, str(which)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    short, long = map(int, done.stdout.split())
     kilobytes = 1 if sys.platform != "darwin" else 1024
-    assert (peaks[1] - peaks[0]) / kilobytes < 60_000
+    assert (long - short) / kilobytes < 20_000

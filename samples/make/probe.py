@@ -1,11 +1,12 @@
-"""Write samples/probe/test.jsonl: easy questions and instructions whose answers are checkable.
+"""Writes samples/probe/test.jsonl: easy general questions and instructions whose answers a program
+can check.
 
     python samples/make/probe.py
 
 They measure what a model has forgotten, without lm-evaluation-harness. Facts and sums have one key
-fact, written "variant | variant". Instructions ask for a form of the answer, which one regular
-expression checks. They are meant to be easy: a small chat model should get a good part right, so
-that a loss shows.
+fact, written "variant | variant"; instructions have a pattern, a regular expression for the form
+asked for. They are meant to be easy: a small chat model should get a good part right, so that a
+loss shows.
 """
 
 import json
@@ -233,77 +234,68 @@ def forms():
     }
     tables = {
         "words": {
-            f"Write exactly {NUMBERS[n]} words about {topic}.": words(n)
-            for topic, n in WORDS.items()
+            f"Write exactly {NUMBERS[n]} words about {topic}.": n for topic, n in WORDS.items()
         },
         "items": {
-            f"List {NUMBERS[n]} {things}, separated by commas. Write nothing else.": items(n)
+            f"List {NUMBERS[n]} {things}, separated by commas. Write nothing else.": n
             for things, n in ITEMS.items()
         },
         "uppercase": {
-            f"Answer in capital letters only: {question}": UPPERCASE for question in CAPITALS_ONLY
+            f"Answer in capital letters only: {question}": True for question in CAPITALS_ONLY
         },
         "lowercase": {
-            f"Answer in lower-case letters only: {question}": LOWERCASE
-            for question in LOWER_CASE_ONLY
+            f"Answer in lower-case letters only: {question}": True for question in LOWER_CASE_ONLY
         },
         "starts_with": {
-            f'{question} Begin your answer with "{start}".': starts_with(start)
+            f'{question} Begin your answer with "{start}".': start
             for start, question in BEGIN.items()
         },
         "ends_with": {
-            f'Write one sentence about {topic} that ends with "{end}".': ends_with(end)
+            f'Write one sentence about {topic} that ends with "{end}".': end
             for end, topic in END.items()
         },
-        "one_of": {prompt: any_of(choices) for prompt, choices in one_of.items()},
+        "one_of": one_of,
     }
     return [
-        {"id": f"{name}-{i:02}", "prompt": prompt, "pattern": pattern}
+        {"id": f"{name}-{i:02}", "prompt": prompt, "pattern": pattern(name, wanted)}
         for name, table in tables.items()
-        for i, (prompt, pattern) in enumerate(table.items(), start=1)
+        for i, (prompt, wanted) in enumerate(table.items(), start=1)
     ]
 
 
-# ---- patterns, which the whole answer must match; [^\W_] is a letter or a digit ----
+def pattern(form, wanted):
+    """The regular expression that a whole answer of a form matches.
 
-UPPERCASE = "[^a-z]*[A-Z][^a-z]*"
-LOWERCASE = "[^A-Z]*[a-z][^A-Z]*"
-
-
-def words(n):
-    """n words; signs that stand alone are none."""
-    return rf"[\W_]*(?:[^\W_]\S*(?:\s[\W_]*|$)){{{n}}}"
-
-
-def items(n):
-    """n items between commas or line breaks; those without a letter or a digit do not count."""
-    return rf"[\W_]*(?:[^\W_][^,\n]*(?:[,\n][\W_]*|$)){{{n}}}"
-
-
-def starts_with(text):
-    return rf"(?is)[\W_]*{in_words(text)}(?:[\W_]*|[\W_]*\s.*)"
-
-
-def ends_with(text):
-    return rf"(?is)(?:.*\s)?[\W_]*{in_words(text)}[\W_]*"
-
-
-def any_of(choices):
-    return rf"(?i)[\W_]*(?:{'|'.join(map(in_words, choices))})[\W_]*"
-
-
-def in_words(text):
-    """The words of a text, with any punctuation and white space between them."""
-    return r"[\W_]*\s[\W_]*".join(re.escape(word) for word in text.split())
+    Signs alone are no words; items stand between commas or line breaks; phrases are compared
+    without case and the signs around their words.
+    """
+    signs = r"[\W_]*"
+    if form == "words":
+        return rf"{signs}(?:[^\W_]\S*(?:\s{signs}|$)){{{wanted}}}"
+    if form == "items":
+        return rf"{signs}(?:[^\W_][^,\n]*(?:[,\n]{signs}|$)){{{wanted}}}"
+    if form == "uppercase":
+        return r"[^a-z]*[A-Z][^a-z]*"
+    if form == "lowercase":
+        return r"[^A-Z]*[a-z][^A-Z]*"
+    phrases = [wanted] if isinstance(wanted, str) else wanted
+    words = [rf"{signs}\s{signs}".join(map(re.escape, phrase.split())) for phrase in phrases]
+    phrase = f"{signs}(?:{'|'.join(words)}){signs}"
+    if form == "starts_with":
+        return rf"(?is){phrase}(?:\s.*)?"
+    if form == "ends_with":
+        return rf"(?is)(?:.*\s)?{phrase}"
+    return f"(?i){phrase}"
 
 
 def check(lines):
-    """AssertionError if a question occurs twice or contains its own answer as a whole word."""
+    """AssertionError if a question stands here twice or holds its own answer as a whole word."""
     assert len({line["prompt"].casefold() for line in lines}) == len(lines) >= 130
     for line in lines:
         for variant in sum(line.get("key_facts", []), []):
-            alone = rf"(?<!\w){re.escape(variant)}(?!\w)"
-            assert not re.search(alone, line["prompt"], re.IGNORECASE), f"{line['id']}: {variant}"
+            assert not re.search(
+                rf"(?<!\w){re.escape(variant)}(?!\w)", line["prompt"], re.IGNORECASE
+            ), f"{line['id']}: {variant}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,348 @@
+"""The baselines: what each trains on, which loss, which teacher, and what is refused.
+
+Oracles: cross entropy of torch on unpadded sequences; -p log p differentiated by hand; the prompts
+that data.py makes.
+"""
+
+import copy
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import gradients, tiny_llama
+from test_sdft import PAIRS as PROMPT_PAIRS
+from test_sdft import STOP, KeepGradients, flags, press_ctrl_c_in_step_3, read_lines, same_weights
+
+import baselines
+import sdft
+from baselines import METHODS, dynamic_loss, dynamic_step, likelihood_loss, likelihood_step
+from config import Config, Splits
+from data import Example, Pair, encode_prompt, load_task
+from eval import drift_from_base, sample_base_answers
+from kl_estimators import completion_logprobs
+from models import list_checkpoints, load_model, read_state
+from scoring import score
+from sdft import make_batch
+
+CONFIG = Config(
+    batch_size=3,
+    micro_batch_size=2,
+    max_new_tokens=8,
+    steps=4,
+    learning_rate=1e-3,
+    warmup=0,
+    max_grad_norm=1e9,
+    teacher="none",
+    skip_first_tokens=0,
+)
+PAIRS = [
+    Pair("a", [5, 6], [], [7, 8, 1]),
+    Pair("b", [5], [], [10, 1]),
+    Pair("c", [6, 6, 6], [], [11, 12, 13, 14]),
+]
+
+
+def by_hand(student, weighted):
+    """Mean over tokens, then completions, of -log p (or -stopgrad(p) log p), a row at a time."""
+    loss = 0
+    for pair in PAIRS:
+        ids_1L = torch.tensor([pair.student_prompt + pair.completion])
+        logits_TV = student(ids_1L).logits[0, len(pair.student_prompt) - 1 : -1]
+        nll_T = F.cross_entropy(logits_TV, torch.tensor(pair.completion), reduction="none")
+        weight_T = torch.exp(-nll_T).detach() if weighted else 1
+        loss = loss + (nll_T * weight_T).mean() / len(PAIRS)
+    return loss
+
+
+@pytest.mark.parametrize("step, weighted", [(likelihood_step, False), (dynamic_step, True)])
+def test_likelihood_step_is_cross_entropy(step, weighted):
+    student = tiny_llama(dtype=torch.float64)
+    batch = make_batch(PAIRS, 0, CONFIG, STOP)
+    metrics, rollout = step(student, None, KeepGradients(), batch, CONFIG)
+    found = gradients(student)
+    student.zero_grad()
+    by_hand(student, weighted).backward()
+    expected = gradients(student)
+    assert (found - expected).norm() <= 1e-10 * expected.norm()
+    assert metrics["nll"] == pytest.approx(by_hand(student, False).item(), rel=1e-6)
+    assert metrics["completion_tokens"] == 3.0
+    assert metrics["finished"] == pytest.approx(2 / 3) and rollout.finished_B.sum() == 2
+    # no token is skipped, so none can lack a loss
+    assert "no_loss_tokens" not in metrics and "kl" not in metrics
+
+
+def test_losses_on_numbers():
+    """p = 1/2 and 1/4: -log p is 0.693 and 1.386; DFT weighs them by p. Its gradient is -p."""
+    logprobs_BT = torch.tensor([[0.5, 0.25]]).log().requires_grad_()
+    assert torch.allclose(likelihood_loss(logprobs_BT), torch.tensor([[0.6931472, 1.3862944]]))
+    assert torch.allclose(dynamic_loss(logprobs_BT), torch.tensor([[0.3465736, 0.3465736]]))
+    dynamic_loss(logprobs_BT).sum().backward()
+    assert torch.allclose(logprobs_BT.grad, torch.tensor([[-0.5, -0.25]]))
+
+
+def test_completion_logprobs_do_not_depend_on_the_chunk():
+    torch.manual_seed(0)
+    hidden_BTD, ids_BT = torch.randn(2, 5, 8, dtype=torch.float64), torch.randint(11, (2, 5))
+    head = torch.nn.Linear(8, 11, bias=False).double()
+    dense_BT = head(hidden_BTD).log_softmax(-1).gather(2, ids_BT[:, :, None])[:, :, 0]
+    for chunk_size in (3, 100):
+        found_BT = completion_logprobs(hidden_BTD, head, ids_BT, chunk_size)
+        assert torch.allclose(found_BT, dense_BT, atol=1e-12)
+
+
+def test_teacher_kd_is_sdft_on_given_tokens():
+    """Dense forward KL on the given completions, without the first token."""
+    student, teacher = tiny_llama(dtype=torch.float64), tiny_llama(dtype=torch.float64, seed=1)
+    _, step, fixed = METHODS["teacher-kd"]
+    config = dataclasses.replace(CONFIG, skip_first_tokens=1, **fixed)
+    pairs = [dataclasses.replace(pair, teacher_prompt=[9, *pair.student_prompt]) for pair in PAIRS]
+    batch = make_batch(pairs, 0, config, STOP)
+    metrics, _ = step(student, teacher, KeepGradients(), batch, config)
+    found = gradients(student)
+    student.zero_grad()
+    loss = 0
+    for pair in pairs:
+        s, t = (
+            model(torch.tensor([prompt + pair.completion])).logits[0, len(prompt) - 1 : -1]
+            for model, prompt in ((student, pair.student_prompt), (teacher, pair.teacher_prompt))
+        )
+        s, t = s.log_softmax(-1), t.log_softmax(-1).detach()
+        kl_T = F.kl_div(s, t, log_target=True, reduction="none").sum(-1)
+        loss = loss + kl_T[1:].mean() / len(pairs)
+    loss.backward()
+    expected = gradients(student)
+    assert (found - expected).norm() <= 1e-10 * expected.norm()
+    assert metrics["kl"] == pytest.approx(loss.item(), rel=1e-6)
+    assert metrics["no_loss_tokens"] == 0  # it skips tokens, so this is a figure of it
+
+
+# ---- what each method trains on ----
+
+TEXTS = ["First article.", "First article.", "Second one."]
+
+
+def run_of(tokenizer, config=CONFIG):
+    """What a method is handed: three questions about two articles."""
+    examples = [
+        Example(str(n), "knowledge", [{"role": "user", "content": f"q{n}"}], f"answer {n}.", text)
+        for n, text in enumerate(TEXTS)
+    ]
+    pairs = [Pair(example.id, [3], [4, 3]) for example in examples]
+    splits = Splits(examples, [], {}, [])
+    student = tiny_llama(vocab_size=len(tokenizer))
+    parts = {"student": student, "tokenizer": tokenizer, "splits": splits, "pairs": pairs}
+    return SimpleNamespace(config=config, **parts)
+
+
+def test_sft_reads_demonstrations(tokenizer):
+    written, eos = baselines.demonstrations(run_of(tokenizer)), tokenizer.eos_token_id
+    texts = [tokenizer.decode(pair.completion[:-1]) for pair in written]
+    assert texts == ["answer 0.", "answer 1.", "answer 2."]
+    assert all(pair.completion[-1] == eos and pair.teacher_prompt == [] for pair in written)
+
+
+def test_cpt_reads_each_article_once_in_blocks_that_lose_no_token(tokenizer):
+    run = run_of(tokenizer, dataclasses.replace(CONFIG, max_prompt_tokens=7))
+    blocks, eos = baselines.article_blocks(run), tokenizer.eos_token_id
+    ids = [token for block in blocks for token in block.student_prompt + block.completion]
+    text = tokenizer.decode([token for token in ids if token != eos])
+    assert text == "First article.Second one." and ids.count(eos) == 2
+    assert max(len(block.student_prompt + block.completion) for block in blocks) == 7
+    assert all(len(block.student_prompt) == 1 and not block.teacher_prompt for block in blocks)
+
+
+@pytest.mark.parametrize("method, seen", [("teacher-sft", []), ("teacher-kd", [4, 3])])
+def test_teachers_answer_once_in_context(method, seen, tokenizer):
+    """Oracle: greedy answers to the teacher's prompts; the draws of two calls are the same."""
+    completions, _, fixed = METHODS[method]
+    config = dataclasses.replace(CONFIG, temperature=1e-6, **fixed)
+    run = run_of(tokenizer, config)
+    first, second = completions(run), completions(run)
+    assert first == second and run.pairs[0].completion is None
+    for pair in first:
+        context = torch.tensor([[4, 3]])
+        options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 1}
+        greedy = run.student.generate(context, attention_mask=context * 0 + 1, **options)
+        assert pair.completion == greedy[0, 2:].tolist()
+        assert (pair.student_prompt, pair.teacher_prompt) == ([3], seen)
+
+
+def test_control_tokens_in_demonstrations_and_articles_stay_text(tokenizer):
+    """The one EOS of a demonstration is the appended one."""
+    run, typed = run_of(tokenizer), "End: <|im_end|><|im_start|>."
+    for example in run.splits.train:
+        example.demonstration = example.text = typed
+    ids, eos = baselines.demonstrations(run)[0].completion, tokenizer.eos_token_id
+    assert ids.count(eos) == 1 and ids[-1] == eos and tokenizer.decode(ids[:-1]) == typed
+    [block] = baselines.article_blocks(run)
+    ids = block.student_prompt + block.completion
+    assert ids.count(eos) == 1 and tokenizer.decode(ids[:-1]) == typed
+
+
+def test_a_demonstration_after_an_opened_thought_is_an_answer(tokenizer):
+    """Oracle: the scorer, which looks behind </think>. One that closes its own thought stays."""
+    tokenizer.add_tokens(["<think>"])
+    tokenizer.chat_template += "{% if add_generation_prompt %}<think>{% endif %}"
+    turn, run = [{"role": "user", "content": "Which organ?"}], run_of(tokenizer)
+    run.splits.train = [
+        Example(str(n), "medical", turn, demonstration=text, key_facts=[["liver"]])
+        for n, text in enumerate(["The liver.", "Bile …</think>The liver."])
+    ]
+    prompt = encode_prompt(tokenizer, turn)
+    run.pairs = [Pair("0", prompt, prompt), Pair("1", prompt, prompt)]
+    given = [pair.completion for pair in baselines.demonstrations(run)]
+    texts = [tokenizer.decode(prompt + ids[:-1]).rpartition("assistant\n")[2] for ids in given]
+    assert texts == ["<think>\n</think>\n\nThe liver.", "<think>Bile …</think>The liver."]
+    for text, example in zip(texts, run.splits.train, strict=True):
+        assert score(text, example)["correct"]
+
+
+# ---- python baselines.py ----
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ("--method sft --teacher ema", "--teacher is ema; --method sft fixes it to none"),
+        ("--method dft --skip-first-tokens 3", "--method dft fixes it to 0"),
+        ("--method teacher-kd --divergence reverse", "--method teacher-kd fixes it to forward"),
+        ("--method reinvoke", "--teacher-model and .* need each other"),
+        ("--method sft --teacher-model smollm2", "--teacher-model and .* need each other"),
+        ("--method sft --rollouts-per-prompt 4", "--method sft has no rollouts"),
+        ("--method cpt --task science", "only --task knowledge has them"),
+    ],
+)
+def test_contradictions_are_refused(given, message, tmp_path):
+    output = ["--preset", "laptop", "--output", str(tmp_path / "run")]
+    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+        baselines.main([*given.split(), *output])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("given", [[], ["--method", "grpo"]])
+def test_a_method_is_named(given, capsys):
+    with pytest.raises(SystemExit):
+        baselines.main(given)
+    assert "teacher-kd" in capsys.readouterr().err
+
+
+def test_the_loop_is_sdfts():
+    assert baselines.train is sdft.train and baselines.prepare is sdft.prepare
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "reinvoke"])
+def test_each_method_trains_to_the_end_without_a_teacher_it_does_not_ask(
+    method, tiny_folder, tmp_path, monkeypatch, capsys
+):
+    """No copy of a model is made or saved; no-go is not for those who need no such teacher."""
+    copied, plain = [], copy.deepcopy
+
+    def noted_copy(value, *more):
+        if isinstance(value, torch.nn.Module) and hasattr(value, "generation_config"):
+            copied.append(value)
+        return plain(value, *more)
+
+    monkeypatch.setattr(copy, "deepcopy", noted_copy)
+    sizes = {"steps": 2, "max_teacher_prompt_tokens": 2000, "eval_every": 1}
+    arguments = flags(tiny_folder, tmp_path / "run", task="knowledge", **sizes)[1:]
+    baselines.main(["--method", method, *arguments])
+    [checkpoint] = list_checkpoints(tmp_path / "run")
+    asks = method == "teacher-kd"
+    assert len(copied) == asks and (checkpoint / "teacher").exists() == asks
+    assert read_state(checkpoint)["method"] == method
+    metrics = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert len(metrics) == 2 and all(("kl" in line) == asks for line in metrics)
+    assert all(("no_loss_tokens" in line) == asks for line in metrics)
+    assert all(("teacher_gap" in line) == asks for line in metrics)
+    assert "no-go" not in capsys.readouterr().out
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["command"].startswith(f"python baselines.py --method {method}")
+    assert results["last"]["indirect (OOD)"]["drift_from_base"] > 0
+
+
+def test_a_stopped_baseline_says_how_to_resume_and_ends_in_the_same_bits(
+    tiny_folder, tmp_path, monkeypatch, capsys
+):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    method = ["--method", "teacher-kd"]
+    baselines.main([*method, *flags(tiny_folder, whole, eval_every=0)])
+    press_ctrl_c_in_step_3(monkeypatch)
+    baselines.main([*method, *flags(tiny_folder, run, eval_every=0)])
+    assert f"python baselines.py --resume {run}" in capsys.readouterr().out
+    baselines.main(["--resume", str(run)])
+    same_weights(run, whole)
+
+
+REINVOKE = """--method reinvoke --task science --preset laptop --steps 1 --batch-size 2
+    --max-new-tokens 4 --max-prompt-tokens 1000 --eval-examples 2 --general-tokens 4
+    --eval-every 0""".split()
+
+
+@pytest.mark.parametrize("dtype, layers", [("float32", 2), ("bfloat16", 2), ("float32", 3)])
+def test_reinvoke_measures_drift_from_the_model_it_returns_to(
+    dtype, layers, tiny_folder, tokenizer, tmp_path, capsys
+):
+    """Oracle: drift of the start's weights from --teacher-model, which may have other shapes."""
+    start = tiny_llama(vocab_size=len(tokenizer), seed=1, layers=layers)
+    start.save_pretrained(tmp_path / "start")
+    tokenizer.save_pretrained(tmp_path / "start")
+    models = ["--model", str(tmp_path / "start"), "--teacher-model", str(tiny_folder)]
+    output = ["--output", str(tmp_path / "run"), "--dtype", dtype]
+    baselines.main([*REINVOKE, *models, *output])
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    before = results["before"]["test"]["drift_from_base"]
+    start, teacher = (
+        load_model(str(folder), "cpu", dtype)[0] for folder in (tmp_path / "start", tiny_folder)
+    )
+    base_answers = sample_base_answers(teacher, tokenizer, load_task("general", "test"), 4)
+    assert before == pytest.approx(drift_from_base(base_answers, start), rel=1e-4) and before > 0.1
+    # one model is asked once: the teacher is another, and sees no more than the student
+    printed = capsys.readouterr().out
+    assert "teacher" not in results["preflight"] and "no-go" not in printed
+    assert "teacher  " not in printed and "validation, teacher" not in printed
+
+
+def test_reinvoke_resumes_with_the_teacher_and_drift_of_its_start(
+    tiny_folder, tokenizer, tmp_path, monkeypatch
+):
+    start = tiny_llama(vocab_size=len(tokenizer), seed=1)
+    start.save_pretrained(tmp_path / "start")
+    tokenizer.save_pretrained(tmp_path / "start")
+    models = ["--model", str(tmp_path / "start"), "--teacher-model", str(tiny_folder)]
+    steps, drifts = ["--steps", "4"], []
+    for name in ("whole", "run"):
+        if name == "run":
+            press_ctrl_c_in_step_3(monkeypatch)
+        baselines.main([*REINVOKE, *models, *steps, "--output", str(tmp_path / name)])
+        if name == "run":
+            baselines.main(["--resume", str(tmp_path / name)])
+        results = json.loads((tmp_path / name / "results.json").read_text())
+        drifts.append(results["last"]["test"]["drift_from_base"])
+    assert drifts[0] == drifts[1]
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(tiny_folder, tokenizer, tmp_path):
+    tokenizer.add_tokens(["<one more>"])
+    tiny_llama(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    models = ["--model", str(tiny_folder), "--teacher-model", str(tmp_path / "other")]
+    with pytest.raises(SystemExit, match=r"different vocabularies \(259 and 258 tokens\)"):
+        baselines.main([*REINVOKE, *models, "--output", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_methods_fix_what_the_table_says():
+    """A row for each method: whether it has a teacher, and which divergence is not free."""
+    no_teacher = {"teacher": "none", "skip_first_tokens": 0}
+    assert {method: fixed for method, (_, _, fixed) in METHODS.items()} == {
+        "sft": no_teacher,
+        "dft": no_teacher,
+        "cpt": no_teacher,
+        "teacher-sft": no_teacher,
+        "teacher-kd": {"teacher": "base", "divergence": "forward"},
+        "reinvoke": {"teacher": "model", "teacher_context": "none"},
+    }
+    assert METHODS["reinvoke"][0](SimpleNamespace(pairs=PROMPT_PAIRS)) == PROMPT_PAIRS

@@ -1,0 +1,239 @@
+"""Flags, presets and what is refused, before a model loads. Oracle: the messages, written out."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+
+import baselines
+import models
+import sdft
+from config import (
+    PRESETS,
+    Config,
+    check_config,
+    explain,
+    load_splits,
+    new_config,
+    new_run_folder,
+    preset_values,
+    resumed_config,
+    run_folder,
+)
+from data import TASKS
+
+
+def saved_run(folder, method="sdft", step=4, **config):
+    """A run's folder with the one file of a checkpoint that --resume reads first."""
+    checkpoint = folder / f"checkpoint-{step:06d}"
+    checkpoint.mkdir(parents=True)
+    config = dataclasses.asdict(dataclasses.replace(Config(), **config))
+    (checkpoint / "state.json").write_text(json.dumps({"config": config, "method": method}))
+    return checkpoint
+
+
+# ---- presets ----
+
+
+@pytest.mark.parametrize(
+    "gigabytes, size, offload",
+    [
+        (150.75, "7B", False),  # one H200 has 143,771 MiB
+        (85, "7B", True),
+        (48, "3B", True),
+        (24, "1.5B", True),
+        (16, "0.5B", True),
+        (6, None, False),
+    ],
+)
+def test_preset_and_model_follow_the_memory_of_the_gpu(gigabytes, size, offload, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, gigabytes * 1e9))
+    config, _, about = new_config({}, {}, None)
+    expected = ("paper", f"Qwen/Qwen2.5-{size}-Instruct") if size else ("laptop", "smollm2")
+    assert (config.preset, config.model) == expected and config.offload_optimizer is offload
+    assert f"preset {config.preset}" in about and f"{gigabytes:.0f} GB" in about
+    given = {"preset": "authors", "offload_optimizer": False}
+    assert new_config(given, {}, None)[0].offload_optimizer is False
+
+
+@pytest.mark.parametrize(
+    "given, preset, why",
+    [
+        ({}, "laptop", "there is no GPU"),
+        ({"preset": "authors", "model": "smollm2"}, "authors", "as named"),
+        ({"model": "smollm2"}, "laptop", "--model smollm2"),
+        ({"model": "runs/science/last"}, "paper", "--model is not the built-in one"),
+    ],
+)
+def test_laptop_is_a_recipe_for_its_own_model_alone(given, preset, why, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config, _, about = new_config(given, {}, None)
+    assert config.preset == preset and about.startswith(f"preset {preset} ({why})")
+    assert about.endswith("data: our own small samples, as no --data is given")
+    assert "data:" not in new_config(given | {"data": "mine"}, {}, None)[2]
+
+
+def test_presets_are_configurations():
+    for preset in PRESETS:
+        for task in TASKS:
+            check_config(Config(preset=preset, task=task, **preset_values(preset, task)))
+
+
+# ---- what is refused ----
+
+RB = "--estimator rb --reduction sum --skip-first-tokens 0"
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--estimator rb --skip-first-tokens 0", "--estimator rb needs --reduction sum"),
+        ("--estimator rb --reduction sum", "--estimator rb needs --skip-first-tokens 0"),
+        (f"{RB} --skip-first-tokens 1", "--estimator rb needs --skip-first-tokens 0"),
+        (f"{RB} --divergence jsd", "with --divergence jsd use --estimator analytic"),
+        ("--estimator token --divergence forward", "estimates the gradient of the reverse KL"),
+        ("--estimator token --temperature 0.5", "token assumes .* needs --temperature 1, not 0.5"),
+        (f"{RB} --temperature 0.5", "rb assumes .* needs --temperature 1, not 0.5"),
+        ("--temperature 0", "--temperature is 0.0; it must be above 0"),
+        ("--steps 0", "--steps is 0; it must be at least 1"),
+        ("--save-every 0", "--save-every is 0; it must be at least 1"),
+        ("--learning-rate nan", "--learning-rate is nan"),
+        ("--ema-rate 2", "--ema-rate is 2.0; it must be above 0 and at most 1"),
+        ("--skip-first-tokens 9 --max-new-tokens 9", "leaves no token of --max-new-tokens 9"),
+        ("--teacher-model smollm2", "--teacher-model and baselines.py --method reinvoke need each"),
+        ("--data nowhere", "nowhere is not a folder"),
+        ("--teacher-context text", 'field "text" is missing'),
+    ],
+)
+def test_refusals(flags, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    start = ["--preset", "laptop", "--divergence", "reverse", "--output", str(tmp_path / "run")]
+    start += ["--temperature", "1", "--skip-first-tokens", "3"]
+    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+        sdft.main([*start, *flags.split()])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("estimator", ["analytic", "token", "rb"])
+def test_each_estimator_is_allowed_where_it_is_right(estimator):
+    check_config(Config(estimator=estimator, reduction="sum", skip_first_tokens=0))
+    check_config(Config(temperature=0.5, divergence="forward", skip_first_tokens=3))
+
+
+@pytest.mark.parametrize(
+    "argument, choices",
+    [
+        ("--task=chess", "science"),
+        ("--divergence=kl", "reverse"),
+        ("--dtype=float16", "float32"),
+        ("--preset=x", "laptop"),
+        ("--teacher-instruction=x", "plain"),
+        ("--teacher=none", "'ema', 'base', 'student'"),  # a run without a teacher is a baseline
+        ("--teacher=model", "'ema', 'base', 'student'"),
+        ("--method=sft", "unrecognized arguments: --method=sft"),
+    ],
+)
+def test_unknown_values_list_the_choices(argument, choices, capsys):
+    with pytest.raises(SystemExit):
+        sdft.main([argument])
+    assert choices in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("main", [sdft.main, baselines.main])
+def test_help_names_defaults(main, capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "peak; cosine to 0 (default: 1e-05; laptop: 5e-05)" in shown
+    assert "longest completion, in training and evaluation (default: 2048; laptop: 28)" in shown
+
+
+# ---- resuming ----
+
+
+def test_only_free_flags_may_change_on_resume(tmp_path):
+    saved_run(tmp_path)
+    config, checkpoint, about = resumed_config(tmp_path, {"keep_last": 5, "seed": 0}, "sdft.py")
+    assert config.keep_last == 5 and checkpoint.name == "checkpoint-000004"
+    assert about.endswith("; --keep-last is 5, was 1")
+    free = {"log_every", "sample_every", "save_every", "keep_last"}
+    for name in Config.__dataclass_fields__.keys() - free:
+        flag = f"--{name.replace('_', '-')}"
+        message = rf"^a resumed run keeps its configuration; {flag} is other, was [^;]*\. Leave"
+        with pytest.raises(ValueError, match=message):
+            resumed_config(tmp_path, {name: "other"}, "sdft.py")
+
+
+def test_a_run_is_resumed_by_the_script_that_wrote_it(tmp_path):
+    ours, theirs = tmp_path / "science", tmp_path / "science-sft"
+    saved_run(ours)
+    saved_run(theirs, method="sft", teacher="none")
+    for main, run, writer in [(baselines.main, ours, "sdft"), (sdft.main, theirs, "baselines")]:
+        command = f"python {writer}.py --resume {run}"
+        message = f"^error: {run} was written by {writer}.py; continue it with: {command}$"
+        with pytest.raises(SystemExit, match=message):
+            main(["--resume", str(run)])
+
+
+def test_a_folder_without_a_checkpoint_is_named(tmp_path):
+    with pytest.raises(SystemExit, match="has no checkpoint to resume from; name the folder of a"):
+        sdft.main(["--resume", str(tmp_path)])
+
+
+# ---- around a run ----
+
+
+def test_an_existing_folder_is_never_written_into(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [str(new_run_folder(Config())) for _ in range(3)] == [
+        "runs/science",
+        "runs/science-2",
+        "runs/science-3",
+    ]
+    with pytest.raises(SystemExit, match="runs/science exists; .* --resume runs/science"):
+        with run_folder(Config(output="runs/science"), None):
+            pytest.fail("the folder was entered")
+
+
+@pytest.mark.parametrize("found", [None, 4])
+@pytest.mark.parametrize(
+    "error, remedy",
+    [
+        (FloatingPointError("step 5: loss is not finite"), "with a lower --learning-rate"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "with a smaller --micro-batch-tokens"),
+        (RuntimeError("… can't allocate memory: you tried …"), "--gradient-checkpointing"),
+    ],
+)
+def test_an_error_names_the_checkpoint_that_is_there(found, error, remedy, tmp_path):
+    if found:
+        saved_run(tmp_path, step=2)
+        saved_run(tmp_path, step=found)
+    message = explain(error, tmp_path)
+    assert message.startswith(f"{error}\n") and remedy in message
+    resume = f"--resume {tmp_path} goes on from checkpoint-000004"
+    assert (resume in message, "No checkpoint was saved" in message) == (bool(found), not found)
+
+
+def test_only_what_a_user_can_mend_is_explained(tmp_path):
+    assert explain(ValueError("my.jsonl:3: …"), tmp_path) == "my.jsonl:3: …"
+    assert explain(RuntimeError("size mismatch"), tmp_path) is None
+
+
+def test_interrupted_runs_say_how_to_go_on(tmp_path):
+    with pytest.raises(SystemExit, match="a run that has a checkpoint goes on with --resume"):
+        with run_folder(Config(output=str(tmp_path / "run")), None):
+            raise KeyboardInterrupt
+
+
+def test_splits_are_cut_and_complete(tmp_path):
+    splits = load_splits(Config(train_examples=5, eval_examples=3))
+    assert len(splits.train) == 5 and len(splits.validation) == 3 and len(splits.general) > 20
+    assert {name: len(examples) for name, examples in splits.reports.items()} == {"test": 3}
+    knowledge = load_splits(Config(task="knowledge", teacher_context="text+demonstration"))
+    assert list(knowledge.reports) == ["trained wordings", "held-out wordings", "indirect (OOD)"]
+    (tmp_path / "train.jsonl").write_text('{"prompt": "Why?", "demonstration": "x"}\n')
+    with pytest.raises(ValueError, match=re.escape(f'{tmp_path}/train.jsonl:1: field "answer"')):
+        load_splits(Config(data=str(tmp_path)))
