@@ -325,7 +325,7 @@ def finish(run):
     """After the last step: the weights, what they and the best ones score, and the table."""
     models.save_model(run.folder / "last", run.student, run.tokenizer)
     record = json.loads((run.folder / "before.json").read_text())
-    record["config"] = dataclasses.asdict(run.config)
+    record |= {"config": dataclasses.asdict(run.config), "method": run.method}
     record["last"] = report(run, run.splits.reports, "last")
     if run.best is not None and run.best["step"] < run.steps:
         models.load_weights(run.student, run.folder / "best")

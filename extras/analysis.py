@@ -3,15 +3,19 @@
     python extras/analysis.py pass-at-k --model DIR --task science --k 128
     python extras/analysis.py kl-to-base --model DIR --task science --base smollm2
     python extras/analysis.py published --model DIR --task tooluse
+    python extras/analysis.py rescore runs/science --task science
 
 pass-at-k    pass@1, 2, 4, ..., K of answers sampled at temperature 1, top-p 0.95 (Fig. 5)
 kl-to-base   KL(model || base) in nats a token, on the model's own sampled answers (Fig. 2)
 published    greedy tool use, scored by our rule and by the one behind the published figures
+rescore      the answers that a run stored, scored again by scoring.py as it is now: of a run's
+             folder, its answers.jsonl or results/answers/NAME-seedN.jsonl.gz; needs no model
 
 `confidence_interval`, the 95 % interval over seeds, is what the tables of experiments.py show.
 """
 
 import argparse
+import gzip
 import json
 import math
 import re
@@ -26,21 +30,20 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of eval.py
 
-import models  # noqa: E402
-from data import (  # noqa: E402
+import models
+from data import (
     CONTEXTS,
+    REPORTS,
     TASKS,
+    TEACHER_INSTRUCTIONS,
+    check_context,
     encode_prompt,
     load_task,
-    opens_thoughts,
     teacher_messages,
 )
-from eval import Answer, config_of_run, evaluate  # noqa: E402
-from kl_estimators import compare_completions  # noqa: E402
-from sampling import completion_hidden, sample_completions  # noqa: E402
-from scoring import final_answer, score  # noqa: E402
-
-output_head = getattr(models, "output_head", lambda model: model.lm_head)
+from eval import Answer, answers_of, config_of_run, evaluate, split, token_divergence
+from sampling import sample_completions
+from scoring import final_answer, format_table, score, summarise
 
 # two-sided 95 % quantiles of Student's t for 2, 3, ... values: 1, 2, ... degrees of freedom
 T_95 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
@@ -60,6 +63,7 @@ def sample_answers(
     max_new_tokens,
     seed=0,
     context="none",
+    instruction="thinking",
     batch_size=32,
     description=None,
 ):
@@ -68,38 +72,27 @@ def sample_answers(
     Draws are a function of (seed, place of the example, sample): neither batch_size nor a larger
     `samples` changes an answer.
     """
-    prompts = [encode_prompt(tokenizer, teacher_messages(example, context)) for example in examples]
+    messages = [teacher_messages(example, context, instruction) for example in examples]
+    prompts = [encode_prompt(tokenizer, turns) for turns in messages]
     stop, answers = models.stop_tokens(model, tokenizer), [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # less padding
     rows = [(i, j) for i in by_length for j in range(samples)]
     batches = tqdm(split(rows, batch_size), desc=description, leave=False, disable=not description)
     for batch in batches:
         uniforms = [np.random.default_rng([seed, i, j]).random(max_new_tokens) for i, j in batch]
+        some = [prompts[i] for i, _ in batch]
         rollout = sample_completions(
             model,
-            [prompts[i] for i, _ in batch],
+            some,
             max_new_tokens=max_new_tokens,
             uniforms_BT=torch.from_numpy(np.stack(uniforms)),
             temperature=temperature,
             top_p=top_p,
             **stop,
         )
-        for row, (i, _) in enumerate(batch):
-            answers[i].append(read_answer(tokenizer, prompts[i], rollout, row))
+        for (i, _), answer in zip(batch, answers_of(rollout, some, tokenizer), strict=True):
+            answers[i].append(answer)
     return answers
-
-
-def read_answer(tokenizer, prompt, rollout, row):
-    """One row of a rollout as an Answer."""
-    ids = rollout.completion_ids_BT[row][rollout.completion_mask_BT[row]].tolist()
-    # the template wrote this <think>; without it, thoughts cut at the limit would look like answers
-    opened = "<think>" if opens_thoughts(tokenizer, prompt) else ""
-    text = opened + tokenizer.decode(ids, skip_special_tokens=True)
-    return Answer(text, ids, bool(rollout.finished_B[row]))
-
-
-def split(items, size):
-    return [items[i : i + size] for i in range(0, len(items), size)]
 
 
 def pass_at_k(n, correct, k):
@@ -125,7 +118,7 @@ def evaluate_pass_at_k(model, tokenizer, examples, *, k, samples, **how_to_sampl
     answers = sample_answers(model, tokenizer, examples, samples=samples, **how_to_sample)
     right = [
         sum(score(answer.text, example)["correct"] for answer in own)
-        for own, example in zip(answers, examples)
+        for own, example in zip(answers, examples, strict=True)
     ]
     ks = [2**i for i in range(k.bit_length())] + [k]
     shares = {
@@ -138,31 +131,37 @@ def evaluate_pass_at_k(model, tokenizer, examples, *, k, samples, **how_to_sampl
 
 
 @torch.no_grad()
-def kl_to_base(model, base_model, tokenizer, examples, *, batch_size=8, context="none", **how):
+def kl_to_base(
+    model,
+    base_model,
+    tokenizer,
+    examples,
+    *,
+    batch_size=8,
+    context="none",
+    instruction="thinking",
+    **how,
+):
     """Mean over tokens of KL(model || base) on the model's own sampled answers, nats a token.
 
     Answers are sampled at temperature 1 and top-p 1; `how` is max_new_tokens, seed, description.
     Only the model's prompt has `context`, so that a teacher is compared with the base that sees the
     question alone.
     """
-    how |= {"samples": 1, "top_p": 1.0, "context": context, "batch_size": batch_size}
+    seen = {"context": context, "instruction": instruction}
+    how |= seen | {"samples": 1, "top_p": 1.0, "batch_size": batch_size}
     sampled = sample_answers(model, tokenizer, examples, **how)
     total, tokens = 0.0, 0
-    for rows in split(list(zip(examples, sampled)), batch_size):
+    for rows in split(list(zip(examples, sampled, strict=True)), batch_size):
         lengths_B1 = torch.tensor([[len(answer.ids)] for _, (answer,) in rows])
         ids = [torch.tensor(answer.ids) for _, (answer,) in rows]
         ids_BT = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(model.device)
         mask_BT = (torch.arange(ids_BT.shape[1]) < lengths_B1).to(model.device)
-        messages = [teacher_messages(example, context) for example, _ in rows]
-        prompts = [encode_prompt(tokenizer, own) for own in messages]
+        messages = [teacher_messages(example, **seen) for example, _ in rows]
+        prompts = [encode_prompt(tokenizer, turns) for turns in messages]
         base_prompts = [encode_prompt(tokenizer, example.messages) for example, _ in rows]
-        kl_BT, _, _ = compare_completions(
-            completion_hidden(model, prompts, ids_BT, mask_BT),
-            output_head(model),
-            completion_hidden(base_model, base_prompts, ids_BT, mask_BT),
-            output_head(base_model),
-            ids_BT,
-            "reverse",
+        kl_BT, _, _ = token_divergence(
+            model, prompts, base_model, base_prompts, (ids_BT, mask_BT), "reverse"
         )
         total, tokens = total + kl_BT[mask_BT].sum().item(), tokens + mask_BT.sum().item()
     return total / tokens
@@ -211,6 +210,51 @@ def merge(dicts):
     return {key: value for arguments in dicts for key, value in arguments.items()}
 
 
+# ---- stored answers, scored again ----
+
+
+def rescore(file, task, folder=None):
+    """[(label, summary)] of stored answers, by the scorer as it is now.
+
+    file is answers.jsonl, also compressed, or the folder of a run that has it. Raises ValueError
+    for an answer to a question that the data lack.
+    """
+    splits = REPORTS.get(task, {"test": "test"}) | {"validation": "validation"}
+    examples, rows = {}, []
+    for (when, name), texts in read_stored(file).items():
+        if name not in splits:
+            raise ValueError(f'{file}: set "{name}" is not of task {task}: {", ".join(splits)}')
+        if name not in examples:
+            known = load_task(task, splits[name], folder)
+            examples[name] = {example.id: example for example in known}
+        if unknown := texts.keys() - examples[name].keys():
+            raise ValueError(
+                f'{file}: id "{min(unknown)}" is not in the {splits[name]} questions of {task}; '
+                "give the --task and --data of the run"
+            )
+        asked = [examples[name][id] for id in texts]
+        summary = summarise(asked, [Answer(text, [], False) for text in texts.values()])
+        # these two need the token ids, which are not stored
+        rows.append((f"{name}, {when}", summary))
+        del summary["finished"], summary["completion_tokens"]
+    return rows
+
+
+def read_stored(file):
+    """{(when, set): {id: text}}; of equal ones the last, as a resumed run may repeat some."""
+    file = file / "answers.jsonl" if file.is_dir() else file
+    stored = {}
+    try:
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as lines:
+            for line in map(json.loads, lines):
+                stored.setdefault((line["when"], line["set"]), {})[line["id"]] = line["text"]
+    except (OSError, EOFError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{file} cannot be read as the answers of a run ({error!r})") from None
+    if not stored:
+        raise ValueError(f"{file} has no answer in it")
+    return stored
+
+
 # ---- the command ----
 
 
@@ -223,7 +267,9 @@ def measure_pass_at_k(model, tokenizer, examples, args, **how):
     for name, share in summary.items():
         if name.startswith("pass@"):
             print(f"{name:>9}  {share:.1%}")
-    rows = [{"id": example.id, "right": count} for example, count in zip(examples, right)]
+    rows = [
+        {"id": example.id, "right": count} for example, count in zip(examples, right, strict=True)
+    ]
     return {"summary": summary, "right": rows}
 
 
@@ -242,7 +288,7 @@ def measure_published(model, tokenizer, examples, args, **how):
             "answer": answer.text,
             "published": score_published(final_answer(answer.text), example.calls),
         }
-        for example, answer in zip(examples, answers)
+        for example, answer in zip(examples, answers, strict=True)
     ]
     summary["published"] = sum(row["published"] for row in rows) / len(rows)
     print(
@@ -271,6 +317,7 @@ def parse_arguments(argv):
         choices=CONTEXTS,
         help="what the prompt has beside the question",
     )
+    add("--instruction", choices=list(TEACHER_INSTRUCTIONS), help="end of a teacher's prompt")
     add("--limit", type=int, help="only the first N examples")
     add("--max-new-tokens", type=int, help="default: that of the run that left the model, else 64")
     add("--dtype", choices=["float32", "bfloat16"], help="default: that of its run, else float32")
@@ -286,7 +333,13 @@ def parse_arguments(argv):
     parsers["kl-to-base"].add_argument("--base", required=True, help="folder, hub id, or smollm2")
     for name in ("pass-at-k", "kl-to-base"):
         parsers[name].add_argument("--seed", type=int, default=0, help="of the sampled answers")
+    add = measures.add_parser("rescore").add_argument
+    add("answers", type=Path, metavar="FILE_OR_RUN", help="a run, or its stored answers")
+    add("--task", required=True, choices=[task for task in TASKS if task != "general"])
+    add("--data", help="folder with our JSONL files (default: our own samples)")
     args = parser.parse_args(argv)
+    if args.measure == "rescore":
+        return args
     for name in ("limit", "batch_size", "max_new_tokens", "k"):
         value = getattr(args, name, None)
         if value is not None and value < 1:
@@ -298,6 +351,7 @@ def parse_arguments(argv):
     run = config_of_run(args.model)
     args.max_new_tokens = args.max_new_tokens or run.get("max_new_tokens", 64)
     args.dtype = args.dtype or run.get("dtype", "float32")
+    args.instruction = args.instruction or run.get("teacher_instruction", "thinking")
     return args
 
 
@@ -305,17 +359,20 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     args = parse_arguments(argv)
     try:
+        if args.measure == "rescore":
+            print(format_table(rescore(args.answers, args.task, args.data)))
+            return
         examples = load_task(args.task, args.split, args.data)[: args.limit]
         for example in examples:
-            teacher_messages(example, args.context)  # before the model loads: is every field there?
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model, tokenizer = models.load_model(args.model, device, args.dtype)
+            check_context(example, args.context)
+        model, tokenizer = models.load_model(args.model, models.best_device(), args.dtype)
         measured = MEASURES[args.measure](
             model,
             tokenizer,
             examples,
             args,
             context=args.context,
+            instruction=args.instruction,
             max_new_tokens=args.max_new_tokens,
             batch_size=args.batch_size,
             description=args.measure,

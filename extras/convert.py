@@ -83,7 +83,7 @@ def toolalpaca_instructions(tool, place):
         )
     return [
         (f"{place}, instruction {i}", tool | {"Instruction": instruction, "Golden_Answer": answer})
-        for i, (instruction, answer) in enumerate(zip(instructions, golden), start=1)
+        for i, (instruction, answer) in enumerate(zip(instructions, golden, strict=True), start=1)
     ]
 
 
@@ -123,17 +123,14 @@ def sciknoweval(record, place, demonstration):
     choices = field(record, "choices", place, dict)
     if choices.get("label") != ["A", "B", "C", "D"]:
         return f'type "{record.get("type")}", not four choices A to D'
-    options = [
+    texts = field(choices, "text", place, list)
+    if len(texts) != 4:
+        raise ValueError(f'{place}: field "choices" has {len(texts)} texts for four labels')
+    labelled = list(zip("ABCD", texts, strict=True))
+    for label, option in labelled:
         text(option, f'{place}: field "choices", option {label}')
-        for label, option in zip("ABCD", field(choices, "text", place, list))
-    ]
-    if len(options) != 4:
-        raise ValueError(f'{place}: field "choices" has {len(options)} texts for four labels')
-    question = (
-        field(record, "question", place)
-        + "\n\n"
-        + "\n".join(f"{label}: {option}" for label, option in zip("ABCD", options))
-    )
+    options = "\n".join(f"{label}: {option}" for label, option in labelled)
+    question = field(record, "question", place) + "\n\n" + options
     return {
         "prompt": [
             {"role": "system", "content": SCIENCE_SYSTEM},
@@ -172,7 +169,7 @@ def huatuo(record, place, demonstration):
 def trl(record, place, demonstration):
     row = {
         name: record[name]
-        for name in ("id", "answer", "calls", "key_facts", "text", "reference")
+        for name in ("id", "answer", "options", "calls", "key_facts", "text", "reference")
         if record.get(name) is not None
     }
     if "messages" in record:

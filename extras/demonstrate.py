@@ -23,9 +23,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of data.py
 
-from data import TASKS, read_jsonl, teacher_messages  # noqa: E402
-from judge import ask_all, ask_server  # noqa: E402
-from scoring import score  # noqa: E402
+from judge import ask_all, ask_server, load_to_sample
+
+from data import TASKS, read_jsonl, teacher_messages
+from scoring import score
 
 # flags for --model alone, and for --url alone
 LOCAL = {"temperature": 1.0, "top_p": 0.95, "max_new_tokens": 256, "batch_size": 32, "seed": 0}
@@ -56,8 +57,9 @@ def demonstrate(examples, sample, samples):
 
 
 def is_demonstration(answer, example):
-    """Whether an answer is right and can be read back: data.py refuses a NUL and half a surrogate
-    pair, which a model may write.
+    """Whether an answer is right and can be read back.
+
+    data.py refuses a NUL and half a surrogate pair, which a model may write.
     """
     return (
         answer is not None
@@ -70,9 +72,8 @@ def local_sampler(name, context, samples, *, temperature, top_p, max_new_tokens,
     """sample(examples, n) for `demonstrate` with a model on this machine."""
     # imported here: a server needs none of it
     from analysis import sample_answers
-    from models import load_model_to_sample
 
-    model, tokenizer = load_model_to_sample(name)
+    model, tokenizer = load_to_sample(name)
 
     def sample(examples, n):
         # a seed of its own for each (seed, n): draws are a function of the seed and an example's
@@ -96,8 +97,9 @@ def local_sampler(name, context, samples, *, temperature, top_p, max_new_tokens,
 
 
 def server_sampler(url, model, context, *, workers, cache):
-    """sample(examples, n) for `demonstrate` with a model on a server; n is in the cache's key, so
-    that each sample is asked for.
+    """sample(examples, n) for `demonstrate` with a model on a server.
+
+    n is in the cache's key, so that each sample is asked for.
     """
 
     def sample(examples, n):

@@ -28,8 +28,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of data.py
 
-from data import load_task  # noqa: E402
-from scoring import final_answer  # noqa: E402
+from data import encode_prompt, load_task
+from scoring import final_answer
 
 INSTRUCTIONS = {
     "medical": """Compare a model's response to a medical question with the reference answer.
@@ -100,8 +100,9 @@ def parse_verdict(reply, task):
 
 
 def summarise(verdicts, task):
-    """n, and the shares of correct (strict), lenient (knowledge only: also PARTIALLY_CORRECT),
-    incorrect and unparsable.
+    """n, and the shares of correct (strict), lenient, incorrect and unparsable.
+
+    Knowledge alone has lenient: CORRECT or PARTIALLY_CORRECT.
     """
     n = len(verdicts)
     share = {word: verdicts.count(word) / n for word in VERDICTS[task] + [None]}
@@ -196,9 +197,7 @@ def cache_key(asked, prompt):
 
 
 def read_cache(file):
-    """{key: reply}. A last line without its end was being written when a run was killed: it is cut
-    off the file.
-    """
+    """{key: reply}. A last line without an end, left by a killed run, is cut off the file."""
     if not file.exists():
         return {}
     text = file.read_text(encoding="utf-8", errors="replace")
@@ -226,14 +225,14 @@ def ask_all(prompts, asked, ask, cache_file, workers=1):
     """
     replies = read_cache(cache_file)
     keys = [cache_key(asked, prompt) for prompt in prompts]
-    missing = {key: prompt for key, prompt in zip(keys, prompts) if key not in replies}
+    missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in replies}
     cache_file.parent.mkdir(parents=True, exist_ok=True)
     with (
         open(cache_file, "a", encoding="utf-8", buffering=1) as cache,
         ThreadPoolExecutor(workers) as pool,
     ):
         # an error in one cancels those not yet begun
-        for key, reply in zip(missing, pool.map(ask, missing.values())):
+        for key, reply in zip(missing, pool.map(ask, missing.values()), strict=True):
             replies[key] = reply
             cache.write(json.dumps({"key": key, "asked": asked, "reply": reply}) + "\n")
     return [replies[key] for key in keys]
@@ -242,16 +241,22 @@ def ask_all(prompts, asked, ask, cache_file, workers=1):
 # ---- a local judge ----
 
 
-def local_judge(name, max_new_tokens):
-    """(name of the judge for the cache, ask) for a model; the name changes when the weights in its
-    folder are written anew.
-    """
-    # imported here: a judge on a server needs none of it
-    from data import encode_prompt
-    from eval import answer_greedily
-    from models import load_model_to_sample
+def load_to_sample(name):
+    """(model, tokenizer) for sampling alone: in bfloat16 on a GPU, in float32 on a CPU."""
+    from models import best_device, load_model  # here: a judge on a server needs neither
 
-    model, tokenizer = load_model_to_sample(name)
+    device = best_device()
+    return load_model(name, device, "bfloat16" if device == "cuda" else "float32")
+
+
+def local_judge(name, max_new_tokens):
+    """(name of the judge for the cache, ask) of a model.
+
+    The name changes when the weights in its folder are written anew.
+    """
+    from eval import answer_greedily
+
+    model, tokenizer = load_to_sample(name)
     changed = max((file.stat().st_mtime_ns for file in Path(name).glob("*.safetensors")), default=0)
 
     def ask(prompt):
@@ -340,7 +345,7 @@ def main(argv=None):
     if args.json:
         rows = [
             {"id": example.id, "verdict": verdict, "reply": reply}
-            for (example, _), verdict, reply in zip(pairs, verdicts, replies)
+            for (example, _), verdict, reply in zip(pairs, verdicts, replies, strict=True)
         ]
         record = {
             "judge": args.model or args.judge_model,

@@ -28,11 +28,11 @@ from kl_estimators import (
     forward_kl,
     jensen_shannon,
     rao_blackwell_surrogate,
-    reverse_kl,  # noqa: E402
+    reverse_kl,
     sequence_sum,
     token_surrogate,
 )
-from optim import join_float32, split_float32  # noqa: E402
+from optim import join_float32, split_float32
 
 EMA_RATES = {
     "frozen base": 0.0,
@@ -108,15 +108,15 @@ def estimator_quality(seed=0, skip_first_tokens=0, V=4, T=3):
     mask_NT = (torch.arange(T) >= skip_first_tokens).expand_as(student_NT)
     kl_NT = reverse_kl(student_NTV, teacher_NTV)
     surrogates = {
-        "token": token_surrogate(student_NT, teacher_NT),
-        "analytic": analytic_surrogate(kl_NT),
-        "rb": rao_blackwell_surrogate(kl_NT, student_NT),
+        "analytic": analytic_surrogate(kl_NT, student_NT, teacher_NT),
+        "token": token_surrogate(kl_NT, student_NT, teacher_NT),
+        "rb": rao_blackwell_surrogate(kl_NT, student_NT, teacher_NT),
         "forward KL": forward_kl(student_NTV, teacher_NTV),
         "jsd": jensen_shannon(student_NTV, teacher_NTV),
     }
     if skip_first_tokens:  # the trap: score terms of masked tokens dropped as well
         surrogates["rb, score terms masked too"] = rao_blackwell_surrogate(
-            kl_NT, student_NT * mask_NT
+            kl_NT, student_NT * mask_NT, teacher_NT
         )
     probability_N = student_NT.sum(1).exp()
     g_K = gradient((probability_N * ((student_NT - teacher_NT) * mask_NT).sum(1)).sum(), student_PV)
@@ -181,9 +181,11 @@ def train_teachers(sampled, seed=0, repeats=1, batch_size=8, recorded_steps=RECO
             drawn_RB = torch.multinomial(weight_RN, batch_size, True, generator=generator)
             share_RB = torch.full(drawn_RB.shape, 1 / batch_size, dtype=torch.float64)
             weight_RN = torch.zeros_like(weight_RN).scatter_add(1, drawn_RB, share_RB)
-        seen_by_teacher_RNTV = next_logprobs(world, teacher_RPV + world.bonus_PV)
-        kl_RNT = reverse_kl(next_logprobs(world, student_RPV), seen_by_teacher_RNTV)
-        (weight_RN * analytic_surrogate(kl_RNT).sum(-1)).sum().backward()  # l. 15-16
+        tables = student_RPV, teacher_RPV + world.bonus_PV
+        kl_RNT = reverse_kl(*(next_logprobs(world, table_RPV) for table_RPV in tables))
+        token_logprobs_RNT = [token_logprobs(world, table_RPV) for table_RPV in tables]
+        loss_RNT = analytic_surrogate(kl_RNT, *token_logprobs_RNT)
+        (weight_RN * loss_RNT.sum(-1)).sum().backward()  # l. 15-16
         optimizer.step()  # l. 18
         optimizer.zero_grad()
         teacher_RPV += rate_R11 * (student_RPV.detach() - teacher_RPV)  # l. 19
@@ -311,8 +313,8 @@ def reward_identities(seed=0, strength=0.7):
     shipped_K = {
         name: gradient((fixed_N * surrogate_NT.sum(1)).sum(), student_PV)
         for name, surrogate_NT in {
-            "rb": rao_blackwell_surrogate(stepwise_NT, student_NT),
-            "analytic": analytic_surrogate(stepwise_NT),
+            "rb": rao_blackwell_surrogate(stepwise_NT, student_NT, teacher_NT),
+            "analytic": analytic_surrogate(stepwise_NT, student_NT, teacher_NT),
         }.items()
     }
     errors = {

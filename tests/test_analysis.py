@@ -6,6 +6,7 @@ in test_tooluse.py).
 """
 
 import copy
+import gzip
 import json
 import math
 import sys
@@ -14,16 +15,17 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-
 from conftest import ROOT, tiny_llama
+
+import scoring
 from data import Example, encode_prompt, teacher_messages
 from models import stop_tokens
 from sampling import sample_completions
 
 sys.path.insert(0, str(ROOT / "extras"))
 
-import analysis  # noqa: E402
-from analysis import (  # noqa: E402
+import analysis
+from analysis import (
     confidence_interval,
     evaluate_pass_at_k,
     kl_to_base,
@@ -107,11 +109,13 @@ def test_sampled_answers_do_not_depend_on_batches_or_their_number(model, tokeniz
 
 
 def test_sampled_answers_see_the_context_and_the_temperature(model, tokenizer):
-    plain, with_context, cold = (
+    seen = {"context": "demonstration"}
+    plain, thinking, no_thoughts, cold = (
         sample_answers(model, tokenizer, questions(1), samples=3, max_new_tokens=6, **how)[0]
-        for how in ({}, {"context": "demonstration"}, {"temperature": 1e-4})
+        for how in ({}, seen, seen | {"instruction": "plain"}, {"temperature": 1e-4})
     )
-    assert plain != with_context and len({tuple(answer.ids) for answer in cold}) == 1
+    assert plain != thinking != no_thoughts != plain
+    assert len({tuple(answer.ids) for answer in cold}) == 1
 
 
 def test_summary_of_pass_at_k(model, tokenizer, monkeypatch):
@@ -184,7 +188,7 @@ def test_kl_to_base_equals_a_dense_computation(model, tokenizer, context, monkey
         seed=2,
         context=context,
     )
-    for example, (answer,) in zip(questions(), sampled):
+    for example, (answer,) in zip(questions(), sampled, strict=True):
         lengths.add(len(answer.ids))
         shown = teacher_messages(example, context)
         p, q = (
@@ -219,6 +223,81 @@ def test_thoughts_that_the_template_opened_are_in_the_answer(model, tokenizer):
     tokenizer.chat_template = opened
     [[answer]] = sample_answers(model, tokenizer, questions(1), samples=1, max_new_tokens=2)
     assert answer.text.startswith("<think>") and len(answer.ids) <= 2
+
+
+# ---- stored answers ----
+
+
+def stored(*answers):
+    lines = [dict(zip(("when", "set", "id", "text"), answer, strict=True)) for answer in answers]
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Two test questions, whose right letter is A, and a validation question."""
+    line = {"prompt": "A or B?", "answer": "A", "demonstration": "The answer is A."}
+    for split, ids in (("test", "pq"), ("validation", "r")):
+        lines = "".join(json.dumps(line | {"id": id}) + "\n" for id in ids)
+        (tmp_path / f"{split}.jsonl").write_text(lines)
+    return tmp_path
+
+
+ANSWERS = [
+    ("before", "test", "p", "The answer is A."),
+    ("before", "test", "q", "The answer is B."),
+    ("step 5", "validation", "r", "no letter"),
+    ("step 5", "validation", "r", "<answer>A</answer>"),  # a resumed run came here again
+    ("last", "test", "p", "A!"),
+    ("last", "test", "q", "The answer is A."),
+]
+
+
+def test_rescore_reads_runs_files_and_compressed_files(data, capsys):
+    (data / "answers.jsonl").write_text(stored(*ANSWERS))
+    with gzip.open(data / "science-seed0.jsonl.gz", "wt") as file:
+        file.write(stored(*ANSWERS))
+    shares = {"test, before": 0.5, "validation, step 5": 1.0, "test, last": 0.5}
+    for name in (".", "answers.jsonl", "science-seed0.jsonl.gz"):
+        rows = analysis.rescore(data / name, "science", data)
+        assert {label: summary["correct"] for label, summary in rows} == shares
+        analysis.main(["rescore", str(data / name), "--task", "science", "--data", str(data)])
+        before, step, last = capsys.readouterr().out.splitlines()[1:4]
+        assert before.split()[:4] == ["test,", "before", "2", "50.0%"]
+        assert step.split()[:5] == ["validation,", "step", "5", "1", "100.0%"]
+        assert "finished" not in before and last.split()[3] == "50.0%"
+
+
+def test_a_changed_scorer_changes_the_table(data, monkeypatch, capsys):
+    """Another scorer takes "A!" for right, too; no model is loaded."""
+    (data / "answers.jsonl").write_text(stored(*ANSWERS))
+    monkeypatch.setattr(analysis.models, "load_model", lambda *_: pytest.fail("a model loads"))
+
+    def lenient(text, answer):
+        return {"correct": answer in text, "well_formed": False}
+
+    monkeypatch.setattr(scoring, "score_science", lenient)
+    analysis.main(["rescore", str(data), "--task", "science", "--data", str(data)])
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[3].split()[3] == "100.0%" and "50.0%" in printed.splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    "answers, message",
+    [
+        ([("last", "test", "z", "A")], 'id "z" is not in the test questions of science; give'),
+        ([("last", "held-out wordings", "p", "A")], 'set "held-out wordings" is not of task'),
+        ([], "has no answer in it"),
+        ("[1]\n", "cannot be read as the answers of a run"),
+        (None, "cannot be read as the answers of a run"),
+    ],
+)
+def test_what_cannot_be_scored_again(answers, message, data):
+    if answers is not None:
+        text = answers if isinstance(answers, str) else stored(*answers)
+        (data / "answers.jsonl").write_text(text)
+    with pytest.raises(SystemExit, match=message):
+        analysis.main(["rescore", str(data), "--task", "science", "--data", str(data)])
 
 
 # ---- the command line ----

@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from conftest import ROOT
+
 from data import TASKS, load_task
 
 sys.path.insert(0, str(ROOT / "extras"))
-from convert import SCIENCE_SYSTEM, SPLITS, convert  # noqa: E402
+from convert import SCIENCE_SYSTEM, SPLITS, convert
 
 SHARED = Path(os.environ.get("SDFT_SHARED_DATA", "not given"))
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="SDFT_SHARED_DATA names no folder")
@@ -393,7 +393,10 @@ def save_to_disk(folder, records):
     pyarrow = pytest.importorskip("pyarrow")
     folder.mkdir(parents=True)
     names = ["data-00000-of-00002.arrow", "data-00001-of-00002.arrow"]
-    for name, rows in [*zip(names, (records[:1], records[1:])), ("cache-1.arrow", records)]:
+    for name, rows in [
+        *zip(names, (records[:1], records[1:]), strict=True),
+        ("cache-1.arrow", records),
+    ]:
         table = pyarrow.Table.from_pylist(rows)
         with (
             pyarrow.OSFile(str(folder / name), "wb") as sink,

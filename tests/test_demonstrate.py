@@ -7,15 +7,15 @@ import json
 import sys
 
 import pytest
-
 from conftest import KEY, ROOT
+
 from data import Example, read_jsonl
 from models import load_model
 
 sys.path.insert(0, str(ROOT / "extras"))
 
-import demonstrate  # noqa: E402
-from analysis import sample_answers  # noqa: E402
+import demonstrate
+from analysis import sample_answers
 
 RECORDS = [
     {"id": "a", "prompt": "A {or} B?", "answer": "A"},
@@ -174,7 +174,7 @@ def test_with_a_model(tiny_folder, tmp_path):
     [
         ({}, [], "no question got a demonstration, and nothing was written"),
         ({"demonstration": "d"}, [], 'questions.jsonl:1: field "demonstration" is there already'),
-        ({"answer": "E"}, [], 'questions.jsonl:1: field "answer" is "E"'),
+        ({"answer": "E"}, [], 'questions.jsonl:1: field "answer" is .E'),
         ({}, ["--context", "text"], 'questions.jsonl:1: field "text" is missing'),
     ],
 )

@@ -6,13 +6,13 @@ import json
 import sys
 
 import pytest
-
 from conftest import KEY, ROOT
+
 from data import Example, load_task
 
 sys.path.insert(0, str(ROOT / "extras"))
 
-import judge  # noqa: E402
+import judge
 
 QUESTION = [{"role": "user", "content": "Is it?"}]
 

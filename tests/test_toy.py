@@ -11,12 +11,11 @@ from itertools import product
 
 import pytest
 import torch
-
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "extras"))
 
-import toy  # noqa: E402
+import toy
 
 V, T = 4, 3
 ROWS = {
@@ -216,7 +215,9 @@ def quantities(world, student, teacher_of_base):
     whole = list(product(range(V), repeat=T))
     demonstration = world.demonstration_T.tolist()
     return {
-        "reward": sum(p[y] * sum(a == b for a, b in zip(y, demonstration)) / T for y in whole),
+        "reward": sum(
+            p[y] * sum(a == b for a, b in zip(y, demonstration, strict=True)) / T for y in whole
+        ),
         "kl_to_base": sum(p[y] * math.log(p[y] / base[y]) for y in whole),
         "kl_to_tilt": sum(p[y] * math.log(p[y] / q[y]) for y in whole),
         "entropy": -sum(p[y] * math.log(p[y]) for y in whole),
@@ -240,14 +241,18 @@ def test_three_exact_steps_equal_the_closed_form():
             for key, value in quantities(world, student, tilt).items():
                 assert curves[name][key][step] == pytest.approx(value, abs=1e-10)
             bonus = world.bonus_PV.tolist()
-            target = [[z + b for z, b in zip(*rows)] for rows in zip(weights, bonus)]
+            target = [
+                [z + b for z, b in zip(*rows, strict=True)]
+                for rows in zip(weights, bonus, strict=True)
+            ]
             _, stepwise, _ = closed_forms(student, target)
             student = [
                 [student[row][v] - stepwise[prefix, v] for v in range(V)]
                 for prefix, row in ROWS.items()
             ]
             weights = [
-                [w + rate * (z - w) for w, z in zip(*rows)] for rows in zip(weights, student)
+                [w + rate * (z - w) for w, z in zip(*rows, strict=True)]
+                for rows in zip(weights, student, strict=True)
             ]
 
 
@@ -320,7 +325,9 @@ def test_weight_and_remainder_are_the_float32_number():
     high, low = toy.split(weights)
     assert high.dtype == torch.bfloat16 and low.dtype == torch.int16
     assert torch.equal(toy.join_float32(high, low).view(torch.int32), weights.view(torch.int32))
-    for weight, bfloat16, remainder in zip(weights.tolist(), high.float().tolist(), low.tolist()):
+    for weight, bfloat16, remainder in zip(
+        weights.tolist(), high.float().tolist(), low.tolist(), strict=True
+    ):
         bits, rounded = (
             struct.unpack("<I", struct.pack("<f", value))[0] for value in (weight, bfloat16)
         )

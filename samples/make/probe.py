@@ -270,10 +270,10 @@ def pattern(form, wanted):
     without case and the signs around their words.
     """
     signs = r"[\W_]*"
-    if form in ("words", "items"):
-        end, inside = (r"\s", r"\S") if form == "words" else (r"[,\n]", r"[^,\n]")
-        part = rf"{signs}{inside}*[^\W_]{inside}*"
-        return rf"{part}(?:{end}{part}){{{wanted - 1}}}{signs}"
+    if form == "words":
+        return rf"{signs}(?:[^\W_]\S*(?:\s{signs}|$)){{{wanted}}}"
+    if form == "items":
+        return rf"{signs}(?:[^\W_][^,\n]*(?:[,\n]{signs}|$)){{{wanted}}}"
     if form == "uppercase":
         return r"[^a-z]*[A-Z][^a-z]*"
     if form == "lowercase":
