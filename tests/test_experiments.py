@@ -7,14 +7,15 @@ import subprocess
 import sys
 
 import pytest
-
 from conftest import ROOT
+
 from data import load_task
 
 sys.path.insert(0, str(ROOT / "extras"))
 
-import eval as evaluation  # noqa: E402
 import experiments  # noqa: E402
+
+import eval as evaluation  # noqa: E402
 import sdft  # noqa: E402
 
 TINY = (

@@ -13,10 +13,9 @@ import sys
 import time
 from pathlib import Path
 
+import conftest  # noqa: F401  puts the folder of sdft.py on the path
 import torch
 from safetensors.torch import load_file
-
-import conftest  # noqa: F401  puts the folder of sdft.py on the path
 
 import sdft
 from models import list_checkpoints

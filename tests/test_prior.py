@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from conftest import ROOT
+
 from models import load_model
 
 sys.path.insert(0, str(ROOT / "extras"))
