@@ -200,13 +200,13 @@ def take_steps(shape, dtype, checkpointing, offload, steps=2):
     """Steps of a random model on random prompts: no completion ends early."""
     from transformers import AutoModelForCausalLM
 
-    from models import checkpoint_layers, use_small_products
+    from data import Pair
+    from models import checkpoint_layers
     from optim import AdamW
     from sdft import Batch, sdft_step
 
     student = AutoModelForCausalLM.from_config(llama_config(*shape), dtype=getattr(torch, dtype))
-    use_small_products(student.eval())
-    optimizer = AdamW(student, offload=offload)
+    optimizer = AdamW(student.eval(), offload=offload)
     teacher = copy.deepcopy(student).requires_grad_(False)
     if checkpointing:
         checkpoint_layers(student)
@@ -217,7 +217,8 @@ def take_steps(shape, dtype, checkpointing, offload, steps=2):
         longer = torch.randint(shape[0], (B, STEP["max_teacher_prompt_tokens"])).tolist()
         uniforms_BT = torch.rand(B, T, dtype=torch.float64)
         stop = {"eos_token_ids": [shape[0]], "pad_token_id": 0}
-        batch = Batch(step, ["random"] * B, prompts, longer, uniforms_BT, 1e-5, stop)
+        pairs = [Pair("random", *pair) for pair in zip(prompts, longer, strict=True)]
+        batch = Batch(step, pairs, uniforms_BT, 1e-5, stop)
         sdft_step(student, teacher, optimizer, batch, Config(**fields))
 
 

@@ -168,7 +168,7 @@ def test_curves_are_normalised_by_the_best_of_any_method():
     """
     sdft, sft = plot.sequence_curves(list(SEQUENCES.values()))
     assert [step for step, _ in sdft["science"]] == [0, 5, 10, 30]
-    first, second = zip(*(seeds for _, seeds in sdft["science"]))
+    first, second = zip(*(seeds for _, seeds in sdft["science"]), strict=True)
     assert first == pytest.approx([0, 0, 0.75, 0.75]) and second == pytest.approx(
         [0, 0.5, 1.25, 0.75]
     )
@@ -187,7 +187,7 @@ def test_pass_at_k_by_k():
 def drawn(ax):
     """{label: [(x, y), ...]} of the lines that have a label."""
     lines = [line for line in ax.get_lines() if not line.get_label().startswith("_")]
-    return {line.get_label(): list(zip(*line.get_data())) for line in lines}
+    return {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in lines}
 
 
 def figure_of(picture, files, folder):
@@ -217,7 +217,7 @@ def test_trade_off_is_drawn(folder):
 def test_sequences_are_drawn(folder):
     sdft, sft = figure_of("sequence", ["sequence-sdft", "sequence-sft"], folder).axes
     assert (sdft.get_title(), sft.get_title()) == ("sequence-sdft", "sequence-sft")
-    steps, values = zip(*drawn(sft)["science"])
+    steps, values = zip(*drawn(sft)["science"], strict=True)
     assert steps == (0, 5, 10, 30) and values == pytest.approx((0, 0.5, 0.5, -0.25))
     assert [value for _, value in drawn(sdft)["science"]] == pytest.approx([0, 0.25, 1, 0.75])
     assert drawn(sft)["medical: no method above the base"] == []
