@@ -156,7 +156,7 @@ def ask_server(
         try:
             with opener.open(request, timeout=timeout) as response:
                 reply = read_reply(read_body(response, timeout))
-            return reply.replace(key, "[key]") if len(key) >= SHORTEST_KEY else reply
+            return redact(reply, key)
         except urllib.error.HTTPError as error:
             error.close()
             # neither its phrase nor its body, which may repeat the key
@@ -197,6 +197,14 @@ def read_key(key_env):
     if not re.fullmatch("[!-~]*", key):
         raise ValueError(f"{key_env} holds white space or a character outside ASCII; set it again")
     return key
+
+
+def redact(reply, key):
+    """The reply without the key, should a server repeat it, be it in JSON's escapes."""
+    if len(key) < SHORTEST_KEY:
+        return reply
+    forms = (rf"(?:{re.escape(c)}|\\u{ord(c):04x}|\\{re.escape(c)})" for c in key)
+    return re.sub("".join(forms), "[key]", reply, flags=re.IGNORECASE)
 
 
 def read_body(response, seconds):
@@ -249,8 +257,7 @@ def read_cache(file):
             replies[record["key"]] = record["reply"]
         except (ValueError, LookupError, TypeError):
             raise ValueError(
-                f"{file}:{number}: not a line of a cache of replies; remove the line, or name "
-                "another --cache"
+                f"{file}:{number}: not a line of a cache of replies; remove the line, or the file"
             ) from None
     return replies
 
@@ -292,23 +299,24 @@ def _keep(future, key_of, asked, replies, cache):
         cache.write(json.dumps({"key": key, "asked": asked, "reply": replies[key]}) + "\n")
 
 
-# ---- a local judge ----
+# ---- asking a model in this process ----
 
 
-def local_judge(name, max_new_tokens):
-    """(name of the judge for the cache, ask) for a model; the name changes when the weights in its
-    folder are written anew.
+def local_model(name, max_new_tokens):
+    """(name for the cache, ask) for a model; the name changes when the weights in its folder are
+    written anew. ask takes a string or a list of chat turns.
     """
-    # imported here: a judge on a server needs none of it
+    # imported here: a server needs none of it
     from data import encode_prompt
     from eval import answer_greedily
-    from models import load_model_to_sample
+    from models import best_device, load_model
 
-    model, tokenizer = load_model_to_sample(name)
+    model, tokenizer = load_model(name, best_device())
     changed = max((file.stat().st_mtime_ns for file in Path(name).glob("*.safetensors")), default=0)
 
     def ask(prompt):
-        ids = encode_prompt(tokenizer, [{"role": "user", "content": prompt}])
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        ids = encode_prompt(tokenizer, turns)
         return answer_greedily(model, tokenizer, [ids], max_new_tokens)[0].text
 
     return f"{Path(name).resolve() if changed else name} {changed} greedy {max_new_tokens}", ask
@@ -373,7 +381,7 @@ def main(argv=None):
             def ask(prompt):
                 return ask_server(args.url, args.model, [{"role": "user", "content": prompt}])
         else:
-            (judge, ask), workers = local_judge(args.judge_model, max_new_tokens=16), 1
+            (judge, ask), workers = local_model(args.judge_model, max_new_tokens=16), 1
         replies = ask_all(prompts, judge, ask, args.cache, workers)
     except ValueError as error:
         sys.exit(f"error: {error}")
@@ -393,7 +401,7 @@ def main(argv=None):
     if args.json:
         rows = [
             {"id": example.id, "verdict": verdict, "reply": reply}
-            for (example, _), verdict, reply in zip(pairs, verdicts, replies)
+            for (example, _), verdict, reply in zip(pairs, verdicts, replies, strict=True)
         ]
         record = {
             "judge": args.model or args.judge_model,

@@ -6,8 +6,8 @@ import json
 import sys
 
 import pytest
-
 from conftest import KEY, ROOT
+
 from data import Example, load_task
 
 sys.path.insert(0, str(ROOT / "extras"))
