@@ -4,6 +4,7 @@ writes down what it was asked.
 
 import json
 import sys
+import time
 
 import pytest
 from conftest import KEY, ROOT
@@ -232,6 +233,18 @@ def test_a_reply_without_end_is_given_up(server):
     server.script = [(200, {}, "x" * (judge.MAX_REPLY_BYTES + 1))]
     with pytest.raises(ValueError, match=f"longer than {judge.MAX_REPLY_BYTES} bytes"):
         judge.ask_server(server.url, "gpt", QUESTION, attempts=1)
+
+
+def test_a_reply_that_trickles_is_given_up():
+    """The timeout of a socket begins anew at each byte."""
+
+    class Trickle:
+        def read1(self, size):
+            time.sleep(0.02)
+            return bytes(2**18)
+
+    with pytest.raises(TimeoutError):
+        judge.read_body(Trickle(), seconds=0.05)
 
 
 @pytest.fixture
