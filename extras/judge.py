@@ -23,8 +23,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of data.py
 
@@ -121,28 +123,30 @@ def summarise(verdicts, task):
 # ---- asking a server ----
 
 
+MAX_REPLY_BYTES = 4 * 2**20
+SHORTEST_KEY = 12  # anything shorter is a placeholder, such as EMPTY, and may be an ordinary word
+
+
 class NoRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_):
         return None  # an error: urllib would send the key to the new host
 
 
-def ask_server(url, model, messages, timeout=120, attempts=6, sleep=time.sleep):
+def ask_server(
+    url, model, messages, timeout=120, attempts=6, sleep=time.sleep, key_env="OPENAI_API_KEY"
+):
     """The reply of an OpenAI-compatible server to chat turns -> str, "" if it is cut or no text.
 
-    429, 5xx, timeouts and broken connections are tried again after 1, 2, 4, … seconds, or after the
-    server's Retry-After, of at most a minute. No temperature is sent: reasoning models refuse one.
-    Raises ValueError that says what to do; no key is in it.
+    429, 5xx, timeouts, broken connections and bodies that are no chat completion are tried again
+    after 1, 2, 4, … seconds, or after the server's Retry-After, of at most a minute. No temperature
+    is sent: reasoning models refuse one. Raises ValueError that says what to do; no key is in it,
+    and none in the reply.
     """
-    if not url.startswith(("http://", "https://")):
-        raise ValueError(f"--url {url} must begin with http:// or https://")
+    check_url(url)
+    key = read_key(key_env)
     body = json.dumps({"model": model, "messages": messages}).encode()
     headers = {"Content-Type": "application/json"}
-    key = os.environ.get("OPENAI_API_KEY", "").strip()
     if key:
-        if not re.fullmatch("[!-~]+", key):  # http.client would print it whole in its own complaint
-            raise ValueError(
-                "OPENAI_API_KEY holds white space or a character outside ASCII; set it again"
-            )
         headers["Authorization"] = "Bearer " + key
     request = urllib.request.Request(
         url.rstrip("/") + "/chat/completions", data=body, headers=headers
@@ -152,41 +156,82 @@ def ask_server(url, model, messages, timeout=120, attempts=6, sleep=time.sleep):
         wait = 2.0**attempt
         try:
             with opener.open(request, timeout=timeout) as response:
-                return read_reply(response.read(), url)
+                reply = read_reply(read_body(response, timeout))
+            return redact(reply, key)
         except urllib.error.HTTPError as error:
             error.close()
-            reason = f"HTTP {error.code} {error.reason}"  # not its body, which may repeat the key
+            # neither its phrase nor its body, which may repeat the key
+            reason = f"HTTP {error.code} {http.client.responses.get(error.code, '')}".strip()
             if error.code != 429 and error.code < 500:
                 raise ValueError(
-                    f"{url} refused the request: {reason}. Check --url, --model and OPENAI_API_KEY"
+                    f"{url} refused the request: {reason}. Check --url, --model and {key_env}"
                 ) from None
-            if (error.headers.get("Retry-After") or "").isdigit():
+            if re.fullmatch("[0-9]{1,9}", error.headers.get("Retry-After") or ""):
                 wait = min(float(error.headers["Retry-After"]), 60.0)
-        except (
-            OSError,
-            http.client.HTTPException,
-        ) as error:  # URLError and TimeoutError are OSErrors
+        except http.client.HTTPException as error:
+            reason = type(error).__name__  # its text may be what the server sent
+        except (OSError, ValueError) as error:  # URLError and TimeoutError are OSErrors
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         if attempt + 1 < attempts:
             sleep(wait)
     raise ValueError(
         f"{url} gave no answer in {attempts} attempts; the last one: {reason}. Run the same "
-        "command again later: "
-        "what was answered already is in the cache"
+        "command again later: what was answered already is kept"
     )
 
 
-def read_reply(body, url):
+def check_url(url):
+    if not re.fullmatch(r"https?://[^\s?#@]+", url):
+        shown = "" if "@" in url or "?" in url else f" {url}"  # it may hold a password
+        raise ValueError(
+            f"--url{shown} must begin with http:// or https:// and hold no white space, user, "
+            "password or query"
+        )
+
+
+def read_key(key_env):
+    """The key in an environment variable, "" if there is none; ValueError for what no header holds.
+
+    http.client would print such a key whole in its own complaint.
+    """
+    key = os.environ.get(key_env, "").strip()
+    if not re.fullmatch("[!-~]*", key):
+        raise ValueError(f"{key_env} holds white space or a character outside ASCII; set it again")
+    return key
+
+
+def redact(reply, key):
+    """The reply without the key, should a server repeat it, be it in JSON's escapes."""
+    if len(key) < SHORTEST_KEY:
+        return reply
+    forms = (rf"(?:{re.escape(c)}|\\u{ord(c):04x}|\\{re.escape(c)})" for c in key)
+    return re.sub("".join(forms), "[key]", reply, flags=re.IGNORECASE)
+
+
+def read_body(response, seconds):
+    """The whole body; OSError for one that is too long, or takes longer however it trickles."""
+    deadline, body = time.monotonic() + seconds, b""
+    while chunk := response.read1(65536):
+        body += chunk
+        if len(body) > MAX_REPLY_BYTES:
+            raise OSError(f"the reply is longer than {MAX_REPLY_BYTES} bytes")
+        if time.monotonic() > deadline:
+            raise TimeoutError("timed out")
+    return body
+
+
+def read_reply(body):
     """choices[0].message.content of a chat completion; "" if it is null (a refusal) or was cut."""
     try:
         choice = json.loads(body)["choices"][0]
-        content = choice["message"]["content"]
-    except (ValueError, LookupError, TypeError):
+        content, cut = choice["message"]["content"], choice.get("finish_reason") == "length"
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        # not the body, which may repeat the key
         raise ValueError(
-            f"{url} sent no chat completion but {body[:100]!r}; is --url the address in front "
-            "of /chat/completions?"
+            f"it sent no chat completion, but {len(body)} bytes of something else; is --url the "
+            "address in front of /chat/completions?"
         ) from None
-    return content if isinstance(content, str) and choice.get("finish_reason") != "length" else ""
+    return content if isinstance(content, str) and not cut else ""
 
 
 # ---- the cache: one JSON object a line ----
@@ -200,67 +245,76 @@ def read_cache(file):
     """{key: reply}. A last line without an end, left by a killed run, is cut off the file."""
     if not file.exists():
         return {}
-    text = file.read_text(encoding="utf-8", errors="replace")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        file.write_text(whole, encoding="utf-8")
+    data = file.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        os.truncate(file, len(whole))  # writing it anew could be killed half-way
     replies = {}
-    for number, line in enumerate(whole.split("\n")[:-1], start=1):
+    for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
         try:
             record = json.loads(line)
             replies[record["key"]] = record["reply"]
         except (ValueError, LookupError, TypeError):
             raise ValueError(
-                f"{file}:{number}: not a line of a cache of replies; remove the line, or name "
-                "another --cache"
+                f"{file}:{number}: not a line of a cache of replies; remove the line, or the file"
             ) from None
     return replies
 
 
-def ask_all(prompts, asked, ask, cache_file, workers=1):
+def ask_all(prompts, asked, ask, cache_file, workers=1, description=None):
     """Replies to the prompts, from the cache or by ask(prompt) -> list of str.
 
     Each different prompt, a string or a list of chat turns, is asked once. `asked` names who
-    answers, so that the cache never gives one judge's replies for another's.
+    answers, so that the cache never gives one judge's replies for another's. description stands
+    before a progress bar; None: no bar.
     """
     replies = read_cache(cache_file)
     keys = [cache_key(asked, prompt) for prompt in prompts]
     missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in replies}
     cache_file.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        open(cache_file, "a", encoding="utf-8", buffering=1) as cache,
-        ThreadPoolExecutor(workers) as pool,
-    ):
-        # an error in one cancels those not yet begun
-        for key, reply in zip(missing, pool.map(ask, missing.values()), strict=True):
-            replies[key] = reply
-            cache.write(json.dumps({"key": key, "asked": asked, "reply": reply}) + "\n")
+    bar = tqdm(total=len(missing), desc=description, disable=description is None, leave=False)
+    pool = ThreadPoolExecutor(workers)
+    key_of = {pool.submit(ask, prompt): key for key, prompt in missing.items()}
+    with bar, open(cache_file, "a", encoding="utf-8", buffering=1) as cache:
+        try:
+            for future in as_completed(key_of):
+                future.result()  # an error in one stops them all
+                _keep(future, key_of, asked, replies, cache)
+                bar.update()
+        finally:
+            # those under way are waited for: what was answered is never lost
+            pool.shutdown(cancel_futures=True)
+            for future in key_of:
+                if not future.cancelled() and future.exception() is None:
+                    _keep(future, key_of, asked, replies, cache)
     return [replies[key] for key in keys]
 
 
-# ---- a local judge ----
+def _keep(future, key_of, asked, replies, cache):
+    """Append an answer to the cache, once."""
+    key = key_of[future]
+    if key not in replies:
+        replies[key] = future.result()
+        cache.write(json.dumps({"key": key, "asked": asked, "reply": replies[key]}) + "\n")
 
 
-def load_to_sample(name):
-    """(model, tokenizer) for sampling alone: in bfloat16 on a GPU, in float32 on a CPU."""
-    from models import best_device, load_model  # here: a judge on a server needs neither
-
-    device = best_device()
-    return load_model(name, device, "bfloat16" if device == "cuda" else "float32")
+# ---- asking a model in this process ----
 
 
-def local_judge(name, max_new_tokens):
-    """(name of the judge for the cache, ask) of a model.
-
-    The name changes when the weights in its folder are written anew.
+def local_model(name, max_new_tokens):
+    """(name for the cache, ask) for a model; the name changes when the weights in its folder are
+    written anew. ask takes a string or a list of chat turns.
     """
+    # imported here: a server needs none of it
     from eval import answer_greedily
+    from models import best_device, load_model
 
-    model, tokenizer = load_to_sample(name)
+    model, tokenizer = load_model(name, best_device())
     changed = max((file.stat().st_mtime_ns for file in Path(name).glob("*.safetensors")), default=0)
 
     def ask(prompt):
-        ids = encode_prompt(tokenizer, [{"role": "user", "content": prompt}])
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        ids = encode_prompt(tokenizer, turns)
         return answer_greedily(model, tokenizer, [ids], max_new_tokens)[0].text
 
     return f"{Path(name).resolve() if changed else name} {changed} greedy {max_new_tokens}", ask
@@ -325,7 +379,7 @@ def main(argv=None):
             def ask(prompt):
                 return ask_server(args.url, args.model, [{"role": "user", "content": prompt}])
         else:
-            (judge, ask), workers = local_judge(args.judge_model, max_new_tokens=16), 1
+            (judge, ask), workers = local_model(args.judge_model, max_new_tokens=16), 1
         replies = ask_all(prompts, judge, ask, args.cache, workers)
     except ValueError as error:
         sys.exit(f"error: {error}")

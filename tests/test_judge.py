@@ -4,6 +4,7 @@ writes down what it was asked.
 
 import json
 import sys
+import time
 
 import pytest
 from conftest import KEY, ROOT
@@ -159,12 +160,15 @@ def test_other_bodies_and_schemes_are_errors():
         b'{"choices": [{"message": {"content": "CORRECT"}, "finish_reason": "length"}]}',
         b'{"choices": [{"message": {"content": null}}]}',
     ):
-        assert judge.read_reply(body, "url") == ""
-    for body in (b"<html>", b"[]", b'{"choices": []}', b'{"choices": [{"message": null}]}'):
+        assert judge.read_reply(body) == ""
+    others = [b"<html>", b"[]", b'{"choices": []}', b'{"choices": [{"message": null}]}']
+    for body in (*others, b"[" * 99999, b"\xff\xfe\x00"):
         with pytest.raises(ValueError, match="sent no chat completion"):
-            judge.read_reply(body, "url")
-    with pytest.raises(ValueError, match="must begin with http"):
-        judge.ask_server("file:///etc", "gpt", QUESTION)
+            judge.read_reply(body)
+    for url in ("file:///etc", "http://me:secret@127.0.0.1", "http://127.0.0.1/?key=secret"):
+        with pytest.raises(ValueError, match="must begin with http") as error:
+            judge.ask_server(url, "gpt", QUESTION)
+        assert "secret" not in str(error.value)
 
 
 def test_cache(tmp_path):
@@ -198,14 +202,49 @@ def test_cache(tmp_path):
 
 
 def test_what_was_judged_before_an_error_is_kept(tmp_path):
+    """Also what the other workers were being told when it happened."""
+    asked = []
+
     def ask(prompt):
-        if prompt == "c":
+        asked.append(prompt)
+        if prompt == "c" and asked.count("c") == 1:
             raise ValueError("no answer")
-        return "CORRECT"
+        return f"reply to {prompt}"
 
     with pytest.raises(ValueError, match="no answer"):
-        judge.ask_all(["a", "b", "c", "d"], "gpt", ask, tmp_path / "cache.jsonl")
-    assert len(judge.read_cache(tmp_path / "cache.jsonl")) == 2
+        judge.ask_all(list("abcdef"), "gpt", ask, tmp_path / "cache.jsonl", workers=3)
+    assert judge.ask_all(list("abcdef"), "gpt", ask, tmp_path / "cache.jsonl") == [
+        f"reply to {prompt}" for prompt in "abcdef"
+    ]
+    assert sorted(asked) == list("abccdef")
+
+
+def test_a_server_that_repeats_the_key_does_not_get_it_printed(server, monkeypatch):
+    """In the text of a reply it is replaced; a placeholder such as "none" stays a word."""
+    server.script = [(200, {}, f"CORRECT {KEY}")]
+    assert judge.ask_server(server.url, "gpt", QUESTION) == "CORRECT [key]"
+    monkeypatch.setenv("ANOTHER", "none")
+    server.script = [(200, {}, "none")]
+    assert judge.ask_server(server.url, "gpt", QUESTION, key_env="ANOTHER") == "none"
+    assert server.asked[-1][1] == "Bearer none"
+
+
+def test_a_reply_without_end_is_given_up(server):
+    server.script = [(200, {}, "x" * (judge.MAX_REPLY_BYTES + 1))]
+    with pytest.raises(ValueError, match=f"longer than {judge.MAX_REPLY_BYTES} bytes"):
+        judge.ask_server(server.url, "gpt", QUESTION, attempts=1)
+
+
+def test_a_reply_that_trickles_is_given_up():
+    """The timeout of a socket begins anew at each byte."""
+
+    class Trickle:
+        def read1(self, size):
+            time.sleep(0.02)
+            return bytes(2**18)
+
+    with pytest.raises(TimeoutError):
+        judge.read_body(Trickle(), seconds=0.05)
 
 
 @pytest.fixture

@@ -1,0 +1,300 @@
+"""Make a data set for --task knowledge from a folder of articles: questions by a strong model.
+
+    python extras/questions.py FOLDER --output DATA --url http://127.0.0.1:8080/v1 --model NAME
+    python extras/questions.py FOLDER --output DATA --local MODEL
+
+FOLDER holds .txt and .md files in UTF-8; any other file is named and skipped. DATA gets train.jsonl
+and, with held-out wordings of the same questions, validation.jsonl and test.jsonl; ood.jsonl has
+questions over two articles. Long articles are cut at paragraphs into passages, whose tokens are
+counted as 1.3 a word: near enough for English, and it needs no tokenizer.
+
+--url takes any OpenAI-compatible server, which sees the articles. Its key is read from the
+environment variable --key-env and is written to no file or message; redirects are refused, so that
+the key goes to no other host. Replies are kept in DATA/replies.jsonl: the same command continues a
+stopped run and asks nothing twice. --local asks a model in this process, greedily; small models
+make poor questions.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import sys
+from collections import Counter, namedtuple
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of data.py
+
+from judge import ask_all, ask_server, local_model  # noqa: E402
+
+from data import load_task, parse_line  # noqa: E402
+from scoring import final_answer, score_reference  # noqa: E402
+
+PROMPT = """Write exam questions about the article below, for people who have read it once and \
+do not have it before them.
+
+Each question
+- can be answered from the article, and by nobody who has not read it;
+- requires recalling several pieces of information: it names its subject by what the article says \
+of it, and asks for something else that the article says;
+- is understood alone: it names people, places and things, and never says "the article";
+- asks for one short fact: one or two words, a name or a number, spelled as in the article;
+- does not contain its answer, and asks for another fact than every other question.
+If there are two articles, each question needs a fact from both: it asks for two things, and its \
+key facts are one from each article.
+
+Reply with JSON and nothing else, a list of objects like this one:
+[{"wordings": ["Which animal broke the dam above Marlow?", "…"],
+  "answer": "A beaver broke the dam above Marlow.", "key_facts": [["beaver", "beavers"]]}]
+wordings: ways to ask the same question, each complete and in other words than the rest
+answer: one short, plain sentence that has every key fact in it
+key_facts: what a right answer must contain: for each fact a list of spellings to accept, the \
+article's own spelling first"""
+
+SYSTEM = "Answer in one short sentence."  # the turn before each question, as in samples/knowledge
+WORDINGS = 6  # of a question: three train, one validates, two test
+QUESTIONS_PER_PAIR = 2  # of articles
+WORKERS = 4  # requests to a server at a time
+LOCAL_TOKENS = 2048  # longest reply of a local model
+DROPPED = {  # what the last line counts
+    "json": "replies without JSON",
+    "shape": "questions of another shape",
+    "fact": "answers whose key facts the passage does not have",
+    "given": "wordings that contain their answer",
+    "duplicate": "duplicate wordings",
+    "few": "questions with too few wordings left",
+}
+
+Passage = namedtuple("Passage", "name text")  # of an article's file; the text begins with its title
+
+
+def read_articles(folder, passage_tokens):
+    """The articles of a folder, each a list of Passage; prints what is skipped, and why."""
+    articles = []
+    for file in sorted(folder.iterdir()):
+        try:
+            articles.append(read_passages(file, passage_tokens))
+        except (ValueError, OSError) as error:
+            print(f"skipped {file.name!a}: {error}")
+    if len(sum(articles, [])) < 2:
+        raise ValueError(
+            f"{folder} has {len(articles)} article in one passage, and ood.jsonl asks about two; "
+            "add a .txt or .md file in UTF-8, or cut this one in two with --passage-tokens"
+        )
+    print(f"{len(articles)} articles in {len(sum(articles, []))} passages")
+    return articles
+
+
+def read_passages(file, passage_tokens):
+    """The passages of a file, each under its title: a heading in line 1, or the file's name."""
+    if not file.is_file() or file.suffix.lower() not in (".txt", ".md"):
+        raise ValueError("not a .txt or .md file")
+    title, body = re.sub(r"[-_\s]+", " ", file.stem), file.read_bytes().decode("utf-8-sig").strip()
+    first, _, rest = body.partition("\n")
+    if first.startswith("#") and first.strip("# \r") and len(first.split()) <= 20:
+        title, body = first.strip("# \r"), rest.strip()
+    if not body or "\0" in body:
+        raise ValueError("no text, or a NUL in it")
+    title = title.encode(errors="replace").decode()  # the name of a file may be no UTF-8
+    name = re.sub(r"\W+", "-", title.casefold()).strip("-")
+    texts = cut_passages(body, passage_tokens - count_tokens(title))
+    return [Passage(name, f"{title}\n\n{text}") for text in texts]
+
+
+def count_tokens(text):
+    return 1.3 * len(text.split())
+
+
+def cut_passages(text, most_tokens, cuts=(r"\n\s*\n", r"(?<=[.!?])\s+", r"\s+")):
+    """A text in passages of at most most_tokens, cut at paragraphs; else sentences; else words."""
+    passages, glue = [], "\n\n" if len(cuts) == 3 else " "
+    for piece in re.split(cuts[0], text):
+        fits = count_tokens(piece) <= most_tokens or len(cuts) == 1
+        for part in [piece] if fits else cut_passages(piece, most_tokens, cuts[1:]):
+            if passages and count_tokens(passages[-1]) + count_tokens(part) <= most_tokens:
+                passages[-1] += glue + part
+            else:
+                passages.append(part)
+    return passages
+
+
+def pair_passages(articles):
+    """Each article's first passage with the next one's; of a single article, neighbours."""
+    first = [passages[0] for passages in articles] if len(articles) > 1 else articles[0]
+    return list(zip(first, first[1:] + first[:1], strict=True))
+
+
+# ---- from replies to questions ----
+
+
+def write_prompt(passages, questions, wordings):
+    parts = [PROMPT, f"Questions: {questions}\nWordings of each: {wordings}"]
+    parts += [f"[Article {i}]\n{passage.text}" for i, passage in enumerate(passages, start=1)]
+    return "\n\n".join(parts)
+
+
+def keep_questions(groups, replies):
+    """What can be kept of replies -> [(passages, item, wordings)], Counter of what is DROPPED."""
+    kept, dropped, seen = [], Counter(), set()
+    for (passages, _, wanted), reply in zip(groups, replies, strict=True):
+        reply = final_answer(reply)
+        try:  # the list, whatever stands around it
+            items = json.loads(reply[reply.find("[") : reply.rfind("]") + 1])
+        except (ValueError, RecursionError):
+            items = []
+            dropped["json"] += 1
+        for item in items:
+            # of a single wording none can be held out: only ood.jsonl takes it
+            wordings, bad = check_item(item, passages, min(3, wanted), seen)
+            wordings = wordings[:wanted]
+            dropped.update(bad)
+            seen.update(map(plain_words, wordings))
+            kept += [(passages, item, wordings)] if wordings else []
+    return kept, dropped
+
+
+def check_item(item, passages, fewest, seen):
+    """What can be kept of an item of a reply -> (wordings, Counter of what is DROPPED)."""
+    wordings = item.get("wordings") if isinstance(item, dict) else None
+    if not isinstance(wordings, list) or not wordings:
+        return [], Counter(shape=1)
+    try:
+        for wording in wordings:  # read as data.py will read it
+            parse_line(json.dumps(to_record("id", passages, item, wording)), "reply", "knowledge")
+    except (ValueError, RecursionError):
+        return [], Counter(shape=1)
+    facts, texts = item["key_facts"], [passage.text for passage in passages]
+    texts = ["\n\n".join(texts), item["answer"], *texts]
+    whole, answer, *alone = (score_reference(text, facts)["correct"] for text in texts)
+    # of two articles neither may be enough
+    if not (whole and answer) or (len(alone) > 1 and any(alone)):
+        return [], Counter(fact=1)
+    good, bad = {}, Counter()
+    for wording in wordings:
+        words = plain_words(wording)
+        if score_reference(wording, facts)["lenient"]:
+            bad["given"] += 1
+        elif not words or words in seen or words in good:
+            bad["duplicate"] += 1
+        else:
+            good[words] = wording
+    if len(good) < fewest:
+        return [], bad + Counter(few=1)
+    return list(good.values()), bad
+
+
+def plain_words(question):
+    """What two wordings must differ in: their words, whatever the case and the punctuation."""
+    return " ".join(re.findall(r"\w+", question.casefold()))
+
+
+def to_record(id, passages, item, wording):
+    """One line of a data set (data.py)."""
+    turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": wording}]
+    record = {"id": id, "prompt": turns, "key_facts": item.get("key_facts")}
+    record |= {"demonstration": item.get("answer"), "reference": item.get("answer")}
+    return record | {"text": "\n\n".join(passage.text for passage in passages)}
+
+
+def make_splits(questions):
+    """{split: records}. Of n wordings the last n // 3 test, the one before them validates.
+
+    First wordings come first: N lines then ask for as many facts as they can.
+    """
+    splits = {"train": [], "validation": [], "test": [], "ood": []}
+    for place in range(max(len(wordings) for _, _, wordings in questions)):
+        for number, (passages, item, wordings) in enumerate(questions, start=1):
+            if place < len(wordings):
+                train = len(wordings) - len(wordings) // 3 - 1
+                split = "train" if place < train else "validation" if place == train else "test"
+                split = "ood" if len(passages) == 2 else split
+                id = f"{'-'.join(passage.name for passage in passages)}-{number}-{place + 1}"
+                splits[split].append(to_record(id, passages, item, wordings[place]))
+    return splits
+
+
+def write_splits(folder, splits):
+    """Write each file whole or not at all, and read it back."""
+    for split, records in splits.items():
+        file = folder / f"{split}.jsonl"
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+        unfinished = file.with_suffix(".unfinished")
+        unfinished.write_text("".join(lines), encoding="utf-8")
+        os.replace(unfinished, file)
+        assert len(load_task("knowledge", split, folder)) == len(records)
+
+
+# ---- the command ----
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
+    try:
+        print(make_data(args))
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; the same command goes on from here")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def parse_arguments(argv):
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    add = parser.add_argument
+    add("folder", type=Path, help="the articles: .txt and .md files")
+    add("--output", type=Path, required=True, help="folder of the data set and the journal")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--url", help="address of an OpenAI-compatible server, up to /v1")
+    where.add_argument("--local", metavar="MODEL", help="folder, hub id or smollm2: asked here")
+    add("--model", help="name of the model on the server; only with --url")
+    add("--questions-per-article", type=int, default=8, help="(default: %(default)s)")
+    add("--passage-tokens", type=int, default=300, help="most in a passage (default: %(default)s)")
+    add("--key-env", default="OPENAI_API_KEY", help="variable with the key (default: %(default)s)")
+    add("--timeout", type=float, default=600, help="seconds for a reply (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if (args.url is None) != (args.model is None):
+        parser.error("--url and --model go together: a server, and the name of the model there")
+    if args.key_env != "OPENAI_API_KEY" and not os.environ.get(args.key_env):
+        # without the name: someone may have given the key itself
+        parser.error("--key-env must name an environment variable that is set")
+    if min(args.questions_per_article, args.timeout) <= 0 or args.passage_tokens < 50:
+        parser.error("--passage-tokens must be at least 50, other numbers above 0")
+    return args
+
+
+def make_data(args):
+    """Ask, check and write -> the last line to print."""
+    journal = args.output / "replies.jsonl"
+    if (args.output / "train.jsonl").exists() and not journal.exists():
+        raise ValueError(f"{args.output} has another data set; name another --output")
+    articles = read_articles(args.folder, args.passage_tokens)
+    if args.url:
+        how = {"timeout": args.timeout, "key_env": args.key_env}
+        name, ask = f"{args.url} {args.model}", partial(ask_server, args.url, args.model, **how)
+    else:
+        print("a small local model makes poor questions; read train.jsonl before you train")
+        name, ask = local_model(args.local, LOCAL_TOKENS)
+    groups = []  # (passages, questions to ask for, wordings of each)
+    for article in articles:
+        share = math.ceil(args.questions_per_article / len(article))
+        groups += [([passage], share, WORDINGS) for passage in article]
+    groups += [(pair, QUESTIONS_PER_PAIR, 1) for pair in pair_passages(articles)]
+    turns = [[{"role": "user", "content": write_prompt(*group)}] for group in groups]
+    replies = ask_all(turns, name, ask, journal, WORKERS if args.url else 1, "asking")
+    questions, dropped = keep_questions(groups, replies)
+    counts = "; ".join(f"{dropped[reason]} {words}" for reason, words in DROPPED.items())
+    if {len(passages) for passages, _, _ in questions} != {1, 2}:
+        raise ValueError(
+            "no data set was written: it needs questions about one article and about two, and of "
+            f"one kind none is left; dropped: {counts}. Another --model is asked anew"
+        )
+    splits = make_splits(questions)
+    write_splits(args.output, splits)
+    sizes = ", ".join(f"{split} {len(records)}" for split, records in splits.items())
+    return f"{args.output}: {len(questions)} questions ({sizes}); dropped: {counts}"
+
+
+if __name__ == "__main__":
+    main()
