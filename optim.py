@@ -264,10 +264,8 @@ def count_parameters(model_config):
 def plan_run(model_config, config, device="cuda", counts=None):
     """{"training", "sampling", "host", "disk"}: {part: bytes}, and "parameters", "needs".
 
-    training and sampling are the two phases of a step, on the card; with device "cpu" they are in
-    host memory. needs has the sums {"card", "host", "disk"}. The lengths are the longest that
-    config allows: give it those of the data to plan tighter. A --teacher-model counts as large as
-    the student. counts: of count_parameters, for a caller who plans more than once.
+    training and sampling are the two phases of a step, on the card or, with device "cpu", in host
+    memory. needs has the sums {"card", "host", "disk"}. Lengths are the longest that config allows.
     """
     c, size = model_config.get_text_config(), {"bfloat16": 2, "float32": 4}[config.dtype]
     P, largest = counts or count_parameters(model_config)
@@ -353,14 +351,17 @@ def layer_bytes(c, Q, K, M, size):
     return 4 * (2 * D + 2 + c.num_attention_heads) + size * numbers
 
 
-def check_plan(model_config, config, device, folder):
-    """The plan in one line; ValueError, with what would fit, if it exceeds what is free."""
+def free_bytes(device, folder):
     meminfo = Path("/proc/meminfo").read_text() if Path("/proc/meminfo").exists() else ""
     available = re.findall(r"MemAvailable: *(\d+) kB", meminfo)
     free = {"host": 1024 * int(available[0])} if available else {}
     free["disk"] = shutil.disk_usage(folder).free
-    if device == "cuda":
-        free["card"] = torch.cuda.mem_get_info()[0]
+    return free | ({"card": torch.cuda.mem_get_info()[0]} if device == "cuda" else {})
+
+
+def check_plan(model_config, config, device, folder):
+    """The plan in one line; ValueError, with what would fit, if it exceeds what is free."""
+    free = free_bytes(device, folder)
     plan = plan_run(model_config, config, device)
     needs = {place: plan["needs"][place] / 1e9 for place in free}
     line = "; ".join(f"{place} {needs[place]:.1f} of {free[place] / 1e9:.1f} GB" for place in free)

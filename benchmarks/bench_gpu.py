@@ -28,7 +28,8 @@ from common import ROOT, markdown_table, number, write_record
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from config import Config
-from models import checkpoint_layers, use_small_products
+from data import Pair
+from models import checkpoint_layers
 from optim import AdamW, fits, plan_run
 from sampling import sample_completions
 from sdft import Batch, sdft_step
@@ -53,14 +54,14 @@ def random_batch(step, vocabulary, args):
     )
     uniforms_BT = torch.rand(B, T, generator=generator, dtype=torch.float64)
     stop = {"eos_token_ids": [vocabulary], "pad_token_id": 0}  # an id that is never drawn
-    return Batch(step, ["random"] * B, prompts, longer, uniforms_BT, 1e-5, stop)
+    pairs = [Pair("random", *pair) for pair in zip(prompts, longer, strict=True)]
+    return Batch(step, pairs, uniforms_BT, 1e-5, stop)
 
 
 def build_student(shape, args):
     torch.manual_seed(0)
     with torch.device(args.device):
         student = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, args.dtype)).eval()
-    use_small_products(student)
     return student
 
 
@@ -82,7 +83,7 @@ def free_memory(args):
 def sample_ours(model, batch, args):
     sample_completions(
         model,
-        batch.student_prompts,
+        [pair.student_prompt for pair in batch.pairs],
         max_new_tokens=args.max_new_tokens,
         uniforms_BT=batch.uniforms_BT,
         **batch.stop_tokens,
@@ -91,7 +92,8 @@ def sample_ours(model, batch, args):
 
 @torch.no_grad()
 def sample_generate(model, batch, args):
-    ids_BP = torch.tensor(batch.student_prompts, device=model.device)
+    prompts = [pair.student_prompt for pair in batch.pairs]
+    ids_BP = torch.tensor(prompts, device=model.device)
     config = GenerationConfig(
         do_sample=True, top_k=0, top_p=1.0, max_new_tokens=args.max_new_tokens, pad_token_id=0
     )

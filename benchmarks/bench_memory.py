@@ -3,6 +3,7 @@
     python benchmarks/bench_memory.py --json results/bench-memory.json  # the loss, chunked or dense
     python benchmarks/bench_memory.py --plan benchmarks/configs/qwen2.5-7b.json  # one H200
     python benchmarks/bench_memory.py --plan FILE.json --gpu-mib 81559 --offload-optimizer
+    python benchmarks/bench_memory.py --table                           # what fits which card
     python benchmarks/bench_memory.py --steps --json results/memory-plan.json  # plan and peak, CPU
 
 --plan takes a hub id, a folder, a config.json or smollm2, loads no weights, and exits with status 1
@@ -21,7 +22,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from common import markdown_table, write_record
+from common import ROOT, markdown_table, write_record
 
 from config import Config
 from kl_estimators import DIVERGENCES, compare_completions
@@ -199,13 +200,13 @@ def take_steps(shape, dtype, checkpointing, offload, steps=2):
     """Steps of a random model on random prompts: no completion ends early."""
     from transformers import AutoModelForCausalLM
 
-    from models import checkpoint_layers, use_small_products
+    from data import Pair
+    from models import checkpoint_layers
     from optim import AdamW
     from sdft import Batch, sdft_step
 
     student = AutoModelForCausalLM.from_config(llama_config(*shape), dtype=getattr(torch, dtype))
-    use_small_products(student.eval())
-    optimizer = AdamW(student, offload=offload)
+    optimizer = AdamW(student.eval(), offload=offload)
     teacher = copy.deepcopy(student).requires_grad_(False)
     if checkpointing:
         checkpoint_layers(student)
@@ -216,7 +217,8 @@ def take_steps(shape, dtype, checkpointing, offload, steps=2):
         longer = torch.randint(shape[0], (B, STEP["max_teacher_prompt_tokens"])).tolist()
         uniforms_BT = torch.rand(B, T, dtype=torch.float64)
         stop = {"eos_token_ids": [shape[0]], "pad_token_id": 0}
-        batch = Batch(step, ["random"] * B, prompts, longer, uniforms_BT, 1e-5, stop)
+        pairs = [Pair("random", *pair) for pair in zip(prompts, longer, strict=True)]
+        batch = Batch(step, pairs, uniforms_BT, 1e-5, stop)
         sdft_step(student, teacher, optimizer, batch, Config(**fields))
 
 
@@ -256,6 +258,24 @@ def bench_steps(args):
     return measured
 
 
+def print_table():
+    """What fits which card, by preset paper: the largest models first."""
+    from transformers import AutoConfig
+
+    cards, rows = {"24": 24e9, "48": 48e9, "80": 81_559 * 2**20, "H200": 143_771 * 2**20}, []
+    for size in ("14b", "7b", "3b", "1.5b", "0.5b"):
+        file = ROOT / f"benchmarks/configs/qwen2.5-{size}.json"
+        model_config = AutoConfig.for_model(**json.loads(file.read_text(encoding="utf-8")))
+        for offload in (False, True):
+            needs = plan_run(model_config, Config(offload_optimizer=offload))["needs"]
+            fitting = [card for card, free in cards.items() if needs["card"] <= free]
+            row = [f"Qwen2.5-{size.upper()}", "yes" if offload else "no"]
+            row += [f"{needs[place] / 1e9:.0f}" for place in ("card", "host", "disk")]
+            rows.append([*row, f"from {fitting[0]}" if fitting else "none of these"])
+    header = ["model", "offload", "card, GB", "host, GB", "disk, GB", "fits (24, 48, 80 GB, H200)"]
+    print(markdown_table(header, rows))
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -272,6 +292,7 @@ def main():
         else:
             choices = Config.__dataclass_fields__[name].metadata.get("choices")
             add(flag, type=kind, default=field.default, choices=choices)
+    add("--table", action="store_true", help="what fits which card, from 0.5 B to 14 B parameters")
     add("--steps", action="store_true", help="measure whole steps on this CPU against the plan")
     add("--lengths", type=int, nargs="+", default=[256, 1024, 2048], help="of the measured loss")
     add("--vocabularies", type=int, nargs="+", default=[49_152, 151_936])
@@ -279,6 +300,8 @@ def main():
     add("--json", type=Path)
     add("--worker", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.table:
+        return print_table()
     if args.worker:
         what, *words = args.worker
         if what == "loss":

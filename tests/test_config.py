@@ -3,12 +3,17 @@
 import dataclasses
 import json
 import re
+import shutil
+import sys
+import time
 
 import pytest
 import torch
+from conftest import ROOT, tiny_tokenizer
 
 import baselines
 import models
+import optim
 import sdft
 from config import (
     PRESETS,
@@ -237,3 +242,31 @@ def test_splits_are_cut_and_complete(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"prompt": "Why?", "demonstration": "x"}\n')
     with pytest.raises(ValueError, match=re.escape(f'{tmp_path}/train.jsonl:1: field "answer"')):
         load_splits(Config(data=str(tmp_path)))
+
+
+# ---- the plan: what cannot end does not start ----
+
+
+@pytest.mark.parametrize("place", ["card", "host", "disk"])
+def test_a_run_that_cannot_fit_is_refused_before_its_weights_load(place, tmp_path, monkeypatch):
+    """Qwen2.5-7B by its configuration alone; --force goes on to the weights, of which are none."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    shutil.copy(ROOT / "benchmarks/configs/qwen2.5-7b.json", folder / "config.json")
+    tiny_tokenizer().save_pretrained(folder)
+    free = {"card": 10**15, "host": 10**15, "disk": 10**15} | {place: 50 * 10**9}
+    monkeypatch.setattr(optim, "free_bytes", lambda device, folder: free)
+    monkeypatch.setattr(models, "best_device", lambda: "cuda")
+    monkeypatch.setattr(models, "load_model", lambda *_: pytest.fail("the weights were loaded"))
+    command = ["--model", str(folder), "--preset", "paper", "--output", str(tmp_path / "run")]
+    started = time.perf_counter()
+    if place == "host":
+        command.append("--offload-optimizer")
+    with pytest.raises(
+        SystemExit, match=rf"(?s)does not fit: .*{place} \d+\.\d of 50\.0 GB.* It w"
+    ):
+        sdft.main(command)
+    assert time.perf_counter() - started < 20 and not (tmp_path / "run").exists()
+    monkeypatch.setattr(models, "load_model", lambda *_: sys.exit("weights come next"))
+    with pytest.raises(SystemExit, match="weights come next"):
+        sdft.main([*command, "--force"])

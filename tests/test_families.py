@@ -1,7 +1,7 @@
 """Model families: each is right in all that a run does, or refused when it loads.
 
 Oracles: full forward passes of one unpadded row without a cache, Hugging Face's own generate, and
-autograd through those passes. `python tests/test_families.py` writes docs/reference-models.md.
+autograd through those passes. `python tests/test_families.py` writes docs/reference.md.
 """
 
 import sys
@@ -303,14 +303,15 @@ def test_a_family_is_right_or_refused(family, tmp_path):
     assert found == "right" if expected == "right" else expected in found, found
 
 
-def write_table(file=ROOT / "docs" / "reference-models.md"):
-    """The verdicts as a table, for docs/reference.md."""
+def write_table(file=ROOT / "docs" / "reference.md"):
+    """The verdicts as a table, between the two marks of docs/reference.md."""
     lines = ["| family | its trait | verdict |", "|---|---|---|"]
     for family, (trait, *_) in FAMILIES.items():
         with tempfile.TemporaryDirectory() as scratch:
             lines.append(f"| {family} | {trait} | {verdict(family, Path(scratch))} |")
-    file.parent.mkdir(exist_ok=True)
-    file.write_text("\n".join(lines) + "\n")
+    before, start, rest = file.read_text().partition("<!-- families -->\n")
+    _, end, after = rest.partition("<!-- end families -->")
+    file.write_text(before + start + "\n".join(lines) + "\n" + end + after)
 
 
 if __name__ == "__main__":

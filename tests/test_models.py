@@ -4,11 +4,12 @@ import copy
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import gradients, tiny_llama, tiny_model
+from conftest import ROOT, gradients, tiny_llama, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -484,3 +485,33 @@ def test_checkpointed_layers_give_the_same_gradient_and_run_twice(tiny):
     with torch.no_grad():
         tiny(input_ids=ids_BL)
     assert len(runs) == 3
+
+
+FILL_THE_DISK = """
+import resource, sys
+sys.path[:0] = sys.argv[1:3]
+from conftest import tiny_llama, tiny_tokenizer
+from models import list_checkpoints, save_checkpoint
+from optim import AdamW
+
+student = tiny_llama(vocab_size=258)
+saved = student, tiny_tokenizer(), None, AdamW(student), {"best": None}, 1
+save_checkpoint(sys.argv[3], 1, *saved)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+try:
+    save_checkpoint(sys.argv[3], 2, *saved)
+except OSError as error:
+    print([checkpoint.name for checkpoint in list_checkpoints(sys.argv[3])], error)
+"""
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path):
+    """A quota of the process in the disk's place: no file may grow beyond 10 kB."""
+    code = f"import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n{FILL_THE_DISK}"
+    command = [sys.executable, "-c", code, str(ROOT), str(ROOT / "tests"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("['checkpoint-000001']") and "could not be written" in done.stdout
+    before = tiny_llama(vocab_size=258, seed=1)
+    load_weights(before, tmp_path / "checkpoint-000001" / "student")
+    expected = tiny_llama(vocab_size=258).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in before.state_dict().items())

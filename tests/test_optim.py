@@ -44,7 +44,7 @@ def test_adamw_equals_torch(tiny, weight_decay):
         give_gradients(tiny, step), give_gradients(other, step)
         theirs.param_groups[0]["lr"] = learning_rate
         ours.step(learning_rate), theirs.step()
-        for a, b in zip(tiny.parameters(), other.parameters()):
+        for a, b in zip(tiny.parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
     assert all(parameter.grad is None for parameter in tiny.parameters())
 
@@ -59,7 +59,9 @@ def test_adamw_state_round_trip(tiny):
     )
     give_gradients(tiny, 1), give_gradients(other, 1)
     first.step(1e-2), second.step(1e-2)
-    assert all(torch.equal(a, b) for a, b in zip(tiny.parameters(), other.parameters()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(tiny.parameters(), other.parameters(), strict=True)
+    )
     with pytest.raises(ValueError, match="does not belong"):
         second.load_state({"first_moment.x": torch.zeros(1)}, 1)
 
@@ -94,7 +96,7 @@ def test_ema_equals_its_closed_form():
     start = [parameter.detach().double() for parameter in teacher.parameters()]
     for _ in range(300):
         update_ema(teacher, student, 0.01)
-    for t, t0, s in zip(teacher.parameters(), start, student.parameters()):
+    for t, t0, s in zip(teacher.parameters(), start, student.parameters(), strict=True):
         torch.testing.assert_close(
             t.double(), s.double() + 0.99**300 * (t0 - s.double()), rtol=0, atol=2e-6
         )
@@ -166,7 +168,7 @@ def with_remainders(model):
     """A bfloat16 model whose weights and remainders are the weights of a float32 model."""
     half = copy.deepcopy(model).to(torch.bfloat16)
     prepare_for_training(half)
-    for (name, weight), exact in zip(half.named_parameters(), model.parameters()):
+    for (name, weight), exact in zip(half.named_parameters(), model.parameters(), strict=True):
         split_float32(exact.detach(), weight.detach(), half.remainders[name])
     return half
 
@@ -214,7 +216,9 @@ def test_a_bfloat16_first_moment_costs_less_than_a_percent_of_the_way(tiny):
         ours.step(1e-5), theirs.step()
     dtypes = {(name.split(".")[0], tensor.dtype) for name, tensor in ours.state_tensors().items()}
     assert dtypes == {("first_moment", torch.bfloat16), ("second_moment", torch.float32)}
-    for found, expected, start in zip(exact_weights(model), other.parameters(), tiny.parameters()):
+    for found, expected, start in zip(
+        exact_weights(model), other.parameters(), tiny.parameters(), strict=True
+    ):
         assert 0 < (found - expected).norm() < 0.01 * (expected - start).norm()
 
 
@@ -226,7 +230,7 @@ def test_300_ema_updates_are_those_of_float32_to_the_last_bit(slice_size, monkey
     for _ in range(300):
         update_ema(half_teacher, half_student, 0.01)
         with torch.no_grad():
-            for t, s in zip(teacher.parameters(), student.parameters()):
+            for t, s in zip(teacher.parameters(), student.parameters(), strict=True):
                 t.lerp_(s, 0.01)
     assert equal(exact_weights(half_teacher), teacher.parameters()) and equal(
         exact_weights(half_student), student.parameters()
@@ -256,7 +260,8 @@ def test_micro_batches_add_up_in_float32():
         for each in (plain, model):
             each(input_ids=ids).logits.float().square().sum().backward()
         total = [
-            sum_ + parameter.grad.float() for sum_, parameter in zip(total, plain.parameters())
+            sum_ + parameter.grad.float()
+            for sum_, parameter in zip(total, plain.parameters(), strict=True)
         ]
     assert equal([parameter.grad for parameter in model.parameters()], total)
     assert not equal(total, [sum_.bfloat16().float() for sum_ in total])
@@ -447,7 +452,7 @@ def test_the_streams_wait_where_they_must_and_nowhere_else(written, monkeypatch)
         return copy_tensor(target, source, **flags)
 
     def watched_copy(sources, targets, stream):
-        for source, target in zip(sources, targets):
+        for source, target in zip(sources, targets, strict=False):
             kind = "write" if target.data_ptr() in numbers else "fetch"
             on_host, on_device = (target, source) if kind == "write" else (source, target)
             number = numbers[on_host.data_ptr()]

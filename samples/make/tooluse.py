@@ -109,7 +109,7 @@ def describe(tool):
 
 def demonstrate(kind, calls, values):
     parts = []
-    for (function, _, purpose), call in zip(kind.steps, calls):
+    for (function, _, purpose), call in zip(kind.steps, calls, strict=False):
         start = "I also need" if parts else "I need to use"
         parts.append(
             f"{start} the {function} tool to {purpose.format(**spoken(values))}.\n"
