@@ -214,29 +214,34 @@ def merge(dicts):
 
 
 def rescore(file, task, folder=None):
-    """[(label, summary)] of stored answers, by the scorer as it is now.
+    """[(label, summary)] of stored answers to a task, by the scorer as it is now.
 
-    file is answers.jsonl, also compressed, or the folder of a run that has it. Raises ValueError
-    for an answer to a question that the data lack.
+    file is answers.jsonl, also compressed, or the folder of a run that has it. A set is called
+    "NAME" or, with several tasks in one file, "TASK, NAME". Raises ValueError for an answer to a
+    question that the data lack.
     """
-    splits = REPORTS.get(task, {"test": "test"}) | {"validation": "validation"}
-    examples, rows = {}, []
-    for (when, name), texts in read_stored(file).items():
-        if name not in splits:
-            raise ValueError(f'{file}: set "{name}" is not of task {task}: {", ".join(splits)}')
-        if name not in examples:
-            known = load_task(task, splits[name], folder)
-            examples[name] = {example.id: example for example in known}
-        if unknown := texts.keys() - examples[name].keys():
-            raise ValueError(
-                f'{file}: id "{min(unknown)}" is not in the {splits[name]} questions of {task}; '
-                "give the --task and --data of the run"
-            )
-        asked = [examples[name][id] for id in texts]
-        summary = summarise(asked, [Answer(text, [], False) for text in texts.values()])
-        # these two need the token ids, which are not stored
-        rows.append((f"{name}, {when}", summary))
-        del summary["finished"], summary["completion_tokens"]
+    stored, prefix, rows = read_stored(file), f"{task}, ", []
+    splits = {split: split for split in ("train", "validation", "test", "ood")}
+    splits |= REPORTS.get(task, {})
+    several = any(name.startswith(prefix) for _, name in stored)
+    for (when, name), texts in stored.items():
+        if name.startswith(prefix) if several else ", " not in name:
+            split = splits.get(name.removeprefix(prefix))
+            if split is None:
+                raise ValueError(f'{file}: set "{name}" is not of task {task}')
+            known = {example.id: example for example in load_task(task, split, folder)}
+            if unknown := texts.keys() - known.keys():
+                raise ValueError(
+                    f'{file}: id "{min(unknown)}" is not in the {split} questions of {task}; '
+                    "give the --task and --data of the run"
+                )
+            answers = [Answer(text, [], False) for text in texts.values()]
+            summary = summarise([known[id] for id in texts], answers)
+            # these two need the token ids, which are not stored
+            del summary["finished"], summary["completion_tokens"]
+            rows.append((f"{name}, {when}", summary))
+    if not rows:
+        raise ValueError(f"{file} has no answers to questions of {task}")
     return rows
 
 

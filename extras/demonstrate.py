@@ -70,8 +70,7 @@ def is_demonstration(answer, example):
 
 def local_sampler(name, context, samples, *, temperature, top_p, max_new_tokens, batch_size, seed):
     """sample(examples, n) for `demonstrate` with a model on this machine."""
-    # imported here: a server needs none of it
-    from analysis import sample_answers
+    from analysis import sample_answers  # here: a server needs no model
 
     model, tokenizer = load_to_sample(name)
 

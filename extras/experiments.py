@@ -18,10 +18,14 @@ results/experiments.toml holds the experiments. One is a name and these keys:
 results/NAME.json is {"command", "machine", "runs": [{"seed", "before", "best", "last", "curve":
 [validation by step], ...}]}, written anew after each run. Runs in it are skipped and unfinished
 ones resume from their checkpoint. A run's weights are deleted then, unless a command names them.
+Its answers stay in results/answers/NAME-seedN.jsonl.gz, which analysis.py rescore reads.
 """
 
 import argparse
+import contextlib
 import gc
+import gzip
+import io
 import itertools
 import json
 import re
@@ -35,18 +39,19 @@ from statistics import mean
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of sdft.py
+
+from analysis import confidence_interval, read_stored
+from plot import of_test
+
+from baselines import METHODS
+from config import load_splits, parse_config
+from data import load_task
+from eval import evaluate
+from models import best_device, list_checkpoints, load_model
+from scoring import validation_rank
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "extras")]
-
-from analysis import confidence_interval  # noqa: E402
-from config import parse_config  # noqa: E402
-from data import load_task  # noqa: E402
-from eval import evaluate  # noqa: E402
-from models import list_checkpoints, load_model  # noqa: E402
-from plot import of_test  # noqa: E402
-from scoring import validation_rank  # noqa: E402
-from sdft import load_data  # noqa: E402
-
 TRAINING = ("sdft.py", "baselines.py")
 PROBE_TOKENS = 32
 KEYS = {"command", "seeds", "grid", "tasks", "every", "label", "paper"}
@@ -105,9 +110,9 @@ def read_experiments(file):
             raise ValueError(f"{file}: [{name}]: a sequence is two tasks or more, each once")
         if experiment.get("every", 1) < 1:
             raise ValueError(f"{file}: [{name}]: every = 0; it must be 1 or more")
-        if "grid" in experiment or "tasks" in experiment:  # a refused one runs nothing at all
+        if experiment["command"].split()[0] in TRAINING:  # a refused one runs nothing at all
             for piece, task in itertools.product(pieces(experiment), tasks):
-                parse_stage(words_of(experiment, piece), task)
+                parse_command(words_of(experiment, piece), task)
     return experiments
 
 
@@ -119,7 +124,7 @@ def needed(experiment):
 def pieces(experiment):
     """The runs of an experiment: {"seed"}, and in a grid {"seed", "point"}."""
     grid = experiment.get("grid", {})
-    points = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     seeds = experiment.get("seeds", [0])
     return [{"seed": seed} | ({"point": p} if p else {}) for p in points for seed in seeds]
 
@@ -178,10 +183,13 @@ def run_piece(name, piece, experiments, record, args):
         run = read_run(folder)
     else:
         measured = measure(words, folder / "measured.json")
+        split = words[words.index("--split") + 1] if "--split" in words else "test"
+        add_answers(folder, "measured", split, measured.get("answers", []))
         run = {key: measured[key] for key in ("summary", "machine")}
     record.setdefault("machine", run["machine"])
     if run["machine"] == record["machine"]:
         del run["machine"]  # a run on another machine keeps it
+    store_answers(folder, args.results / "answers" / f"{folder.name}.jsonl.gz")
     record["runs"] = [*record.pop("runs"), piece | run]
     write_json(args.results / f"{name}.json", record)
     if not args.keep_weights:
@@ -189,6 +197,28 @@ def run_piece(name, piece, experiments, record, args):
             shutil.rmtree(checkpoint)
         if not any(name in needed(other) for other in experiments.values()):
             shutil.rmtree(folder)
+
+
+def add_answers(folder, when, name, answers):
+    """Append answers [{"id", "answer"}], as eval.py --json gives them, to those of a run."""
+    with open(folder / "answers.jsonl", "a", encoding="utf-8") as file:
+        for answer in answers:
+            line = {"when": when, "set": name, "id": answer["id"], "text": answer["answer"]}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def store_answers(folder, file):
+    """Compress the answers of a run, without token ids; equal answers give equal bytes."""
+    source = folder / "answers.jsonl"
+    if not source.exists() or not source.read_bytes():  # pass@k and KL keep none
+        return
+    lines = [
+        json.dumps({"when": when, "set": name, "id": id, "text": text}, ensure_ascii=False) + "\n"
+        for (when, name), texts in read_stored(source).items()
+        for id, text in texts.items()
+    ]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
 
 
 def measure(words, file):
@@ -242,17 +272,10 @@ def read_run(folder):
     models = {"before": config["model"], "best": folder / "best", "last": folder / "last"}
     for when, model in models.items():
         if when in results:  # best is not if it is last
-            words = [
-                "eval.py",
-                "--model",
-                str(model),
-                "--task",
-                "probe",
-                "--dtype",
-                config["dtype"],
-            ]
-            words += ["--max-new-tokens", str(PROBE_TOKENS)]
+            words = ["eval.py", "--model", str(model), "--task", "probe"]
+            words += ["--dtype", config["dtype"], "--max-new-tokens", str(PROBE_TOKENS)]
             probe = measure(words, folder / f"{when}-probe.json")
+            add_answers(folder, when, "probe, test", probe["answers"])
             results[when]["probe"] = probe["summary"]
     kept = ("method", "preflight", "before", "best", "last", "best_step", "parameters", "seconds")
     run = {key: results[key] for key in (*kept, "machine") if key in results}
@@ -268,7 +291,7 @@ def training_flops(metrics, results):
     The student's tokens are sampled, unless a baseline's are given, and trained on; with a KL loss
     the teacher reads its prompt and the completion once. Attention is left out: below a tenth here.
     """
-    method, tokens = results.get("method", "sdft"), 0
+    method, tokens = results["method"], 0
     for line in metrics:
         student = line["prompt_tokens"] + line["completion_tokens"]
         teacher = line["teacher_prompt_tokens"] + line["completion_tokens"]
@@ -295,7 +318,9 @@ def ranking(record):
     for run in record["runs"]:
         flags = " ".join(f"--{flag} {value}" for flag, value in run["point"].items())
         ranks.setdefault(flags, []).append(best_validation(run))
-    means = {flags: [mean(parts) for parts in zip(*seeds)] for flags, seeds in ranks.items()}
+    means = {
+        flags: [mean(parts) for parts in zip(*seeds, strict=True)] for flags, seeds in ranks.items()
+    }
     best_first = sorted(means, key=means.get, reverse=True)
     return "\n".join(f"{means[flags][0]:8.1%} on validation: {flags}" for flags in best_first)
 
@@ -303,13 +328,17 @@ def ranking(record):
 # ---- sequences: one model through several tasks ----
 
 
-def parse_stage(words, task):
-    """The Config of a stage; a baseline's --method decides nothing that is asked of it here."""
-    flags = [word.replace("{task}", str(task)) for word in words[1:]]
-    if "--method" in flags:
-        at = flags.index("--method")
-        flags[at : at + 2] = []
-    return parse_config(flags + (["--task", task] if task else []), "")[0]
+def parse_command(words, task=None):
+    """The Config of a training command; in a sequence that of the stage which trains `task`."""
+    words = [word.replace("{task}", str(task)) for word in words]
+    words += ["--task", task] if task else []
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    fixed = {}
+    if words[0] == "baselines.py":
+        parser.add_argument("--method", choices=METHODS, required=True)
+        fixed = METHODS[parser.parse_known_args(words[1:])[0].method][2]
+    with contextlib.redirect_stdout(io.StringIO()):  # which preset it is, once for each point
+        return parse_config(["python", *words], "", fixed, parser)[0]
 
 
 def run_sequence(words, experiment, folder):
@@ -318,14 +347,14 @@ def run_sequence(words, experiment, folder):
     -> {"before", "evaluations" of all tasks and the probe by step, "accuracy" [stage][task], ...}
     """
     tasks, every, file = experiment["tasks"], experiment.get("every"), folder / "sequence.json"
-    configs = [parse_stage(words, task) for task in tasks]
+    configs = [parse_command(words, task) for task in tasks]
     sets = {"probe": (load_task("probe", "test"), PROBE_TOKENS)}
     for config in configs:
-        for name, examples in load_data(config)[2].items():
+        for name, examples in load_splits(config).reports.items():
             sets[f"{config.task}, {name}"] = examples, config.max_new_tokens
     state = json.loads(file.read_text()) if file.exists() else {"evaluations": []}
     if "before" not in state:
-        state["before"] = evaluate_all(configs[0].model, sets, configs[0].dtype)
+        state["before"] = evaluate_all(configs[0].model, sets, configs[0].dtype, folder, "before")
         write_json(file, state)
     words = words + (["--save-every", str(every), "--keep-last", "1000000"] if every else [])
     start, model = 0, []
@@ -336,7 +365,8 @@ def run_sequence(words, experiment, folder):
         for step, weights in weights_of(own):
             place = {"stage": stage, "task": task, "step": start + step}
             if not any(place == {key: e[key] for key in place} for e in state["evaluations"]):
-                scores = evaluate_all(weights, sets, configs[0].dtype)
+                when = f"step {start + step}"
+                scores = evaluate_all(weights, sets, configs[0].dtype, folder, when)
                 state["evaluations"].append(place | {"scores": scores})
                 write_json(file, state)
         for checkpoint in list_checkpoints(own):
@@ -356,14 +386,17 @@ def weights_of(folder):
     return sorted((students | {last: folder / "last"}).items())
 
 
-def evaluate_all(model_name, sets, dtype):
-    """{name: summary} of the sets {name: (examples, max_new_tokens)}."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, tokenizer = load_model(str(model_name), device, dtype)
-    scores = {
-        name: evaluate(model, tokenizer, examples, max_new_tokens=tokens, description=name)[0]
-        for name, (examples, tokens) in sets.items()
-    }
+def evaluate_all(model_name, sets, dtype, folder, when):
+    """{name: summary} of the sets {name: (examples, max_new_tokens)}; stores the answers."""
+    model, tokenizer = load_model(str(model_name), best_device(), dtype)
+    scores = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (examples, tokens) in sets.items():
+        how = {"max_new_tokens": tokens, "description": name}
+        scores[name], answers = evaluate(model, tokenizer, examples, **how)
+        pairs = zip(examples, answers, strict=True)
+        rows = [{"id": example.id, "answer": answer.text} for example, answer in pairs]
+        add_answers(folder, when, "probe, test" if name == "probe" else name, rows)
     del model
     gc.collect()
     torch.cuda.empty_cache()  # leaves the GPU to the next stage
@@ -461,7 +494,9 @@ def sequence_rows(records, experiments):
         for stage in range(1, len(tasks) + 1):
             own = [[e for e in run["evaluations"] if e["stage"] == stage] for run in runs]
             stages.append([evaluations[-1]["scores"] for evaluations in own])
-        for when, scores in zip(["before", *(f"after {task}" for task in tasks)], stages):
+        for when, scores in zip(
+            ["before", *(f"after {task}" for task in tasks)], stages, strict=True
+        ):
             sets = [[of_test(s, f"{task}, ")["correct"] for s in scores] for task in tasks]
             sets.append([s["probe"]["correct"] for s in scores])
             yield [f"{label}, {when}", str(len(runs)), *(cell(values, "") for values in sets)]

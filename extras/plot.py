@@ -5,8 +5,9 @@
     python extras/plot.py sequence results/sequence-*.json --output results/sequence.png
     python extras/plot.py pass-at-k results/pass-at-k-*.json --output results/pass-at-k.png
 
-run         where the teacher disagrees with the student, token by token, as a page and a picture;
-            training curves
+run         where the teacher disagrees with the student, token by token, in the last few sampled
+            answers, as a page and a picture; training curves. The two models are those of the
+            run's last checkpoint; if --keep-last 0 left none, those of last/ and the base
 trade-off   new-task accuracy against drift from the base (Fig. 4)
 sequence    accuracy on every task while one model learns them in turn (Fig. 3)
 pass-at-k   pass@k of several models (Fig. 5)
@@ -21,6 +22,10 @@ import json
 import sys
 from pathlib import Path
 from statistics import mean
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of data.py
+
+import data
 
 TEST_NAMES = ("test", "held-out wordings")
 PAGE = """<!DOCTYPE html>
@@ -49,7 +54,7 @@ summary {{ cursor: pointer; color: #555; font-size: 13px }}
 <p>The student sampled each answer and saw the prompt alone. A token's colour is the divergence
 ({divergence}) of the two next-token distributions at its position, in nats: what the loss pulls on.
 Point at a token for the likeliest tokens of both. Dotted: the first {skipped} tokens, which have no
-loss.</p>
+loss. Student: {student}. Teacher: {teacher}.</p>
 <p class="scale">{scale}</p>
 {rollouts}
 </html>
@@ -63,6 +68,100 @@ def read_lines(file):
     if not file.exists():
         raise ValueError(f"{file} does not exist; give the folder of a run, such as runs/science")
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def explain_rollouts(folder, shown=4):
+    """The last few sampled answers of a run, token by token -> list of dict, for `rollouts_page`.
+
+    [] for a method without a teacher. Raises ValueError without a run, its weights or its data.
+    """
+    import models  # here, as below: the other pictures need neither torch nor transformers
+
+    kept = models.list_checkpoints(folder)
+    file = kept[-1] / "state.json" if kept else folder / "results.json"
+    if not file.exists():
+        raise ValueError(f"{folder} has neither a checkpoint nor the weights of a finished run")
+    record = json.loads(file.read_text(encoding="utf-8"))
+    config, rollouts = record["config"], read_lines(folder / "rollouts.jsonl")[-shown:]
+    if config["teacher"] == "none" or not rollouts:
+        return []
+    prompts = prompts_of_run(config, record["method"])
+    student, teacher, tokenizer, names = load_models(folder, kept, config)
+    explained = []
+    for rollout in rollouts:
+        if rollout["id"] not in prompts:
+            raise ValueError(f'{folder}: id "{rollout["id"]}" is no longer in the data of the run')
+        pair = [data.encode_prompt(tokenizer, turns) for turns in prompts[rollout["id"]]]
+        tokens = token_report(
+            (student, teacher), pair, tokenizer, rollout["completion_ids"], config["divergence"]
+        )
+        texts = dict(zip(("prompt", "teacher_prompt"), map(tokenizer.decode, pair), strict=True))
+        about = {"divergence": config["divergence"], "skipped": config["skip_first_tokens"]}
+        place = {"step": rollout["step"], "id": rollout["id"]}
+        explained.append(place | names | about | texts | {"tokens": tokens})
+    return explained
+
+
+def prompts_of_run(config, method):
+    """{id of a training example: (the student's turns, the teacher's)}."""
+    task, folder = config["task"], config["data"]
+    if method == "reinvoke":
+        task, folder = "general", None
+    seen = config["teacher_context"], config["teacher_instruction"]
+    examples = data.load_task(task, "train", folder)
+    return {e.id: (e.messages, data.teacher_messages(e, *seen)) for e in examples}
+
+
+def load_models(folder, kept, config):
+    """(student, teacher, tokenizer, {"student": its source, "teacher": its source}) of a run."""
+    import models
+
+    source = str(kept[-1] / "student" if kept else folder / "last")
+    student, tokenizer = models.load_model(source, models.best_device(), config["dtype"])
+    names = {"student": source, "teacher": source}
+    if config["teacher"] == "student":
+        return student, student, tokenizer, names
+    if kept:
+        names["teacher"] = str(kept[-1] / "teacher")
+        teacher = models.read_weights(names["teacher"], dtype=student.dtype)
+        return student, teacher.to(student.device).eval(), tokenizer, names
+    names["teacher"] = config["teacher_model"] or config["model"]
+    teacher, _ = models.load_model(names["teacher"], student.device, config["dtype"])
+    return student, teacher, tokenizer, names
+
+
+def token_report(models, prompts, tokenizer, completion_ids, divergence):
+    """For each token its divergence in nats, and the likeliest tokens of both -> list of dict.
+
+    models and prompts are the student's and the teacher's. One entry is
+    {"token": "44", "kl": 1.9, "student": [["12", 0.3], ...], "teacher": [["44", 0.9], ...]}.
+    """
+    import torch
+
+    from eval import token_divergence
+
+    ids_BT = torch.tensor([completion_ids], device=models[0].device)
+    completions = ids_BT, torch.ones_like(ids_BT, dtype=torch.bool)
+    with torch.no_grad():
+        pairs = list(zip(models, prompts, strict=True))
+        likely = [likeliest_tokens(*pair, completions, tokenizer) for pair in pairs]
+        (student, s), (teacher, t) = pairs
+        kl_BT, _, _ = token_divergence(student, [s], teacher, [t], completions, divergence)
+    names = "token", "kl", "student", "teacher"
+    rows = zip(map(tokenizer.decode, completion_ids), kl_BT[0].tolist(), *likely, strict=True)
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def likeliest_tokens(model, prompt, completions, tokenizer, n=3):
+    """For each position [[token, probability], ...], the likeliest first."""
+    from models import output_head
+    from sampling import completion_hidden
+
+    hidden_TD = completion_hidden(model, [prompt], *completions)[0]
+    top = output_head(model)(hidden_TD).float().softmax(-1).topk(n)
+    tokens = [[tokenizer.decode(i) for i in ids] for ids in top.indices.tolist()]
+    rows = zip(tokens, top.values.tolist(), strict=True)
+    return [list(map(list, zip(*row, strict=True))) for row in rows]
 
 
 def colour(kl):
@@ -96,6 +195,8 @@ def rollouts_page(rollouts):
         divergence=first["divergence"] + " KL",
         skipped=first["skipped"],
         scale=scale,
+        student=html.escape(first["student"]),
+        teacher=html.escape(first["teacher"]),
         rollouts="\n".join(parts),
     )
 
@@ -103,7 +204,7 @@ def rollouts_page(rollouts):
 def token_span(token, skipped):
     rows = "".join(
         f"<tr><td>{visible(s)} {p:.0%}</td><td>{visible(t)} {q:.0%}</td></tr>"
-        for (s, p), (t, q) in zip(token["student"], token["teacher"])
+        for (s, p), (t, q) in zip(token["student"], token["teacher"], strict=True)
     )
     nats = f"<tr><th colspan=2>{token['kl']:.2f} nats</th></tr>"
     table = f"<table><tr><th>student</th><th>teacher</th></tr>{rows}{nats}</table>"
@@ -153,7 +254,8 @@ def draw_curves(metrics):
 
     figure, axes = pyplot.subplots(1, 4, figsize=(15, 3), layout="constrained")
     names = ("kl" if "kl" in metrics[0] else "nll", "grad_norm", "completion_tokens")
-    for ax, name, unit in zip(axes, names, ("nats a token", "before clipping", "tokens")):
+    units = ("nats a token", "before clipping", "tokens")
+    for ax, name, unit in zip(axes[:3], names, units, strict=True):
         ax.plot([line["step"] for line in metrics], [line[name] for line in metrics])
         ax.set(title=name.replace("_", " "), xlabel="step", ylabel=unit, ylim=(0, None))
     validated = [line for line in metrics if "validation" in line]
@@ -229,7 +331,7 @@ def sequence_curves(records):
 def accuracies(runs, task):
     """[(step, [accuracy of each seed])] on a task's test set."""
     curve = [(0, [of_test(run["before"], f"{task}, ")["correct"] for run in runs])]
-    for entries in zip(*(run["evaluations"] for run in runs)):
+    for entries in zip(*(run["evaluations"] for run in runs), strict=True):
         seeds = [of_test(entry["scores"], f"{task}, ")["correct"] for entry in entries]
         curve.append((entries[0]["step"], seeds))
     return curve
@@ -259,7 +361,7 @@ def pass_curve(record):
 
 def draw_line(ax, curve, **look):
     """Mean over seeds of [(x, values of seeds)], and a band of their range."""
-    xs, seeds = zip(*curve)
+    xs, seeds = zip(*curve, strict=True)
     [line] = ax.plot(xs, [mean(values) for values in seeds], marker="o", **look)
     lowest, highest = [min(values) for values in seeds], [max(values) for values in seeds]
     ax.fill_between(xs, lowest, highest, color=line.get_color(), alpha=0.15, linewidth=0)
@@ -277,18 +379,21 @@ def draw_trade_off(records):
         found, look = [trade_off(run) for run in record["runs"]], {"color": f"C{number}"}
         paths = [points for points, _ in found if points]
         for points in paths:
-            axes[0].plot(*zip(*points), linewidth=0.6, alpha=0.6, **look)
+            axes[0].plot(*zip(*points, strict=True), linewidth=0.6, alpha=0.6, **look)
         if paths:
-            middle = [[mean(values) for values in zip(*points)] for points in zip(*paths)]
-            axes[0].plot(*zip(*middle), linewidth=2, marker=".", **look)
-        ends = list(zip(*(point for _, point in found)))
+            middle = [
+                [mean(values) for values in zip(*points, strict=True)]
+                for points in zip(*paths, strict=True)
+            ]
+            axes[0].plot(*zip(*middle, strict=True), linewidth=2, marker=".", **look)
+        ends = list(zip(*(point for _, point in found), strict=True))
         x, y = map(mean, ends)
         spans = [[[mean(end) - min(end)], [max(end) - mean(end)]] for end in ends]
         seeds = f"{len(found)} seed{'s' * (len(found) > 1)}"
         label = f"{name}, {seeds}"
         axes[1].errorbar(x, y, xerr=spans[0], yerr=spans[1], marker="o", label=label, **look)
     titles = ("validation, over the steps", "test, last weights")
-    for ax, title in zip(axes, titles):
+    for ax, title in zip(axes, titles, strict=True):
         ax.set(title=title, xlabel="drift from base, nats a token", xlim=(0, None))
     axes[0].set_ylabel("new task: share correct")
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
@@ -303,7 +408,7 @@ def draw_sequence(records):
     figure, axes = pyplot.subplots(1, len(records), squeeze=False, sharey=True, **size)
     tasks = list(dict.fromkeys(task for _, record in records for task in record["tasks"]))
     curves = sequence_curves([record for _, record in records])
-    for ax, (name, record), own in zip(axes[0], records, curves):
+    for ax, (name, record), own in zip(axes[0], records, curves, strict=True):
         start = 0
         for end, task in stage_ends(record):
             ax.axvspan(start, end, color=f"C{tasks.index(task)}", alpha=0.1, linewidth=0)
@@ -349,10 +454,10 @@ def main(argv=None):
     if args.picture == "run":
         [folder] = args.files
         output = args.output or folder
-        rollouts = read_lines(folder / "rollouts.jsonl")
         metrics = read_lines(folder / "metrics.jsonl")
+        rollouts = explain_rollouts(folder)
         output.mkdir(parents=True, exist_ok=True)
-        if rollouts:  # a baseline's run has none
+        if rollouts:  # a method without a teacher has none
             (output / "rollouts.html").write_text(rollouts_page(rollouts), encoding="utf-8")
             print(output / "rollouts.html")
     else:

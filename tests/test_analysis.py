@@ -268,6 +268,20 @@ def test_rescore_reads_runs_files_and_compressed_files(data, capsys):
         assert "finished" not in before and last.split()[3] == "50.0%"
 
 
+def test_rescore_takes_the_sets_of_its_task(data):
+    """With several tasks in a file a set's name begins with its task."""
+    several = [("last", "science, test", "p", "The answer is A."), ("last", "probe, test", "x", "")]
+    (data / "answers.jsonl").write_text(stored(*several))
+    [(label, summary)] = analysis.rescore(data, "science", data)
+    assert label == "science, test, last" and summary["correct"] == 1
+    (data / "answers.jsonl").write_text(stored(*ANSWERS, several[1]))
+    assert [label for label, _ in analysis.rescore(data, "science", data)] == [
+        "test, before",
+        "validation, step 5",
+        "test, last",
+    ]
+
+
 def test_a_changed_scorer_changes_the_table(data, monkeypatch, capsys):
     """Another scorer takes "A!" for right, too; no model is loaded."""
     (data / "answers.jsonl").write_text(stored(*ANSWERS))
@@ -288,6 +302,7 @@ def test_a_changed_scorer_changes_the_table(data, monkeypatch, capsys):
         ([("last", "test", "z", "A")], 'id "z" is not in the test questions of science; give'),
         ([("last", "held-out wordings", "p", "A")], 'set "held-out wordings" is not of task'),
         ([], "has no answer in it"),
+        ([("last", "probe, test", "x", "A")], "has no answers to questions of science"),
         ("[1]\n", "cannot be read as the answers of a run"),
         (None, "cannot be read as the answers of a run"),
     ],

@@ -2,6 +2,7 @@
 hand; the sizes of the paper's grids; what each stage's own run reports of the same weights.
 """
 
+import gzip
 import json
 import subprocess
 import sys
@@ -13,10 +14,11 @@ from data import load_task
 
 sys.path.insert(0, str(ROOT / "extras"))
 
-import experiments  # noqa: E402
+import analysis
+import experiments
 
-import eval as evaluation  # noqa: E402
-import sdft  # noqa: E402
+import eval as evaluation
+import sdft
 
 TINY = (
     "sdft.py --force --preset laptop --steps 2 --batch-size 2 --max-new-tokens 4 "
@@ -87,6 +89,17 @@ def test_a_finished_run_is_recorded_and_skipped(tiny_folder, lab, scripts, capsy
         assert "machine" not in run and run["training_flops"] > 0
     assert scripts.count("eval.py") == sum(2 + ("best" in run) for run in record["runs"])
     assert not list((lab.folder / "runs").glob("tiny*"))
+    for run in record["runs"]:  # the stored answers give the figures again
+        file = lab.folder / "results" / "answers" / f"tiny-seed{run['seed']}.jsonl.gz"
+        with gzip.open(file, "rt") as lines:
+            for line in lines:
+                assert list(json.loads(line)) == ["when", "set", "id", "text"]
+        rescored = dict(analysis.rescore(file, "science"))
+        assert {"test, before", "validation, step 1", "test, last"} <= rescored.keys()
+        assert rescored["test, last"]["correct"] == run["last"]["test"]["correct"]
+        assert rescored["test, last"]["artefacts"] == run["last"]["test"]["artefacts"]
+        probes = dict(analysis.rescore(file, "probe"))
+        assert probes["probe, test, before"]["n"] == 3
 
     lab(toml, "tiny")
     assert scripts.count("sdft.py") == 2
@@ -113,12 +126,12 @@ def test_training_flops():
     """
     metrics = [{"prompt_tokens": 10, "teacher_prompt_tokens": 20, "completion_tokens": 3}]
     config = {"batch_size": 8, "rollouts_per_prompt": 1}
-    results = {"parameters": 1000, "config": config}
+    results = {"parameters": 1000, "config": config, "method": "sdft"}
 
     def flops(**changes):
         return experiments.training_flops(metrics, results | changes)
 
-    assert flops(method="sdft") == flops() == 8 * 1000 * (8 * 13 + 2 * 23)
+    assert flops() == flops(method="reinvoke") == 8 * 1000 * (8 * 13 + 2 * 23)
     assert flops(method="sft") == 8 * 1000 * 6 * 13
     assert flops(method="teacher-kd") == 8 * 1000 * (6 * 13 + 2 * 23)
     assert flops(config=config | {"rollouts_per_prompt": 3}) == 3 * flops()
@@ -180,7 +193,9 @@ def test_a_command_may_take_an_earlier_experiments_weights(lab, monkeypatch):
     def run_script(words, thinned=None):
         commands.append(words)
         file = lab.folder / "runs" / "passes-seed2" / "measured.json"
-        file.write_text(json.dumps({"summary": {"pass@1": 0.5}, "machine": "m", "right": []}))
+        answers = [{"id": "a", "answer": "A\n"}] if words[0] == "eval.py" else []
+        measured = {"summary": {"pass@1": 0.5}, "machine": "m", "answers": answers}
+        file.write_text(json.dumps(measured))
 
     monkeypatch.setattr(experiments, "run_script", run_script)
     toml = """[passes]
@@ -202,6 +217,11 @@ def test_a_command_may_take_an_earlier_experiments_weights(lab, monkeypatch):
         "runs": [{"seed": 2, "summary": {"pass@1": 0.5}}],
     }
     assert weights.exists() and not (lab.folder / "runs" / "passes-seed2").exists()
+    answers = lab.folder / "results" / "answers" / "passes-seed2.jsonl.gz"
+    assert not answers.exists()
+    (lab.folder / "results" / "passes.json").unlink()
+    lab(toml.replace("extras/analysis.py pass-at-k", "eval.py --split ood"), "passes")
+    assert analysis.read_stored(answers) == {("measured", "ood"): {"a": "A\n"}}
 
 
 @pytest.mark.parametrize(
@@ -215,6 +235,11 @@ def test_a_command_may_take_an_earlier_experiments_weights(lab, monkeypatch):
             "learning-rate is -1",
         ),
         (
+            '[a]\ncommand = "baselines.py --method sft --preset laptop --teacher ema"',
+            "--teacher is ema; --method sft fixes it to none",
+        ),
+        ('[a]\ncommand = "sdft.py --estimator rb --preset laptop"', "--estimator rb"),
+        (
             '[a]\ncommand = "sdft.py --preset laptop"\ntasks = ["science", "medical"]\nevery = 0',
             "every = 0; it must be 1 or more",
         ),
@@ -224,7 +249,7 @@ def test_a_command_may_take_an_earlier_experiments_weights(lab, monkeypatch):
 )
 def test_what_cannot_be_run_is_refused_before_the_first_run(toml, message, lab, monkeypatch):
     monkeypatch.setattr(experiments, "run_piece", lambda *_: pytest.fail("a run was started"))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, SystemExit), match=message):
         lab(toml, "a")
 
 
@@ -350,6 +375,11 @@ def test_a_sequence_and_again(tiny_folder, lab, scripts, monkeypatch):
     weights = ("checkpoint-000001/student", "last")
     assert evaluated == [str(tiny_folder)] + [folder / s / w for s in stages for w in weights]
     assert not list(folder.glob("*/checkpoint-*"))
+    answers = lab.folder / "results" / "answers" / "both-seed0.jsonl.gz"
+    rescored = dict(analysis.rescore(answers, "science") + analysis.rescore(answers, "probe"))
+    for when, own in (("before", run["before"]), ("step 2", scores[1]), ("step 4", scores[3])):
+        assert rescored[f"science, test, {when}"]["correct"] == own["science, test"]["correct"]
+        assert rescored[f"probe, test, {when}"]["n"] == 6
 
     # as if it had been stopped before the last evaluation
     state = json.loads((folder / "sequence.json").read_text())
@@ -367,7 +397,7 @@ def test_a_sequence_and_again(tiny_folder, lab, scripts, monkeypatch):
 
 def test_a_sequence_may_have_a_folder_for_each_task():
     words = "baselines.py --method sft --preset laptop --data sets/{task} --seed 1".split()
-    config = experiments.parse_stage(words, "medical")
+    config = experiments.parse_command(words, "medical")
     assert (config.task, config.data, config.seed) == ("medical", "sets/medical", 1)
 
 

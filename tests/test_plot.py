@@ -7,11 +7,17 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+import torch
+from conftest import ROOT, tiny_llama, tiny_tokenizer
+from transformers import AutoModelForCausalLM
+
+import baselines
+import sdft
+from data import load_task
 
 sys.path.insert(0, str(ROOT / "extras"))
 
-import plot  # noqa: E402
+import plot
 
 TOKEN = {"token": "<b>&", "kl": 0.7, "student": [["<i>", 0.5]], "teacher": [["\n", 0.25]]}
 ROLLOUT = {
@@ -21,6 +27,8 @@ ROLLOUT = {
     "teacher_prompt": "x",
     "divergence": "forward",
     "skipped": 1,
+    "student": "runs/<a>/last",
+    "teacher": "base",
     "tokens": [TOKEN, TOKEN],
 }
 METRICS = [
@@ -120,6 +128,7 @@ def test_the_page_shows_every_token_as_text():
     page = plot.rollouts_page([ROLLOUT])
     assert page.count("&lt;b&gt;&amp;") == 2 and "<b>" not in page
     assert "&lt;|im_start|&gt;" in page and "q&lt;1&gt;" in page and "(forward KL)" in page
+    assert "Student: runs/&lt;a&gt;/last. Teacher: base." in page
     assert page.count("t skipped") == 1 and page.count("0.70 nats") == 2
     assert page.count("⏎ 25%") == 2 and "<script" not in page and "http" not in page
 
@@ -130,8 +139,92 @@ def test_colours_run_from_white_to_full():
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):
-    with pytest.raises(ValueError, match="rollouts.jsonl does not exist; give the folder of a run"):
+    with pytest.raises(ValueError, match="metrics.jsonl does not exist; give the folder of a run"):
         plot.main(["run", str(tmp_path)])
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(ValueError, match="neither a checkpoint nor the weights of a finished run"):
+        plot.main(["run", str(tmp_path)])
+
+
+# ---- which token costs how much ----
+
+
+def dense(model, prompt, completion_ids):
+    """The distribution at each token of a completion, from one plain pass."""
+    logits_TV = model(torch.tensor([prompt + completion_ids])).logits[0, len(prompt) - 1 : -1]
+    return torch.distributions.Categorical(logits=logits_TV.detach())
+
+
+def test_token_report_equals_a_dense_computation(tokenizer):
+    models = [tiny_llama(vocab_size=len(tokenizer), seed=seed) for seed in (0, 1)]
+    prompts, ids = ([5, 6, 7], [8, 9, 5, 6, 7]), [70, 80, 1]
+    report = plot.token_report(models, prompts, tokenizer, ids, "reverse")
+    student, teacher = (dense(m, prompt, ids) for m, prompt in zip(models, prompts, strict=True))
+    kl_T = torch.distributions.kl_divergence(student, teacher).tolist()
+    assert [row["kl"] for row in report] == pytest.approx(kl_T, rel=1e-4)
+    assert [row["token"] for row in report] == [tokenizer.decode([i]) for i in ids]
+    for name, q in (("student", student), ("teacher", teacher)):
+        for row, probs_V in zip(report, q.probs, strict=True):
+            best = probs_V.sort(descending=True)
+            assert [p for _, p in row[name]] == pytest.approx(best.values[:3].tolist(), rel=1e-4)
+            tokens = [tokenizer.decode([i]) for i in best.indices[:3].tolist()]
+            assert [token for token, _ in row[name]] == tokens
+    backward = plot.token_report(models, prompts, tokenizer, ids, "forward")
+    assert backward[0]["kl"] != pytest.approx(report[0]["kl"])
+
+
+FLAGS = (
+    "--force --task science --preset laptop --dtype float32 --steps 6 --batch-size 2 "
+    "--max-new-tokens 4 --max-prompt-tokens 1000 --max-teacher-prompt-tokens 1500 "
+    "--train-examples 4 --eval-examples 2 --general-tokens 4 --learning-rate 0.01 --eval-every 0 "
+    "--skip-first-tokens 0 --sample-every 1 --save-every 1 --ema-rate 0.2"
+).split()
+
+
+@pytest.mark.parametrize("flags", ["", "--keep-last 0", "--teacher student"])
+def test_a_runs_rollouts_are_explained_by_its_last_weights(flags, tiny_folder, tmp_path):
+    """The oracle loads the weights file by file, and reads the question from our sample."""
+    folder = tmp_path / "run"
+    sdft.main([*FLAGS, "--model", str(tiny_folder), "--output", str(folder), *flags.split()])
+    explained = plot.explain_rollouts(folder)
+    assert [rollout["step"] for rollout in explained] == [3, 4, 5, 6]
+    rollout = explained[-1]
+    line = json.loads((folder / "rollouts.jsonl").read_text().splitlines()[-1])
+    assert "".join(token["token"] for token in rollout["tokens"]) == line["completion"]
+    [example] = [e for e in load_task("science", "train") if e.id == line["id"]]
+    assert example.messages[-1]["content"] in rollout["prompt"]
+    assert example.demonstration not in rollout["prompt"]
+    assert example.demonstration in rollout["teacher_prompt"]
+
+    student, teacher = folder / "last", folder / "checkpoint-000006" / "teacher"
+    if flags:
+        teacher = tiny_folder if "keep" in flags else student
+    weights = [
+        AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        for source in (student, teacher)
+    ]
+    tokenizer = tiny_tokenizer()
+    prompts = [tokenizer.encode(rollout[name]) for name in ("prompt", "teacher_prompt")]
+    p, q = (
+        dense(model, prompt, line["completion_ids"])
+        for model, prompt in zip(weights, prompts, strict=True)
+    )
+    kl_T = torch.distributions.kl_divergence(q, p).tolist()  # forward, as the preset
+    assert [token["kl"] for token in rollout["tokens"]] == pytest.approx(kl_T, rel=1e-3, abs=1e-6)
+
+
+def test_a_run_without_a_teacher_has_curves_alone(tiny_folder, tmp_path):
+    folder = tmp_path / "run"
+    flags = [*FLAGS, "--model", str(tiny_folder), "--output", str(folder), "--steps", "1"]
+    baselines.main(["--method", "sft", *flags])
+    assert plot.explain_rollouts(folder) == []
+
+
+def test_reinvoked_runs_have_general_prompts():
+    config = {"task": "science", "data": "elsewhere", "teacher_context": "none"}
+    prompts = plot.prompts_of_run(config | {"teacher_instruction": "plain"}, "reinvoke")
+    general = {example.id: example.messages for example in load_task("general", "train")}
+    assert prompts == {id: (messages, messages) for id, messages in general.items()}
 
 
 # ---- numbers from files ----
@@ -243,10 +336,10 @@ def test_a_run_is_drawn(tmp_path):
     assert plot.draw_curves(baseline).axes[0].get_title() == "nll"
 
 
-def test_command_line(folder, capsys):
+def test_command_line(folder, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
-    for name, lines in (("rollouts", [ROLLOUT]), ("metrics", METRICS)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(plot, "explain_rollouts", lambda run: [ROLLOUT])
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in METRICS))
     script, png = str(ROOT / "extras" / "plot.py"), folder / "pass.png"
     command = [sys.executable, script, "pass-at-k", folder / "base.json", "--output", png]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
