@@ -4,6 +4,7 @@
     python extras/analysis.py kl-to-base --model DIR --task science --base smollm2
     python extras/analysis.py published --model DIR --task tooluse
     python extras/analysis.py rescore runs/science --task science
+    python extras/analysis.py equal-accuracy results/science.json results/science-sft.json
 
 pass-at-k    pass@1, 2, 4, ..., K of answers sampled at temperature 1, top-p 0.95 (Fig. 5)
 kl-to-base   KL(model || base) in nats a token, on the model's own sampled answers (Fig. 2)
@@ -11,11 +12,14 @@ published    greedy tool use, scored by our rule and by the one behind the publi
 rescore      the answers that a run stored, scored again by scoring.py as it is now: of a run's
              folder, its answers.jsonl or results/answers/NAME-seedN.jsonl.gz; needs no model
 
+equal-accuracy   the drift at which the curves of results files first pass an accuracy on validation
+
 `confidence_interval`, the 95 % interval over seeds, is what the tables of experiments.py show.
 """
 
 import argparse
 import gzip
+import itertools
 import json
 import math
 import re
@@ -183,6 +187,34 @@ def confidence_interval(values):
     return statistics.mean(values), T_95[n - 2] * statistics.stdev(values) / math.sqrt(n)
 
 
+def drift_at(run, accuracy):
+    """Drift at which a run's validation curve first passes an accuracy, linear between validations.
+
+    None if it never does. The curve starts at the base: drift 0, the preflight's student.
+    """
+    points = [(run["preflight"]["student"]["correct"], 0.0)]
+    points += [(entry["correct"], entry["drift_from_base"]) for entry in run["curve"]]
+    for (low, start), (high, end) in itertools.pairwise(points):
+        if low < accuracy <= high:
+            return start + (end - start) * (accuracy - low) / (high - low)
+    return None
+
+
+def equal_accuracy(files, levels=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8)):
+    """Lines of a markdown table: mean (lowest to highest) drift over seeds at each accuracy."""
+    records = {Path(file).stem: json.loads(Path(file).read_text())["runs"] for file in files}
+    yield "| accuracy on validation | " + " | ".join(records) + " |"
+    yield "|---" * (1 + len(records)) + "|"
+    for level in levels:
+        cells = [f"{level:.0%}"]
+        for runs in records.values():
+            found = [drift for run in runs if (drift := drift_at(run, level)) is not None]
+            span = f"{min(found):.3f} to {max(found):.3f}" if found else ""
+            passed = f"{len(found)} of {len(runs)} seeds"
+            cells.append(f"{statistics.mean(found):.3f} ({span}; {passed})" if found else "never")
+        yield f"| {' | '.join(cells)} |"
+
+
 # ---- tool use as the published figures score it ----
 
 
@@ -342,8 +374,9 @@ def parse_arguments(argv):
     add("answers", type=Path, metavar="FILE_OR_RUN", help="a run, or its stored answers")
     add("--task", required=True, choices=[task for task in TASKS if task != "general"])
     add("--data", help="folder with our JSONL files (default: our own samples)")
+    measures.add_parser("equal-accuracy").add_argument("files", nargs="+", metavar="RESULTS")
     args = parser.parse_args(argv)
-    if args.measure == "rescore":
+    if args.measure in ("rescore", "equal-accuracy"):
         return args
     for name in ("limit", "batch_size", "max_new_tokens", "k"):
         value = getattr(args, name, None)
@@ -364,6 +397,9 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     args = parse_arguments(argv)
     try:
+        if args.measure == "equal-accuracy":
+            print("\n".join(equal_accuracy(args.files)))
+            return
         if args.measure == "rescore":
             print(format_table(rescore(args.answers, args.task, args.data)))
             return

@@ -376,3 +376,16 @@ def test_a_missing_field_stops_before_the_model_loads(tmp_path):
     command = "pass-at-k --model nowhere --task science --k 1 --context demonstration --data"
     with pytest.raises(SystemExit, match='test.jsonl:1: field "demonstration" is missing'):
         analysis.main([*command.split(), str(tmp_path)])
+
+
+def test_drift_at_equal_accuracy_by_hand(tmp_path, capsys):
+    """From 0.2 at 0 to 0.6 at 0.1: 0.4 half-way, at 0.05. The dip to 0.3 comes after; 0.9 never."""
+    curve = [(0.6, 0.1), (0.3, 0.2), (0.8, 0.3)]
+    points = [{"correct": y, "drift_from_base": x} for y, x in curve]
+    run = {"preflight": {"student": {"correct": 0.2}}, "curve": points}
+    assert analysis.drift_at(run, 0.4) == pytest.approx(0.05)
+    assert analysis.drift_at(run, 0.7) == pytest.approx(0.28)
+    assert analysis.drift_at(run, 0.9) is None
+    (tmp_path / "sft.json").write_text(json.dumps({"runs": [run, run]}))
+    analysis.main(["equal-accuracy", str(tmp_path / "sft.json")])
+    assert "| 40% | 0.050 (0.050 to 0.050; 2 of 2 seeds) |" in capsys.readouterr().out
