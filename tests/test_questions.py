@@ -157,6 +157,13 @@ def test_a_local_model(tiny_folder, tmp_path, monkeypatch, capsys):
     assert "small local model makes poor questions" in capsys.readouterr().out
 
 
+def test_the_lines_of_the_docs_that_ask_a_model(tiny_folder, capsys):
+    text = (ROOT / "docs" / "your-documents.md").read_text()
+    [code] = re.findall("```python\n(.+?)```", text, flags=re.DOTALL)
+    exec(code.replace("runs/my-articles/last", str(tiny_folder)), {})
+    assert capsys.readouterr().out
+
+
 # ---- kills ----
 
 
@@ -347,6 +354,17 @@ def test_each_hostile_reply_alone(teacher, tmp_path, monkeypatch, kind):
         rest = [row for row in GOOD if not any(row[0] in i["wordings"] for i in REPLIES[lost])]
         assert sorted(found) == sorted(rest)
     assert KEY not in "".join(file.read_text() for file in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", FOR_A_WHILE)
+def test_a_server_that_stays_hostile_ends_the_run_with_one_line(
+    teacher, tmp_path, monkeypatch, kind
+):
+    """`attempt` looks for the key in it. Nothing was answered, so nothing is kept."""
+    monkeypatch.setattr(questions, "ask_server", partial(judge.ask_server, attempts=1))
+    teacher.reply = lambda number: kind
+    assert not attempt(teacher, tmp_path, "--timeout", "0.4")
+    assert in_journal(tmp_path) == []
 
 
 def test_the_key_in_escapes(teacher, tmp_path):
