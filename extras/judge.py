@@ -301,15 +301,22 @@ def _keep(future, key_of, asked, replies, cache):
 # ---- asking a model in this process ----
 
 
+def load_to_sample(name):
+    """(model, tokenizer) for sampling alone: in bfloat16 on a GPU, in float32 on a CPU."""
+    from models import best_device, load_model  # here: a judge on a server needs neither
+
+    device = best_device()
+    return load_model(name, device, "bfloat16" if device == "cuda" else "float32")
+
+
 def local_model(name, max_new_tokens):
     """(name for the cache, ask) for a model; the name changes when the weights in its folder are
     written anew. ask takes a string or a list of chat turns.
     """
     # imported here: a server needs none of it
     from eval import answer_greedily
-    from models import best_device, load_model
 
-    model, tokenizer = load_model(name, best_device())
+    model, tokenizer = load_to_sample(name)
     changed = max((file.stat().st_mtime_ns for file in Path(name).glob("*.safetensors")), default=0)
 
     def ask(prompt):
