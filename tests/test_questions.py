@@ -398,6 +398,7 @@ WORDINGS = ["Who built it?", "By whom was it built?", "Who made it?"]
         ({"key_facts": [["dent"]]}, 0, {"fact": 1}),
         ({"key_facts": [["dentist"], ["owl"]]}, 0, {"fact": 1}),  # the answer has no owl
         ({"answer": "A surgeon."}, 0, {"fact": 1}),
+        ({"answer": "A surgeon.", "key_facts": [["surgeon"]]}, 0, {"fact": 1}),
         ({"answer": 7}, 0, {"shape": 1}),
         ({"wordings": "Who built it?"}, 0, {"shape": 1}),
         ({"wordings": WORDINGS[:2]}, 0, {"few": 1}),
