@@ -1,6 +1,6 @@
 """The methods that the paper compares SDFT with. Read sdft.py first: they share its loop.
 
-    python baselines.py --method sft --task science
+    python baselines.py --method sft --task science --output runs/science-sft
     python baselines.py --method reinvoke --model runs/science-sft/last --teacher-model smollm2
     python baselines.py --resume runs/science-sft
 

@@ -326,7 +326,7 @@ def _no_constant(name):
 
 FORMS = {  # field -> (its shape, an example for error messages)
     "id": (str, "any string"),
-    "prompt": ([{"role": ROLES, "content": str}], '[{"role": "user", "content": "Why?"}]'),
+    "prompt": ([{"role": ROLES, "content": str}], '"Why?" or [{"role": "user", …}]'),
     "demonstration": (str, "a worked answer"),
     "answer": (str, "B"),
     "options": ([[str]], '[["alkane", "alkanes"], ["ketone"]]'),
@@ -372,7 +372,7 @@ def _check_record(record, task, source):
         raise ValueError(f'{source}: field "prompt": its last turn must be the user\'s question')
     answer, options = record.get("answer", "A"), record.get("options", ["A", "B", "C", "D"])
     if task == "science" and sum(answer in variants for variants in options) != 1:
-        choices = 'one of "options"' if "options" in record else "one letter, A to D"
+        choices = 'in one of "options" alone' if "options" in record else "one letter, A to D"
         raise ValueError(f'{source}: field "answer" is {_short(answer)}; it must be {choices}')
     try:
         re.compile(record.get("pattern", ""))

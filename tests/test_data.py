@@ -73,7 +73,7 @@ OPTIONS = [["alkane", "alkanes"], ["ketone", "ketones"]]
     [
         (
             {"prompt": None},
-            'field "prompt" must be a list that is not empty, as in [{"role": "user"',
+            'field "prompt" must be a list that is not empty, as in "Why?" or',
         ),
         ({"prompt": ""}, 'field "prompt" must be'),
         ({"prompt": []}, 'field "prompt" must be a list that is not empty'),
@@ -119,11 +119,11 @@ OPTIONS = [["alkane", "alkanes"], ["ketone", "ketones"]]
         ({"options": [["alkane"], [""]]}, 'field "options", item 1, item 0 must be a string'),
         (
             {"options": OPTIONS, "answer": "A"},
-            """field "answer" is 'A'; it must be one of "options\"""",
+            """field "answer" is 'A'; it must be in one of "options\"""",
         ),
         (
             {"options": [*OPTIONS, ["alkane"]], "answer": "alkane"},
-            """field "answer" is 'alkane'; it must be one of "options\"""",
+            """field "answer" is 'alkane'; it must be in one of "options""",
         ),
         ({"format": {"words": 3}}, 'field "format" is unknown; choose from id, prompt'),
         ({"demonstratoin": "x"}, 'field "demonstratoin" is unknown; choose from id, prompt'),
