@@ -90,7 +90,7 @@ def rao_blackwell_surrogate(kl_BT, student_token_logprobs_BT, teacher_token_logp
     The second term charges a token with all the divergence that comes after it, so the inner sum
     runs over ALL earlier tokens; mask padding in the result alone. Reduce it with sequence_sum: a
     mean divides by a length that later tokens decide, which is biased. And skip no first tokens:
-    else ending among them costs nothing, and this term teaches the model to.
+    else ending among them costs nothing, and this term teaches the model to end there.
     """
     earlier_logprobs_BT = F.pad(student_token_logprobs_BT.cumsum(1)[:, :-1], (1, 0))  # i < t
     return kl_BT + kl_BT.detach() * earlier_logprobs_BT
@@ -141,8 +141,8 @@ def compare_completions(
     chunk_size                               positions projected at a time
     returns kl_BT, student_token_logprobs_BT, teacher_token_logprobs_BT, unmasked, float32
 
-    Whole [T, V] tensors, both models' and their gradient, would take 6 GB for one sequence of 2048
-    tokens at V = 152,000. Here a chunk's logits are freed, and projected again in backward.
+    One float32 [T, V] tensor takes 1.2 GB at T = 2048 and V = 152,000, and a loss needs several.
+    Here a chunk's logits are freed, and projected again in the backward pass.
     """
     if divergence not in DIVERGENCES:
         choices = ", ".join(DIVERGENCES)

@@ -22,15 +22,15 @@ Choices, and why:
 - Divergence. Eq. 1 is the REVERSE KL(student || teacher). It weighs each token by the student's own
   probability, so what the student never says it hardly learns. The authors' code, and so the
   paper's figures, use the FORWARD KL(teacher || student), which teaches such tokens at once.
-  The default is the paper's; the presets `authors` and `laptop` take forward.
+  --divergence defaults to reverse; the presets `authors` and `laptop` take forward.
 - The loss covers every token through EOS, so the student also learns when to stop, and all tokens
-  of a completion that the length limit cut off; but not the first --skip-first-tokens, where a
-  teacher likes to open with "Based on the text…". With no token left a completion counts as 0.
+  of a completion that the length limit cut off. Only the first --skip-first-tokens (3) are masked:
+  there a teacher opens with "Based on the text…". With no token left a completion counts as 0.
 - --temperature (default 1) decides which completions are visited; the loss compares both full
   softmaxes at temperature 1. Estimator `analytic` is right at any temperature; `token` and `rb`
   assume y ~ student. A small model's samples at 1 are gibberish that no teacher can continue.
-- An EMA step of rate 0.01 is lost to rounding in bfloat16. So student and teacher are exact float32
-  numbers: a bfloat16 weight has a 16-bit remainder (optim.py).
+- An EMA step of rate 0.01 is lost to rounding in bfloat16. So both models are kept in exact float32:
+  a bfloat16 weight, which computes, and a 16-bit remainder together are one (optim.py).
 - For --task knowledge the teacher sees the article, then x and c.
 - Drift, the measure of forgetting, is the mean KL(base || model) a token on the base model's own
   answers to general prompts, never trained on: the same tokens for every model, so runs compare.
@@ -242,7 +242,7 @@ def stop_if_not_finite(grad_norm, values_B, batch):
 
 
 def validate(run, step):
-    """Greedy accuracy and drift on validation; the best weights so far are saved in best/."""
+    """Greedy accuracy on validation, and drift; the best weights so far are saved in best/."""
     summary = evaluation.report(run, {"validation": run.splits.validation}, f"step {step}")
     rank = validation_rank(summary["validation"])
     if run.best is None or rank >= run.best["rank"]:
