@@ -29,7 +29,7 @@ Choices, and why:
 - --temperature (default 1) decides which completions are visited; the loss compares both full
   softmaxes at temperature 1. Estimator `analytic` is right at any temperature; `token` and `rb`
   assume y ~ student. A small model's samples at 1 are gibberish that no teacher can continue.
-- An EMA step of rate 0.01 is lost to rounding in bfloat16. So both models are kept in exact float32:
+- An EMA step of rate 0.01 is lost to rounding in bfloat16. So both models are exact float32:
   a bfloat16 weight, which computes, and a 16-bit remainder together are one (optim.py).
 - For --task knowledge the teacher sees the article, then x and c.
 - Drift, the measure of forgetting, is the mean KL(base || model) a token on the base model's own
