@@ -23,7 +23,7 @@ from statistics import median
 from types import SimpleNamespace
 
 import torch
-from bench_memory import Run
+from bench_memory import FIELDS
 from common import ROOT, markdown_table, number, write_record
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
@@ -159,8 +159,7 @@ def measure_steps(shape, args, offload):
     teacher = copy.deepcopy(student).requires_grad_(False)  # after AdamW: with its remainders
     if args.gradient_checkpointing:
         checkpoint_layers(student)
-    names = Run.__dataclass_fields__.keys() & Config.__dataclass_fields__.keys()
-    config = Config(**{name: getattr(args, name) for name in names})
+    config = Config(**{name: getattr(args, name) for name in FIELDS})
     steps = [
         timed_step(
             student, teacher, optimizer, random_batch(step, shape.vocab_size, args), config, args
@@ -179,7 +178,7 @@ def measure_all(shape, args):
     ours, generate = found["decoding"].values()
     print(f"decoding, tokens a second: ours {ours:.0f}, generate {generate:.0f}\n", flush=True)
     for offload, place in ((False, "on the card"), (True, "in host memory")):
-        run = Run(**{name: getattr(args, name) for name in Run.__dataclass_fields__})
+        run = Config(**{name: getattr(args, name) for name in FIELDS})
         run.offload_optimizer = offload
         plan = plan_run(shape, run, args.device)
         if args.device == "cuda":
@@ -217,7 +216,8 @@ def main():
     add("--device", choices=["cuda", "cpu"], default="cuda")
     add("--layers", type=int, help="fewer layers than the configuration has")
     add("--hidden", type=int, help="a toy: a multiple of 8, with a vocabulary of 1000")
-    for name, field in Run.__dataclass_fields__.items():
+    for name in FIELDS:
+        field = Config.__dataclass_fields__[name]
         if name in ("offload_optimizer", "teacher", "keep_last"):
             continue
         flag, kind = "--" + name.replace("_", "-"), type(field.default)

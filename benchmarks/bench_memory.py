@@ -17,7 +17,6 @@ import os
 import resource
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -103,22 +102,10 @@ def bench_loss(args):
 # ---- the plan ----
 
 
-@dataclass
-class Run:
-    """The fields of a Config that decide its memory, with its defaults."""
-
-    dtype: str = Config.dtype
-    teacher: str = Config.teacher
-    offload_optimizer: bool = False
-    gradient_checkpointing: bool = Config.gradient_checkpointing
-    batch_size: int = Config.batch_size
-    micro_batch_size: int = Config.micro_batch_size
-    micro_batch_tokens: int = Config.micro_batch_tokens
-    max_new_tokens: int = Config.max_new_tokens
-    max_prompt_tokens: int = Config.max_prompt_tokens
-    max_teacher_prompt_tokens: int = Config.max_teacher_prompt_tokens
-    general_tokens: int = Config.general_tokens
-    keep_last: int = Config.keep_last
+# the fields of Config that decide a run's memory, and are flags here too
+FIELDS = """dtype teacher offload_optimizer gradient_checkpointing batch_size micro_batch_size
+    micro_batch_tokens max_new_tokens max_prompt_tokens max_teacher_prompt_tokens general_tokens
+    keep_last""".split()
 
 
 def read_config(name):
@@ -142,7 +129,7 @@ def read_config(name):
 
 def print_plan(args):
     model_config = read_config(args.plan)
-    run = Run(**{name: getattr(args, name) for name in Run.__dataclass_fields__})
+    run = Config(**{name: getattr(args, name) for name in FIELDS})
     free = {"card": args.gpu_mib * 2**20}
     if args.host_mib:
         free["host"] = args.host_mib * 2**20
@@ -239,7 +226,7 @@ def bench_steps(args):
             ("float32", True, True),
             ("bfloat16", False, False),
         ]:
-            run = Run(
+            run = Config(
                 dtype=dtype, gradient_checkpointing=checkpointing, offload_optimizer=offload, **STEP
             )
             plan = plan_run(llama_config(*shape), run, device="cpu")
@@ -285,12 +272,13 @@ def main():
     add("--gpu-mib", type=int, default=143_771, help="memory of the card; default: an H200's")
     add("--host-mib", type=int, help="memory of the host, if it is to be compared")
     add("--disk-mib", type=int, help="free disk, if it is to be compared")
-    for name, field in Run.__dataclass_fields__.items():
+    for name in FIELDS:
+        field = Config.__dataclass_fields__[name]
         flag, kind = "--" + name.replace("_", "-"), type(field.default)
         if kind is bool:
             add(flag, action=argparse.BooleanOptionalAction, default=field.default)
         else:
-            choices = Config.__dataclass_fields__[name].metadata.get("choices")
+            choices = field.metadata.get("choices")
             add(flag, type=kind, default=field.default, choices=choices)
     add("--table", action="store_true", help="what fits which card, from 0.5 B to 14 B parameters")
     add("--steps", action="store_true", help="measure whole steps on this CPU against the plan")

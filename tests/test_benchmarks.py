@@ -15,13 +15,14 @@ from models import save_checkpoint
 from optim import AdamW, update_ema
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from bench_memory import Run, read_config  # noqa: E402
+from bench_memory import read_config  # noqa: E402
 
+from config import Config  # noqa: E402
 from optim import count_parameters, fits, layer_bytes, plan_run, what_would_fit  # noqa: E402
 
 CONFIGS = ROOT / "benchmarks" / "configs"
 H200, H100 = 143_771 * 2**20, 81_559 * 2**20
-SMALL = Run(
+SMALL = Config(
     dtype="float32",
     gradient_checkpointing=False,
     batch_size=3,
@@ -63,11 +64,11 @@ def test_the_configurations_have_the_published_numbers_of_parameters(name, publi
 def test_7b_takes_one_80_gb_card_with_offload_and_one_h200_without():
     config = read_config(str(CONFIGS / "qwen2.5-7b.json"))
     counts = count_parameters(config)
-    on_card = plan_run(config, Run(), counts=counts)
-    offloaded = plan_run(config, Run(offload_optimizer=True), counts=counts)
+    on_card = plan_run(config, Config(), counts=counts)
+    offloaded = plan_run(config, Config(offload_optimizer=True), counts=counts)
     assert fits(on_card, {"card": H200}) and not fits(on_card, {"card": H100})
     assert fits(offloaded, {"card": H100})
-    assert what_would_fit(config, Run(), "cuda", {"card": H100}) == "--offload-optimizer"
+    assert what_would_fit(config, Config(), "cuda", {"card": H100}) == "--offload-optimizer"
     moved = on_card["needs"]["card"] - offloaded["needs"]["card"]
     staging = offloaded["training"]["slices of the state"]
     assert moved + staging == 10 * counts[0] and staging < 0.3e9
