@@ -472,16 +472,14 @@ def read_results(results, name):
 
 
 def method_rows(records, experiments):
-    """Before training, then best and last weights of each experiment; a set's column is correct."""
+    """Before training, then the last weights of each experiment; a set's column is correct."""
     first = next(iter(records.values()))["runs"]
     heading, base = PAPER[first[0]["config"]["task"]]
     lines = [("before", "", base, [table_values(run, "before") for run in first[:1]])]
     for name, record in records.items():
         row, runs = experiments.get(name, {}), record["runs"]
-        for when in ("best", "last") if any("best" in run for run in runs) else ("last",):
-            values = [table_values(run, when) for run in runs]
-            label = f"{row.get('label', name)}, {when}"
-            lines.append((label, str(len(runs)), row.get("paper", ""), values))
+        values = [table_values(run, "last") for run in runs]
+        lines.append((row.get("label", name), str(len(runs)), row.get("paper", ""), values))
     columns = list(dict.fromkeys(key for *_, values in lines for own in values for key in own))
     yield ["", "seeds", *columns, heading]
     yield ["---"] * (len(columns) + 3)
@@ -490,8 +488,8 @@ def method_rows(records, experiments):
 
 
 def table_values(run, when):
-    """{column: figure} of a run's weights before, best or last."""
-    reports = run.get(when, run["last"])  # a run whose best step is the last one has no best
+    """{column: figure} of a run's weights before or last."""
+    reports = run[when]
     test = of_test(reports)
     values = {name: reports[name]["correct"] for name in reports}
     for name in ("lenient", "well_formed", "finished", "completion_tokens", "drift_from_base"):
@@ -522,15 +520,21 @@ def sequence_rows(records, experiments):
 
 
 def cell(values, column):
-    """Mean, and with several seeds half of its 95 % confidence interval; "" without a value."""
+    """Each of up to three seeds' figures, else their mean and half of its 95 % confidence interval.
+
+    "" without a value.
+    """
     known = [value for value in values if value is not None]
     if not known:
         return ""
     factor, unit, digits = UNITS.get(column, (100, " %", 1))
-    half = f" ± {factor * confidence_interval(known)[1]:.{digits}f}" if len(known) > 1 else ""
+    text = ", ".join(f"{factor * value:.{digits}f}" for value in known)
+    if len(known) > 3:
+        mean_and_half = confidence_interval(known)
+        text = " ± ".join(f"{factor * value:.{digits}f}" for value in mean_and_half)
     # an older record may lack a measure
     of = f" ({len(known)} of {len(values)} seeds)" if len(known) < len(values) else ""
-    return f"{factor * mean(known):.{digits}f}{half}{unit}{of}"
+    return f"{text}{unit}{of}"
 
 
 if __name__ == "__main__":
