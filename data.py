@@ -39,6 +39,7 @@ CONTEXTS = ["demonstration", "text", "text+demonstration", "none"]
 TEACHER_INSTRUCTIONS = {  # how the teacher's prompt ends
     "thinking": "Now answer with a response of your own, including the thinking process:",
     "plain": "Now answer with a response of your own.",
+    "own-words": "Now answer the question in your own words.",
 }
 
 
