@@ -296,11 +296,12 @@ def read_stored(file):
 
 
 def measure_pass_at_k(model, tokenizer, examples, args, **how):
-    samples = args.samples or args.k
+    samples, how = args.samples or args.k, how | {"temperature": args.temperature}
     summary, right = evaluate_pass_at_k(
         model, tokenizer, examples, k=args.k, samples=samples, seed=args.seed, **how
     )
-    print(f"{samples} answers to each of {summary['n']} questions, temperature 1, top-p 0.95")
+    sampled = f"temperature {args.temperature:g}, top-p 0.95"
+    print(f"{samples} answers to each of {summary['n']} questions, {sampled}")
     for name, share in summary.items():
         if name.startswith("pass@"):
             print(f"{name:>9}  {share:.1%}")
@@ -367,6 +368,7 @@ def parse_arguments(argv):
     add = parsers["pass-at-k"].add_argument
     add("--k", type=int, required=True, help="largest k")
     add("--samples", type=int, help="answers to each question, at least K; more are less noisy")
+    add("--temperature", type=float, default=1.0, help="default: %(default)s")
     parsers["kl-to-base"].add_argument("--base", required=True, help="folder, hub id, or smollm2")
     for name in ("pass-at-k", "kl-to-base"):
         parsers[name].add_argument("--seed", type=int, default=0, help="of the sampled answers")
@@ -384,6 +386,8 @@ def parse_arguments(argv):
             parser.error(f"--{name.replace('_', '-')} {value}: it must be at least 1")
     if args.measure == "pass-at-k" and args.samples is not None and args.samples < args.k:
         parser.error(f"--samples {args.samples} is below --k {args.k}; give at least as many")
+    if args.measure == "pass-at-k" and not args.temperature > 0:
+        parser.error(f"--temperature {args.temperature}: it must be above 0")
     if args.measure == "published" and args.task != "tooluse":
         parser.error(f"published scores tool use alone; --task is {args.task}")
     run = config_of_run(args.model)
