@@ -143,7 +143,6 @@ ONE_OF_EACH = {
             "prompt": "Which organ?",
             "demonstration": "It is the liver.",
             "reference": "It is the liver.",
-            "key_facts": [["It is the liver."]],
         },
     ),
     "huatuo, verifiable-problem": (

@@ -313,7 +313,7 @@ def test_local_judge(tiny_folder, answers, tmp_path, capsys):
         str(answers),
         "--task",
         "knowledge",
-        "--judge-model",
+        "--local",
         str(tiny_folder),
         "--cache",
         str(tmp_path / "cache.jsonl"),
