@@ -39,6 +39,8 @@ QUESTION = [{"role": "user", "content": "Is it?"}]
         ("partially-CORRECT", None, None),
         ("The correct answer is missing.", None, None),
         ("CORRECTLY", None, None),
+        ("<think>INCORRECT? Not CORRECT?</think>CORRECT", "CORRECT", "CORRECT"),
+        ("<think>It is CORRECT", None, None),
         ("XCORRECT", None, None),
         ("", None, None),
     ],

@@ -102,14 +102,10 @@ def test_the_judge_chooses_other_weights_than_the_string_rule(
     assert server.asked == []
     where = {"judge": server.url, "judge_model": "strong"}
     main([*script[1:], *run_flags(tiny_folder, folder, "judged", **where)])
-    results = {
-        name: json.loads((folder / name / "results.json").read_text())
-        for name in ("rule", "judged")
-    }
-    assert {name: record["best_step"] for name, record in results.items()} == {
-        "rule": 2,
-        "judged": 1,
-    }
+    files = {name: folder / name / "results.json" for name in ("rule", "judged")}
+    results = {name: json.loads(file.read_text()) for name, file in files.items()}
+    best_steps = {name: record["best_step"] for name, record in results.items()}
+    assert best_steps == {"rule": 2, "judged": 1}
     best = {name: weights(folder / name / "best") for name in results}
     assert best["rule"] != best["judged"] and weights(folder / "rule/last") not in best.values()
     curve = [line["validation"] for line in read_lines(folder / "judged" / "metrics.jsonl")]
@@ -117,9 +113,8 @@ def test_the_judge_chooses_other_weights_than_the_string_rule(
     assert all(entry["not_judged"] == 0 for entry in curve)
     assert "not_judged" not in results["rule"]["last"]["test"]
     # who was asked, with which key; and that nobody wrote the key down
-    assert {(key, asked["model"]) for _, key, asked in server.asked} == {
-        (f"Bearer {KEY}", "strong")
-    }
+    senders = {(key, asked["model"]) for _, key, asked in server.asked}
+    assert senders == {(f"Bearer {KEY}", "strong")}
     files = [file for file in folder.rglob("*") if file.is_file()]
     assert len(files) > 10 and not any(KEY.encode() in file.read_bytes() for file in files)
     printed = capsys.readouterr()
@@ -162,7 +157,8 @@ def test_nonsense_is_asked_again_and_then_not_judged(
     assert row.split()[2:7] == ["4", "33.3%", "±", "27.2%", "25.0%"]  # table
     assert "judge: 1 of 4 answers not judged: its replies have no verdict, 3 times each" in printed
     prompts = [asked["messages"][0]["content"] for _, _, asked in server.asked]
-    assert {prompts.count(prompt) for prompt in prompts if "organ 2?" in prompt} == {3}
+    [prompt] = {prompt for prompt in prompts if "organ 2?" in prompt and PARAPHRASE in prompt}
+    assert prompts.count(prompt) == 3
     scores = [answer["scores"] for answer in read_lines(folder / "run" / "answers.jsonl")[-4:]]
     wrong, right = [{"correct": value, "not_judged": False} for value in (False, True)]
     assert scores == [wrong, wrong, {"not_judged": True}, right]
@@ -173,14 +169,12 @@ def test_a_judge_that_dies_in_training_counts_nothing_as_wrong(
     dies_at, best, tiny_folder, folder, server, monkeypatch, capsys
 ):
     """Nor does it choose weights. The run goes on, and says so."""
-    steps = [f"step {n}: validation" for n in (1, 2, 3)]
-    put_answers(
-        monkeypatch,
-        dict(zip(steps, ["A.", "B.", "C."], strict=True)),
-        lambda description: (
-            description == dies_at and setattr(server, "reply", lambda _: "hang up")
-        ),
-    )
+
+    def die(description):
+        if description == dies_at:
+            server.reply = lambda prompt: "hang up"
+
+    put_answers(monkeypatch, {f"step {n}: validation": f"Answer {n}." for n in (1, 2, 3)}, die)
     sdft.main(run_flags(tiny_folder, folder, "run", judge=server.url))
     results = json.loads((folder / "run" / "results.json").read_text())
     assert results["best_step"] == best and (folder / "run" / "best").exists() == (best is not None)
@@ -260,10 +254,7 @@ def test_without_extras_one_line_says_what_is_missing(folder, tmp_path, monkeypa
 @pytest.mark.parametrize(
     "command, message",
     [
-        (
-            "--task science --judge URL",
-            "--judge scores medical and knowledge, .* --task is science",
-        ),
+        ("--task science --judge URL", "--judge scores medical and knowledge, .* is science"),
         ("--task tooluse --judge URL --rule published", "--judge scores medical and knowledge"),
         ("--task medical --judge-model NAME", "--judge-model NAME needs --judge URL"),
         ("--task science --rule published", "--rule published scores tool use; --task is science"),
@@ -302,9 +293,8 @@ def test_what_is_made_of_answers_that_were_not_judged():
     assert validation_rank(summary | {"not_judged": 0.51}) is None
     nothing = scoring.summarise(answers[3:])
     assert validation_rank(nothing) is None and "correct" not in nothing
-    assert (
-        log_line(1, nothing) == "step    1  not_judged 100.0%  completion_tokens 1.0  finished 100%"
-    )
+    line = "step    1  not_judged 100.0%  completion_tokens 1.0  finished 100%"
+    assert log_line(1, nothing) == line
     assert format_table([("test", nothing)]).splitlines()[1].split()[:3] == ["test", "1", "100.0%"]
     for figures in ({"student": nothing, "teacher": summary}, {"student": summary}):
         go, why = verdict({"teacher": nothing} | figures)
