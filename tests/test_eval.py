@@ -8,6 +8,7 @@ import dataclasses
 import json
 import re
 import shutil
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -324,6 +325,16 @@ def test_preflight_figures(model, tokenizer):
         total += torch.distributions.kl_divergence(*logprobs).sum().item()
         tokens += len(answer.ids)
     assert figures["kl_teacher_student"] == pytest.approx(total / tokens, rel=1e-4)
+
+
+def test_a_scorer_takes_no_part_in_the_speed_of_sampling(model, tokenizer):
+    def slow(examples, answers):
+        time.sleep(1)
+        return [{"correct": False} for _ in answers]
+
+    figures = preflight(model, tokenizer, questions(), config(), slow)
+    tokens = 5 * figures["student"]["completion_tokens"]
+    assert figures["student"]["correct"] == 0 and figures["sampling_tokens_per_s"] > tokens
 
 
 def test_copies_of_the_demonstration_are_counted(model, tokenizer, monkeypatch):

@@ -158,7 +158,7 @@ def test_either_rule_from_the_command_line(tiny_folder, tmp_path, monkeypatch, c
     (tmp_path / "test.jsonl").write_text("\n".join(lines))
     swapped = 'Action: f\nAction Input: {"y": 2}\nAction: g\nAction Input: {"x": 1}'
     nested = 'Action: f\nAction Input: {"x": {"y": 1}}'
-    answers = [Answer(f"<think>No.</think>{text}", [1], True) for text in (swapped, nested)]
+    answers = [Answer(f"<think>{nested}</think>{text}", [1], True) for text in (swapped, nested)]
     monkeypatch.setattr(evaluation, "answer_greedily", lambda *_, **how: answers)
     command = f"--model {tiny_folder} --task tooluse --data {tmp_path} --json {tmp_path}/out.json"
     for more, right, label in [
