@@ -376,5 +376,5 @@ def format_table(rows):
         lines.append(f"{label:{width}}  {summary['n']:>4}" + "".join(f"{c:>18}" for c in cells))
     lines.append("± is one standard error over the questions")
     if "not_judged" in names:
-        lines.append("correct and lenient: by the judge, over the answers that it judged")
+        lines.append("right and wrong by the judge, over the answers that it judged")
     return "\n".join(lines)

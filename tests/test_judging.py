@@ -119,7 +119,7 @@ def test_the_judge_chooses_other_weights_than_the_string_rule(
     assert len(files) > 10 and not any(KEY.encode() in file.read_bytes() for file in files)
     printed = capsys.readouterr()
     assert KEY not in printed.out + printed.err
-    assert "by the judge, over the answers that it judged" in printed.out
+    assert "right and wrong by the judge, over the answers that it judged" in printed.out
 
 
 def test_an_answer_is_judged_once(tiny_folder, folder, server, monkeypatch):
@@ -152,7 +152,7 @@ def test_nonsense_is_asked_again_and_then_not_judged(
     assert summary["standard_error"] == pytest.approx((1 / 3 * 2 / 3 / 3) ** 0.5)
     printed = capsys.readouterr().out
     assert "  correct 33.3%  not_judged 25.0%" in printed  # log line
-    assert "33.3% right, 25.0% not judged" in printed  # preflight
+    assert printed.count("33.3% right, 25.0% not judged") == 2  # preflight: student and teacher
     [row] = [line for line in printed.splitlines() if line.startswith("test, last")]
     assert row.split()[2:7] == ["4", "33.3%", "±", "27.2%", "25.0%"]  # table
     assert "judge: 1 of 4 answers not judged: its replies have no verdict, 3 times each" in printed
@@ -239,6 +239,13 @@ def test_a_redirect_to_another_host_is_refused_and_the_key_stays(folder, server,
 
 
 # ---- what is refused, and what the core does alone ----
+
+
+def test_the_judge_is_found_in_extras_from_anywhere(monkeypatch):
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if not path.endswith("extras")])
+    monkeypatch.delitem(sys.modules, "judge")
+    with pytest.raises(ValueError, match="^--judge: the address ftp://x must begin with http"):
+        choose_scorer("medical", [], "ftp://x")
 
 
 def test_without_extras_one_line_says_what_is_missing(folder, tmp_path, monkeypatch):
