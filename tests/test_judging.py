@@ -223,7 +223,8 @@ def test_a_judge_that_cannot_judge_stops_before_the_model_loads(
     assert KEY not in line and not (folder / "run").exists()
 
 
-def test_a_redirect_to_another_host_is_refused_and_the_key_stays(folder, server, capsys):
+def test_a_redirect_to_another_host_is_refused_and_the_key_stays(folder, server, monkeypatch):
+    monkeypatch.setitem(judge.WAITING, "timeout", 1)
     with socket.create_server(("127.0.0.1", 0)) as other:
         other.setblocking(False)
         elsewhere = f"http://localhost:{other.getsockname()[1]}/v1/chat/completions"
