@@ -82,40 +82,45 @@ KNOWLEDGE = {"teacher_context": "text+demonstration", "teacher_instruction": "pl
 
 # two to three times faster where the CPU multiplies bfloat16; the trained numbers are exact anyway
 bfloat16_is_fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+fast_dtype = "bfloat16" if bfloat16_is_fast else "float32"
 
-LAPTOP = {  # chosen on validation: docs/experiments.md
-    "model": "smollm2",
-    "dtype": "bfloat16" if bfloat16_is_fast else "float32",
-    "divergence": "forward",
-    "skip_first_tokens": 0,
-    "temperature": 0.5,
-    "teacher_instruction": "plain",
-    "learning_rate": 5e-5,
-    "steps": 50,
-    "batch_size": 16,
-    "micro_batch_tokens": 4096,
-    "gradient_checkpointing": False,
-    "max_new_tokens": 28,
-    "max_prompt_tokens": 256,
-    "max_teacher_prompt_tokens": 512,
-    "eval_examples": 64,
-    "general_tokens": 32,
-    "eval_every": 10,
-    "save_every": 25,
-}
-AUTHORS = {"divergence": "forward", "learning_rate": 5e-5, "warmup": 0.1, "max_new_tokens": 1024}
-
-PRESETS = {  # preset -> what differs from Config's defaults, for every task and then for one
+# A preset is a recipe (what is learned, and how) and a hardware part (what the machine can hold, or
+# do in the time: lengths, batch, arithmetic); then what differs for a task. All of it overrides the
+# defaults of Config, which are the paper's for skills on one H200.
+PRESETS = {
     "paper": {
-        "every task": {},
+        "recipe": {},
+        "hardware": {},
         "knowledge": KNOWLEDGE | {"epochs": 4, "max_new_tokens": 1024},
     },
     "authors": {
-        "every task": AUTHORS,
+        "recipe": {"divergence": "forward", "learning_rate": 5e-5, "warmup": 0.1},
+        "hardware": {"max_new_tokens": 1024},
         "knowledge": KNOWLEDGE | {"epochs": 4},
     },
-    "laptop": {
-        "every task": LAPTOP,
+    "laptop": {  # for the built-in model alone, chosen on validation: docs/experiments.md
+        "recipe": {
+            "model": "smollm2",
+            "divergence": "forward",
+            "skip_first_tokens": 0,
+            "temperature": 0.5,
+            "teacher_instruction": "plain",
+            "learning_rate": 5e-5,
+            "steps": 50,
+            "eval_every": 10,
+            "save_every": 25,
+        },
+        "hardware": {
+            "dtype": fast_dtype,
+            "batch_size": 16,
+            "micro_batch_tokens": 4096,
+            "gradient_checkpointing": False,
+            "max_new_tokens": 28,
+            "max_prompt_tokens": 256,
+            "max_teacher_prompt_tokens": 512,
+            "eval_examples": 64,
+            "general_tokens": 32,
+        },
         "knowledge": KNOWLEDGE | {"teacher": "base", "learning_rate": 1e-4},
         "tooluse": {
             "max_new_tokens": 96,
@@ -124,10 +129,20 @@ PRESETS = {  # preset -> what differs from Config's defaults, for every task and
         },
     },
 }
+# the paper's recipe on a CPU, for a model that is not the built-in one
+CPU = {
+    "dtype": fast_dtype,
+    "max_new_tokens": 512,
+    "max_prompt_tokens": 1024,
+    "max_teacher_prompt_tokens": 2048,
+    "eval_examples": 64,
+    "general_tokens": 64,
+}
 
 
 def preset_values(preset, task):
-    return PRESETS[preset]["every task"] | PRESETS[preset].get(task, {})
+    parts = PRESETS[preset]
+    return parts["recipe"] | parts["hardware"] | parts.get(task, {})
 
 
 def total_steps(config, n_examples):
@@ -198,17 +213,19 @@ def new_config(given, fixed, method):
     return Config(**{"preset": preset} | values), None, f"preset {preset} ({why}){data}"
 
 
-# GB of a plan, Qwen2.5's size, offload: python benchmarks/bench_memory.py --plan, for each size
+# GB of a plan, Qwen2.5's size, offload: python benchmarks/bench_memory.py --table
 CARDS = [(147, "7B", False), (71, "7B", True), (32, "3B", True), (19, "1.5B", True)]
-CARDS += [(9, "0.5B", True)]
+CARDS += [(13, "0.5B", False), (9, "0.5B", True)]
 
 
 def choose_preset(given):
-    """(preset, values that the card decides, why); laptop is a recipe for its own model alone."""
+    """(preset, values that the machine decides, why); laptop is a recipe for its model alone."""
     if "preset" in given:
         return given["preset"], {}, "as named"
     if given.get("model", "smollm2") != "smollm2":
-        return "paper", {}, "--model is not the built-in one"
+        if torch.cuda.is_available():
+            return "paper", {}, "--model is not the built-in one"
+        return "paper", CPU, "--model is not the built-in one; with lengths for a CPU"
     if torch.cuda.is_available() and "model" not in given:
         gigabytes = torch.cuda.mem_get_info()[1] / 1e9
         for needed, size, offload in CARDS:
