@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from models import save_checkpoint
 from optim import AdamW, update_ema
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import bench_memory  # noqa: E402
 from bench_memory import read_config  # noqa: E402
 
 from config import Config  # noqa: E402
@@ -172,3 +174,17 @@ def test_the_parts_of_a_step_add_up_to_it(tiny_folder, tmp_path):
     whole = seconds.pop("whole step")
     assert sum(seconds.values()) == pytest.approx(whole)
     assert len(seconds) == 8 and min(seconds.values()) > 0
+
+
+def test_an_offloaded_step_ends_in_the_same_bits_and_both_are_timed(monkeypatch):
+    monkeypatch.setitem(bench_memory.SHAPES, "40M", (64, 32, 2, 4, 2, 64))
+    monkeypatch.setattr(bench_memory, "STEP", replace(bench_memory.STEP, max_new_tokens=4))
+    rows = bench_memory.bench_offload(SimpleNamespace(repeats=2))
+    assert [(row["dtype"], row["part"]) for row in rows] == [
+        (dtype, part)
+        for dtype in ("float32", "bfloat16")
+        for part in ("a step", "its AdamW and EMA")
+    ]
+    for whole, update in (rows[:2], rows[2:]):
+        assert whole["beside"] > update["beside"] > 0 < update["offloaded"] < whole["offloaded"]
+        assert whole["distance"] == 0
