@@ -13,7 +13,14 @@ from pathlib import Path
 
 import torch
 
-from data import CONTEXTS, REPORTS, TASKS, TEACHER_INSTRUCTIONS, check_context, load_task
+from data import (
+    CONTEXTS,
+    SAMPLES,
+    TASKS,
+    TEACHER_INSTRUCTIONS,
+    check_context,
+    load_task,
+)
 from kl_estimators import DIVERGENCES, ESTIMATORS, REDUCTIONS
 from models import list_checkpoints, read_state
 
@@ -325,13 +332,27 @@ class Splits:
     general: list  # everyday questions, never trained on, that drift is measured on
 
 
+REPORTS = {  # what the final table of a run shows, {name: split}; other tasks show their test split
+    "science": {"test": "test", "new stems": "test_new_stems"},
+    "knowledge": {
+        "trained wordings": "train",
+        "held-out wordings": "test",
+        "indirect (OOD)": "ood",
+    },
+}
+
+
 def load_splits(config):
     """Read every file of a run, before the model loads -> Splits; ValueError if one is wrong."""
     folder, N = config.data, config.eval_examples
     train = load_task(config.task, "train", folder)[: config.train_examples]
     validation = load_task(config.task, "validation", folder)[:N]
-    reports = REPORTS.get(config.task, {"test": "test"})
-    reports = {name: load_task(config.task, split, folder)[:N] for name, split in reports.items()}
+    own = SAMPLES / config.task if folder is None else Path(folder)
+    reports = {
+        name: load_task(config.task, split, folder)[:N]
+        for name, split in REPORTS.get(config.task, {"test": "test"}).items()
+        if split == "test" or (own / f"{split}.jsonl").exists()  # a folder may lack the others
+    }
     for example in train + validation:
         check_context(example, config.teacher_context)
     return Splits(train, validation, reports, load_task("general", "test"))
