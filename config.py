@@ -13,14 +13,7 @@ from pathlib import Path
 
 import torch
 
-from data import (
-    CONTEXTS,
-    SAMPLES,
-    TASKS,
-    TEACHER_INSTRUCTIONS,
-    check_context,
-    load_task,
-)
+from data import CONTEXTS, SAMPLES, TASKS, TEACHER_INSTRUCTIONS, check_context, load_task
 from kl_estimators import DIVERGENCES, ESTIMATORS, REDUCTIONS
 from models import list_checkpoints, read_state
 
@@ -34,7 +27,7 @@ class Config:
     """Everything that decides a run. The defaults are the paper as written, for skills."""
 
     task: str = option("science", "what to learn", [task for task in TASKS if TASKS[task]])
-    preset: str = option("paper", "a row of PRESETS, which other flags override")
+    preset: str = option("paper", "recipe and hardware part, which other flags override")
     data: str | None = option(None, "folder with train.jsonl, validation.jsonl, test.jsonl")
     model: str = option("Qwen/Qwen2.5-7B-Instruct", "hub id, folder, or smollm2 (135M, from PyPI)")
     dtype: str = option("bfloat16", "of the model's arithmetic", ["float32", "bfloat16"])
@@ -91,65 +84,57 @@ KNOWLEDGE = {"teacher_context": "text+demonstration", "teacher_instruction": "pl
 bfloat16_is_fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
 fast_dtype = "bfloat16" if bfloat16_is_fast else "float32"
 
-# A preset is a recipe (what is learned, and how) and a hardware part (what the machine can hold, or
-# do in the time: lengths, batch, arithmetic); then what differs for a task. All of it overrides the
-# defaults of Config, which are the paper's for skills on one H200.
-PRESETS = {
-    "paper": {
-        "recipe": {},
-        "hardware": {},
-        "knowledge": KNOWLEDGE | {"epochs": 4, "max_new_tokens": 1024},
-    },
-    "authors": {
-        "recipe": {"divergence": "forward", "learning_rate": 5e-5, "warmup": 0.1},
-        "hardware": {"max_new_tokens": 1024},
-        "knowledge": KNOWLEDGE | {"epochs": 4},
-    },
+# A preset has a recipe: what is learned, and how; a hardware part: what the machine can hold, or do
+# in the time; and what differs for a task. Config's defaults are the paper's, for skills, on a GPU.
+RECIPES = {
+    "paper": {},
+    "authors": {"divergence": "forward", "learning_rate": 5e-5, "warmup": 0.1},
     "laptop": {  # for the built-in model alone, chosen on validation: docs/experiments.md
-        "recipe": {
-            "model": "smollm2",
-            "divergence": "forward",
-            "skip_first_tokens": 0,
-            "temperature": 0.5,
-            "teacher_instruction": "plain",
-            "learning_rate": 5e-5,
-            "steps": 50,
-            "eval_every": 10,
-            "save_every": 25,
-        },
-        "hardware": {
-            "dtype": fast_dtype,
-            "batch_size": 16,
-            "micro_batch_tokens": 4096,
-            "gradient_checkpointing": False,
-            "max_new_tokens": 28,
-            "max_prompt_tokens": 256,
-            "max_teacher_prompt_tokens": 512,
-            "eval_examples": 64,
-            "general_tokens": 32,
-        },
-        "knowledge": KNOWLEDGE | {"teacher": "base", "learning_rate": 1e-4},
-        "tooluse": {
-            "max_new_tokens": 96,
-            "max_prompt_tokens": 512,
-            "max_teacher_prompt_tokens": 768,
-        },
+        "model": "smollm2",
+        "divergence": "forward",
+        "skip_first_tokens": 0,
+        "temperature": 0.5,
+        "teacher_instruction": "plain",
+        "learning_rate": 5e-5,
+        "steps": 50,
+        "eval_every": 10,
+        "save_every": 25,
     },
 }
-# the paper's recipe on a CPU, for a model that is not the built-in one
-CPU = {
-    "dtype": fast_dtype,
-    "max_new_tokens": 512,
-    "max_prompt_tokens": 1024,
-    "max_teacher_prompt_tokens": 2048,
-    "eval_examples": 64,
-    "general_tokens": 64,
+HARDWARE = {
+    "paper": {},
+    "authors": {"max_new_tokens": 1024},
+    "laptop": {
+        "dtype": fast_dtype,
+        "batch_size": 16,
+        "micro_batch_tokens": 4096,
+        "gradient_checkpointing": False,
+        "max_new_tokens": 28,
+        "max_prompt_tokens": 256,
+        "max_teacher_prompt_tokens": 512,
+        "eval_examples": 64,
+        "general_tokens": 32,
+    },
+    "cpu": {  # the recipe of paper with another model than the built-in one
+        "dtype": fast_dtype,
+        "max_new_tokens": 512,
+        "max_prompt_tokens": 1024,
+        "max_teacher_prompt_tokens": 2048,
+        "eval_examples": 64,
+        "general_tokens": 64,
+    },
+}
+LONGER = {"max_new_tokens": 96, "max_prompt_tokens": 512, "max_teacher_prompt_tokens": 768}
+FOR_A_TASK = {
+    ("paper", "knowledge"): KNOWLEDGE | {"epochs": 4, "max_new_tokens": 1024},
+    ("authors", "knowledge"): KNOWLEDGE | {"epochs": 4},
+    ("laptop", "knowledge"): KNOWLEDGE | {"teacher": "base", "learning_rate": 1e-4},
+    ("laptop", "tooluse"): LONGER,
 }
 
 
 def preset_values(preset, task):
-    parts = PRESETS[preset]
-    return parts["recipe"] | parts["hardware"] | parts.get(task, {})
+    return RECIPES[preset] | HARDWARE[preset] | FOR_A_TASK.get((preset, task), {})
 
 
 def total_steps(config, n_examples):
@@ -173,7 +158,7 @@ def parse_config(command, description, fixed=None, parser=None):
             how["action"] = argparse.BooleanOptionalAction
         else:
             how["type"] = {int: int, float: float, int | None: int}.get(f.type, str)
-            how["choices"] = list(PRESETS) if f.name == "preset" else f.metadata["choices"]
+            how["choices"] = list(RECIPES) if f.name == "preset" else f.metadata["choices"]
         parser.add_argument(flag(f.name), **how)
     help = f"continue a run as it was configured; only {FREE_FLAGS} may change"
     parser.add_argument("--resume", metavar="RUN", help=help)
@@ -232,7 +217,7 @@ def choose_preset(given):
     if given.get("model", "smollm2") != "smollm2":
         if torch.cuda.is_available():
             return "paper", {}, "--model is not the built-in one"
-        return "paper", CPU, "--model is not the built-in one; with lengths for a CPU"
+        return "paper", HARDWARE["cpu"], "--model is not the built-in one; with lengths for a CPU"
     if torch.cuda.is_available() and "model" not in given:
         gigabytes = torch.cuda.mem_get_info()[1] / 1e9
         for needed, size, offload in CARDS:

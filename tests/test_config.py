@@ -18,8 +18,8 @@ import optim
 import sdft
 from config import (
     CARDS,
-    CPU,
-    PRESETS,
+    HARDWARE,
+    RECIPES,
     Config,
     bfloat16_is_fast,
     check_config,
@@ -90,7 +90,7 @@ def test_the_first_line_says_which_preset_and_why(given, preset, why, monkeypatc
     assert "data:" not in new_config(given | {"data": "mine"}, {}, None)[2]
 
 
-LAPTOP = PRESETS["laptop"]["recipe"] | PRESETS["laptop"]["hardware"]
+LAPTOP = RECIPES["laptop"] | HARDWARE["laptop"]
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS if TASKS[task]])
@@ -105,7 +105,7 @@ def test_another_model_inherits_nothing_from_the_laptop(name, gpu, task, monkeyp
     given = {"model": "Qwen/Qwen2.5-0.5B-Instruct", "task": task}
     config = new_config(given, {}, None)[0]
     paper = Config(**preset_values("paper", task) | given)
-    if gpu or name not in CPU:
+    if gpu or name not in HARDWARE["cpu"]:
         assert getattr(config, name) == getattr(paper, name)
     elif name == "dtype":
         assert config.dtype == ("bfloat16" if bfloat16_is_fast else "float32")
@@ -121,10 +121,8 @@ def test_a_preset_names_its_recipe_and_its_hardware_apart():
     hardware = "dtype batch_size micro_batch_size micro_batch_tokens gradient_checkpointing "
     hardware += "offload_optimizer max_new_tokens max_prompt_tokens max_teacher_prompt_tokens "
     hardware = (hardware + "eval_examples general_tokens").split()
-    assert CPU.keys() <= set(hardware)
-    for preset in PRESETS.values():
-        assert preset["hardware"].keys() <= set(hardware)
-        assert not preset["recipe"].keys() & set(hardware)
+    assert all(part.keys() <= set(hardware) for part in HARDWARE.values())
+    assert all(not recipe.keys() & set(hardware) for recipe in RECIPES.values())
 
 
 SIZES = ["14B", "7B", "3B", "1.5B", "0.5B"]
@@ -187,7 +185,7 @@ def test_a_card_gets_the_largest_model_that_its_plan_fits(
 
 
 def test_presets_are_configurations():
-    for preset in PRESETS:
+    for preset in RECIPES:
         for task in TASKS:
             check_config(Config(preset=preset, task=task, **preset_values(preset, task)))
 
