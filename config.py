@@ -73,6 +73,9 @@ class Config:
     log_every: int = option(1, "steps between log lines; metrics.jsonl has every step")
     sample_every: int = option(10, "steps between printed completions; 0: none")
 
+    def total_steps(self, n_examples):
+        return self.steps or max(1, math.ceil(self.epochs * n_examples / self.batch_size))
+
 
 # eval_every is not among them: it chooses the best weights
 FREE_ON_RESUME = ["log_every", "sample_every", "save_every", "keep_last"]
@@ -135,10 +138,6 @@ FOR_A_TASK = {
 
 def preset_values(preset, task):
     return RECIPES[preset] | HARDWARE[preset] | FOR_A_TASK.get((preset, task), {})
-
-
-def total_steps(config, n_examples):
-    return config.steps or max(1, math.ceil(config.epochs * n_examples / config.batch_size))
 
 
 # ---- from the command line ----
