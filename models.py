@@ -223,7 +223,7 @@ def stop_tokens(model, tokenizer):
 
 
 def keep_freed_memory():
-    """Let glibc keep freed blocks: a fifth of a training pass on a CPU would be page faults."""
+    """Let glibc keep freed blocks: a pass on a CPU would lose time to page faults."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
@@ -235,8 +235,8 @@ def keep_freed_memory():
 class SmallProductLinear(torch.nn.Linear):
     """torch.nn.Linear that on a CPU computes W x^T instead of x W^T if x has few rows.
 
-    The same numbers up to rounding, and a third faster in sampling, where a product of few rows
-    only waits for W to come from memory.
+    The same numbers up to rounding, and faster in sampling, where a product of few rows only waits
+    for W to come from memory.
     """
 
     def forward(self, x):

@@ -101,6 +101,20 @@ def test_state_and_checkpoint_are_the_bytes_of_real_tensors_and_files(dtype, tea
     assert planned["disk"]["checkpoints"] < files < planned["disk"]["checkpoints"] + headers
 
 
+def test_every_rollout_of_a_step_is_planned_on_a_cpu_and_8_on_a_card():
+    """300 prompts, where sampling needs more than training; a card decodes as many as fit."""
+    config, cache = tiny_llama().config, "keys and values"
+    once = replace(SMALL, batch_size=300, micro_batch_size=1)
+    four = replace(once, rollouts_per_prompt=4)
+    row = plan_run(config, once, "cpu")["host"][cache] // 300
+    assert plan_run(config, four, "cpu")["host"][cache] == 4 * 300 * row
+    assert plan_run(config, four)["sampling"][cache] == 8 * row
+
+    one = plan_run(config, replace(SMALL, micro_batch_size=12))["training"]["activations"]
+    more = replace(SMALL, micro_batch_size=12, rollouts_per_prompt=4)
+    assert plan_run(config, more)["training"]["activations"] == 4 * one
+
+
 @pytest.mark.parametrize("dtype, size", [("float32", 4), ("bfloat16", 2)])
 def test_cache_and_layer_are_the_bytes_of_real_tensors(dtype, size):
     model = tiny_llama(layers=2, dtype=getattr(torch, dtype))
