@@ -30,7 +30,7 @@ class Config:
     """Everything that decides a run. The defaults are the paper as written, for skills."""
 
     task: str = option("science", "what to learn", [task for task in TASKS if TASKS[task]])
-    preset: str = option("paper", "a row of PRESETS, which other flags override")
+    preset: str = option("paper", "recipe and hardware part, which other flags override")
     data: str | None = option(None, "folder with train.jsonl, validation.jsonl, test.jsonl")
     model: str = option("Qwen/Qwen2.5-7B-Instruct", "hub id, folder, or smollm2 (135M, from PyPI)")
     dtype: str = option("bfloat16", "of the model's arithmetic", ["float32", "bfloat16"])
@@ -79,65 +79,71 @@ class Config:
     log_every: int = option(1, "steps between log lines; metrics.jsonl has every step")
     sample_every: int = option(10, "steps between printed completions; 0: none")
 
+    def total_steps(self, n_examples):
+        return self.steps or max(1, math.ceil(self.epochs * n_examples / self.batch_size))
+
 
 # eval_every is not among them: it chooses the best weights
 FREE_ON_RESUME = ["log_every", "sample_every", "save_every", "keep_last"]
 
+TEXT = {"teacher_context": "text+demonstration"}
 # a small model asked for its thinking process talks about it, and the student learns that talk
-KNOWLEDGE = {"teacher_context": "text+demonstration", "teacher_instruction": "plain"}
+KNOWLEDGE = TEXT | {"teacher_instruction": "plain"}
 
 # two to three times faster where the CPU multiplies bfloat16; the trained numbers are exact anyway
 bfloat16_is_fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+fast_dtype = "bfloat16" if bfloat16_is_fast else "float32"
 
-LAPTOP = {  # chosen on validation: docs/experiments.md
-    "model": "smollm2",
-    "dtype": "bfloat16" if bfloat16_is_fast else "float32",
-    "divergence": "forward",
-    "skip_first_tokens": 0,
-    "temperature": 0.5,
-    "teacher_instruction": "plain",
-    "learning_rate": 5e-5,
-    "steps": 50,
-    "batch_size": 16,
-    "micro_batch_tokens": 4096,
-    "gradient_checkpointing": False,
-    "max_new_tokens": 28,
-    "max_prompt_tokens": 256,
-    "max_teacher_prompt_tokens": 512,
-    "eval_examples": 64,
-    "general_tokens": 32,
-    "eval_every": 10,
-    "save_every": 25,
+# A preset has a recipe: what is learned, and how; a hardware part: what the machine can hold, or do
+# in the time; and what differs for a task. Config's defaults are the paper's, for skills, on a GPU.
+RECIPES = {
+    "paper": {},
+    "authors": {"divergence": "forward", "learning_rate": 5e-5, "warmup": 0.1},
+    "laptop": {  # for the built-in model alone, chosen on validation: docs/experiments.md
+        "model": "smollm2",
+        "divergence": "forward",
+        "skip_first_tokens": 0,
+        "temperature": 0.5,
+        "teacher_instruction": "own-words",
+        "learning_rate": 5e-5,
+        "steps": 50,
+        "eval_every": 10,
+        "save_every": 25,
+    },
 }
-AUTHORS = {"divergence": "forward", "learning_rate": 5e-5, "warmup": 0.1, "max_new_tokens": 1024}
-
-PRESETS = {  # preset -> what differs from Config's defaults, for every task and then for one
-    "paper": {
-        "every task": {},
-        "knowledge": KNOWLEDGE | {"epochs": 4, "max_new_tokens": 1024},
-    },
-    "authors": {
-        "every task": AUTHORS,
-        "knowledge": KNOWLEDGE | {"epochs": 4},
-    },
+HARDWARE = {
+    "authors": {"max_new_tokens": 1024},
     "laptop": {
-        "every task": LAPTOP,
-        "knowledge": KNOWLEDGE | {"teacher": "base", "learning_rate": 1e-4},
-        "tooluse": {
-            "max_new_tokens": 96,
-            "max_prompt_tokens": 512,
-            "max_teacher_prompt_tokens": 768,
-        },
+        "dtype": fast_dtype,
+        "batch_size": 16,
+        "micro_batch_tokens": 4096,
+        "gradient_checkpointing": False,
+        "max_new_tokens": 28,
+        "max_prompt_tokens": 256,
+        "max_teacher_prompt_tokens": 512,
+        "eval_examples": 64,
+        "general_tokens": 32,
     },
+    "cpu": {  # the recipe of paper with another model than the built-in one
+        "dtype": fast_dtype,
+        "max_new_tokens": 512,
+        "max_prompt_tokens": 1024,
+        "max_teacher_prompt_tokens": 2048,
+        "eval_examples": 64,
+        "general_tokens": 64,
+    },
+}
+LONGER = {"max_new_tokens": 96, "max_prompt_tokens": 512, "max_teacher_prompt_tokens": 768}
+FOR_A_TASK = {
+    ("paper", "knowledge"): KNOWLEDGE | {"epochs": 4, "max_new_tokens": 1024},
+    ("authors", "knowledge"): KNOWLEDGE | {"epochs": 4},
+    ("laptop", "knowledge"): TEXT | {"teacher": "base", "learning_rate": 1e-4},
+    ("laptop", "tooluse"): LONGER,
 }
 
 
 def preset_values(preset, task):
-    return PRESETS[preset]["every task"] | PRESETS[preset].get(task, {})
-
-
-def total_steps(config, n_examples):
-    return config.steps or max(1, math.ceil(config.epochs * n_examples / config.batch_size))
+    return RECIPES[preset] | HARDWARE.get(preset, {}) | FOR_A_TASK.get((preset, task), {})
 
 
 # ---- from the command line ----
@@ -157,7 +163,7 @@ def parse_config(command, description, fixed=None, parser=None):
             how["action"] = argparse.BooleanOptionalAction
         else:
             how["type"] = {int: int, float: float, int | None: int}.get(f.type, str)
-            how["choices"] = list(PRESETS) if f.name == "preset" else f.metadata["choices"]
+            how["choices"] = list(RECIPES) if f.name == "preset" else f.metadata["choices"]
         parser.add_argument(flag(f.name), **how)
     help = f"continue a run as it was configured; only {FREE_FLAGS} may change"
     parser.add_argument("--resume", metavar="RUN", help=help)
@@ -204,17 +210,19 @@ def new_config(given, fixed, method):
     return Config(**{"preset": preset} | values), None, f"preset {preset} ({why}){samples}"
 
 
-# GB of a plan, Qwen2.5's size, offload: python benchmarks/bench_memory.py --plan, for each size
+# GB of a plan, Qwen2.5's size, offload: python benchmarks/bench_memory.py --table
 CARDS = [(147, "7B", False), (71, "7B", True), (32, "3B", True), (19, "1.5B", True)]
-CARDS += [(9, "0.5B", True)]
+CARDS += [(13, "0.5B", False), (9, "0.5B", True)]
 
 
 def choose_preset(given):
-    """(preset, values that the card decides, why); laptop is a recipe for its own model alone."""
+    """(preset, values that the machine decides, why); laptop is a recipe for its model alone."""
     if "preset" in given:
         return given["preset"], {}, "as named"
     if given.get("model", "smollm2") != "smollm2":
-        return "paper", {}, "--model is not the built-in one"
+        if torch.cuda.is_available():
+            return "paper", {}, "--model is not the built-in one"
+        return "paper", HARDWARE["cpu"], "--model is not the built-in one; with lengths for a CPU"
     if torch.cuda.is_available() and "model" not in given:
         gigabytes = torch.cuda.mem_get_info()[1] / 1e9
         for needed, size, offload in CARDS:
@@ -229,8 +237,7 @@ def resumed_config(run_folder, given, script):
     checkpoints = list_checkpoints(run_folder)
     if not checkpoints:
         raise ValueError(
-            f"{run_folder} has no checkpoint to resume from; name the folder of a run, such as "
-            "runs/science"
+            f"{run_folder} has no checkpoint to resume from; name a run's folder, as runs/science"
         )
     state = read_state(checkpoints[-1])
     saved, writer = state["config"], "sdft.py" if state["method"] == "sdft" else "baselines.py"
@@ -275,15 +282,10 @@ def check_config(config):
                 f"{estimator} assumes that completions are drawn from the student's own softmax: "
                 f"it needs --temperature 1, not {config.temperature}"
             )
-    if config.estimator == "rb" and config.reduction != "sum":
+    if config.estimator == "rb" and (config.reduction != "sum" or config.skip_first_tokens > 0):
         raise ValueError(
-            "--estimator rb needs --reduction sum: a mean divides by a length that depends on "
-            "later tokens, and is biased"
-        )
-    if config.estimator == "rb" and config.skip_first_tokens > 0:
-        raise ValueError(
-            "--estimator rb needs --skip-first-tokens 0: a completion that ends among masked "
-            "tokens costs nothing, and the model learns to end there"
+            "--estimator rb needs --reduction sum and --skip-first-tokens 0; "
+            "rao_blackwell_surrogate in kl_estimators.py says why"
         )
     for least, names in AT_LEAST.items():
         for name in names:
@@ -316,7 +318,7 @@ class Splits:
     scorer: object = score_by_rule  # or a judge (scoring.choose_scorer)
 
 
-REPORTS = {  # what the final table of a run shows, {name: split}; other tasks show their test split
+REPORTS = {  # rows of the final table, {name: split}; all but test.jsonl a folder may lack
     "science": {"test": "test", "new stems": "test_new_stems"},
     "knowledge": {
         "trained wordings": "train",
@@ -331,11 +333,10 @@ def load_splits(config):
     folder, N = config.data, config.eval_examples
     train = load_task(config.task, "train", folder)[: config.train_examples]
     validation = load_task(config.task, "validation", folder)[:N]
-    own = SAMPLES / config.task if folder is None else Path(folder)
     reports = {
         name: load_task(config.task, split, folder)[:N]
         for name, split in REPORTS.get(config.task, {"test": "test"}).items()
-        if split == "test" or (own / f"{split}.jsonl").exists()  # a folder may lack the others
+        if split == "test" or Path(folder or SAMPLES / config.task, f"{split}.jsonl").exists()
     }
     for example in train + validation:
         data.check_context(example, config.teacher_context)
@@ -371,8 +372,7 @@ def run_folder(config, checkpoint):
 
 def new_run_folder(config):
     """Make the folder of a new run; an existing one is never written into."""
-    folder = Path(config.output or Path("runs") / config.task)
-    n = 2
+    folder, n = Path(config.output or Path("runs") / config.task), 2
     while config.output is None and folder.exists():
         folder, n = Path("runs") / f"{config.task}-{n}", n + 1
     if folder.exists():

@@ -127,8 +127,7 @@ def check_saved_names(model):
     own = {name: weight.to("meta") for name, weight in model.state_dict().items()}
     saved = revert_weight_conversion(model, dict(own))  # as save_pretrained does
     if saved.keys() != own.keys():
-        options = {"config": model.config, "state_dict": saved, "device_map": "meta"}
-        read_weights(None, type(model), **options)
+        read_weights(None, type(model), config=model.config, state_dict=saved, device_map="meta")
 
 
 @torch.no_grad()
@@ -224,7 +223,7 @@ def stop_tokens(model, tokenizer):
 
 
 def keep_freed_memory():
-    """Let glibc keep freed blocks: a fifth of a training pass on a CPU would be page faults."""
+    """Let glibc keep freed blocks: a pass on a CPU would lose time to page faults."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
@@ -236,8 +235,8 @@ def keep_freed_memory():
 class SmallProductLinear(torch.nn.Linear):
     """torch.nn.Linear that on a CPU computes W x^T instead of x W^T if x has few rows.
 
-    The same numbers up to rounding, and a third faster in sampling, where a product of few rows
-    only waits for W to come from memory.
+    The same numbers up to rounding, and faster in sampling, where a product of few rows only waits
+    for W to come from memory.
     """
 
     def forward(self, x):
@@ -265,8 +264,7 @@ def checkpoint_layers(model):
         def forward(*args, plain=layer.forward, **kwargs):
             if not torch.is_grad_enabled():
                 return plain(*args, **kwargs)
-            flags = {"use_reentrant": False, "preserve_rng_state": False}
-            return checkpoint(plain, *args, **flags, **kwargs)
+            return checkpoint(plain, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
         layer.forward = forward
 
@@ -286,7 +284,7 @@ def describe_machine():
 
 def save_model(folder, model, tokenizer):
     """A Hugging Face folder (safetensors, tokenizer) that from_pretrained loads."""
-    with _whole_or_absent(folder) as scratch:
+    with _whole_or_absent(folder, model.parameters()) as scratch:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
 
@@ -298,14 +296,15 @@ def save_checkpoint(run_folder, step, student, tokenizer, teacher, optimizer, st
     run (optim.py) and state.json; state is any dict that JSON can hold.
     """
     folder = Path(run_folder) / f"checkpoint-{step:06d}"
-    with _whole_or_absent(folder) as scratch:
-        student.save_pretrained(scratch / "student")
+    (models, remainders), moments = _parts(student, teacher), optimizer.state_tensors()
+    weights = [weight for model in models.values() for weight in model.parameters()]
+    with _whole_or_absent(folder, [*weights, *remainders.values(), *moments.values()]) as scratch:
+        for role, model in models.items():
+            model.save_pretrained(scratch / role)
         tokenizer.save_pretrained(scratch / "student")
-        if teacher not in (None, student):
-            teacher.save_pretrained(scratch / "teacher")
-        if remainders := _remainders(student, teacher):
+        if remainders:
             save_file(remainders, scratch / "remainders.safetensors")
-        save_file(optimizer.state_tensors(), scratch / "optimizer.safetensors")
+        save_file(moments, scratch / "optimizer.safetensors")
         state = {"step": step, "updates": optimizer.updates, **state}
         (scratch / "state.json").write_text(json.dumps(state, indent=1))
     for old in list_checkpoints(run_folder)[:-keep_last]:
@@ -331,10 +330,10 @@ def read_state(checkpoint):
 def load_checkpoint(checkpoint, student, teacher, optimizer):
     """Copy a checkpoint into student, teacher and optimizer in place, bit for bit -> its state."""
     state = read_state(checkpoint)
-    load_weights(student, Path(checkpoint) / "student")
-    if teacher not in (None, student):
-        load_weights(teacher, Path(checkpoint) / "teacher")
-    if remainders := _remainders(student, teacher):
+    models, remainders = _parts(student, teacher)
+    for role, model in models.items():
+        load_weights(model, Path(checkpoint) / role)
+    if remainders:
         saved = _read(load_file, Path(checkpoint) / "remainders.safetensors")
         for name, remainder in remainders.items():
             remainder.copy_(saved[name])
@@ -356,11 +355,11 @@ def load_weights(model, folder):
         remainder.zero_()
 
 
-def _remainders(student, teacher):
-    """The int16 remainders of a bfloat16 run under flat names; a float32 run has none."""
+def _parts(student, teacher):
+    """The models of a checkpoint by role, and their int16 remainders by name (float32: none)."""
     models = {"student": student} | ({} if teacher in (None, student) else {"teacher": teacher})
     owned = {role: getattr(model, "remainders", {}) for role, model in models.items()}
-    return {f"{role}.{name}": x for role, own in owned.items() for name, x in own.items()}
+    return models, {f"{role}.{name}": x for role, own in owned.items() for name, x in own.items()}
 
 
 def _read(reader, path, **options):
@@ -373,18 +372,19 @@ def _read(reader, path, **options):
 
 
 @contextmanager
-def _whole_or_absent(folder):
-    """Yield a scratch folder that becomes `folder` at the end, or is deleted on an error."""
+def _whole_or_absent(folder, tensors):
+    """Yield a scratch folder for the tensors; it becomes `folder`, or is deleted on an error."""
     folder, scratch, old = Path(folder), Path(f"{folder}.tmp"), Path(f"{folder}.old")
     for left in (scratch, old):
         shutil.rmtree(left, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
+        needed, free = sum(tensor.nbytes for tensor in tensors), shutil.disk_usage(scratch).free
+        if needed > free:
+            raise OSError(f"it takes {needed / 1e6:,.1f} MB of disk, {free / 1e6:,.1f} are free")
         yield scratch
         for file in filter(Path.is_file, scratch.rglob("*")):
-            with open(
-                file, "rb"
-            ) as opened:  # on the disk before the rename, in case of a power cut
+            with open(file, "rb") as opened:  # on the disk before the rename: power may fail
                 os.fsync(opened.fileno())
         if folder.exists():  # "best" is replaced; the old one goes last
             os.rename(folder, old)

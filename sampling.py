@@ -51,54 +51,47 @@ class CacheLayer(DynamicLayer):
         return self.columns
 
 
-def prefill(model, prompt_ids, max_new_tokens, pad_token_id, rows_at_once=8):
-    """Run the prompts -> (cache with max_new_tokens free columns, mask_BL, logits_BV).
+def prefill(model, prompt_ids, max_new_tokens, group_size=8):
+    """Run the prompts -> (cache with max_new_tokens free columns, mask_BP, logits_BV).
 
     Prompts of similar length go together, padded on the left to their longest; in the cache all
-    prompts end at column P. mask_BL is true at the columns that hold a row's own tokens.
+    prompts end at column P. mask_BP is true at the columns that hold a row's own tokens.
     """
     B, P = len(prompt_ids), max(map(len, prompt_ids))
     L = P + max_new_tokens
     length_B = torch.tensor([len(prompt) for prompt in prompt_ids], device=model.device)
-    column_L = torch.arange(L, device=model.device)
-    mask_BL = (column_L >= P - length_B[:, None]) & (column_L < P)
+    mask_BP = torch.arange(P, device=model.device) >= P - length_B[:, None]
     logits, buffers = [], None
     by_length = sorted(range(B), key=lambda row: len(prompt_ids[row]))
-    for start in range(0, B, rows_at_once):
-        rows = by_length[start : start + rows_at_once]
+    for start in range(0, B, group_size):
+        rows = by_length[start : start + group_size]
         prompts = [torch.tensor(prompt_ids[row], device=model.device) for row in rows]
-        ids_BP = pad_sequence(prompts, True, pad_token_id, padding_side="left")
-        mask_BP = mask_BL[rows, (first := P - ids_BP.shape[1]) : P]
-        group_cache = DynamicCache()
-        output = model(
-            input_ids=ids_BP,
-            attention_mask=mask_BP,
-            # explicit: padding on the left must not shift the positions
-            position_ids=(mask_BP.cumsum(1) - 1).clamp(min=0),
-            past_key_values=group_cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        ids_BP = pad_sequence(prompts, batch_first=True, padding_side="left")
+        first, group_cache = P - ids_BP.shape[1], DynamicCache()
+        logits.append(next_logits(model, ids_BP, mask_BP[rows, first:], group_cache))
         states = [(layer.keys, layer.values) for layer in group_cache.layers]
         if buffers is None:
             buffers = [[x.new_zeros(B, x.shape[1], L, x.shape[3]) for x in kv] for kv in states]
         for (keys_BHLE, values_BHLE), kv in zip(buffers, states, strict=True):
             keys_BHLE[rows, :, first:P], values_BHLE[rows, :, first:P] = kv
-        logits.append(output.logits[:, -1].float())
     logits_BV = torch.cat(logits)[torch.tensor(by_length).argsort()]  # in the prompts' order again
-    return Cache(layers=[CacheLayer(*kv, P) for kv in buffers]), mask_BL, logits_BV
+    return Cache(layers=[CacheLayer(*kv, P) for kv in buffers]), mask_BP, logits_BV
+
+
+def next_logits(model, ids_RN, mask_RL, cache):
+    """Run N more tokens of each row, the last of its L columns -> logits_RV after the last one."""
+    # explicit: padding on the left must not shift the positions
+    position_RN = (mask_RL.cumsum(1) - 1).clamp(min=0)[:, -ids_RN.shape[1] :]
+    options = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+    output = model(input_ids=ids_RN, attention_mask=mask_RL, position_ids=position_RN, **options)
+    return output.logits[:, -1].float()
 
 
 def draw(logits_RV, uniforms_R=None, temperature=1.0, top_p=1.0):
-    """One token for each row -> ids_R; temperature 0 takes the likeliest, without uniforms."""
+    """The first token id whose cumulative probability exceeds u; temperature 0: the likeliest."""
     if temperature == 0:
         return logits_RV.argmax(-1)
-    return inverse_cdf_sample((logits_RV / temperature).log_softmax(-1), uniforms_R, top_p)
-
-
-def inverse_cdf_sample(logprobs_RV, uniforms_R, top_p=1.0):
-    """The first token, in the order of the ids, whose cumulative probability exceeds u -> ids_R."""
-    probs_RV = logprobs_RV.exp().double()  # 100,000 float32 terms do not add up to 1
+    probs_RV = (logits_RV / temperature).log_softmax(-1).exp().double()  # float32 sums miss 1
     if top_p < 1:  # keep only the smallest set of tokens with at least this probability
         sorted_RV, ids_RV = probs_RV.sort(dim=-1, descending=True, stable=True)
         outside_RV = sorted_RV.cumsum(-1) - sorted_RV >= top_p  # those before it reach top_p
@@ -123,6 +116,7 @@ def sample_completions(
     temperature=1.0,
     top_p=1.0,
     check_every=None,
+    rows_at_once=None,
 ):
     """Sample one completion for each prompt -> Rollout.  Algorithm 1, l. 5-7: y ~ student(. | x).
 
@@ -132,72 +126,79 @@ def sample_completions(
                     not depend on the rows beside it; temperature 0 needs none
     check_every     how often to look for finished rows and drop them: each step on a CPU, every 16
                     on a GPU, where looking makes Python wait for the device
+    rows_at_once    rows decoded together: on a CPU all, on a GPU as many as its free memory holds;
+                    where memory runs out all the same, half as many go on
     Raises ValueError, with the figures, for prompts that the model cannot take.
     """
-    _check_arguments(model, prompt_ids, max_new_tokens, uniforms_BT, temperature)
-    device, B, T = model.device, len(prompt_ids), max_new_tokens
-    check_every = check_every or (16 if device.type == "cuda" else 1)
-    uniforms_BT = (torch.zeros(B, T) if uniforms_BT is None else uniforms_BT).to(device)
-    eos_ids = torch.tensor(eos_token_ids, device=device)
-    completion_ids_BT = torch.full((B, T), pad_token_id, device=device)
-
-    cache, mask_RL, logits_RV = prefill(model, prompt_ids, T, pad_token_id)
-    rows_R = torch.arange(B, device=device)  # which completion each running row is
-    position_R = torch.tensor([len(prompt) for prompt in prompt_ids], device=device)
-    finished_R = torch.zeros(B, dtype=torch.bool, device=device)
-    for t in range(T):
-        next_ids_R = draw(logits_RV, uniforms_BT[rows_R, t], temperature, top_p)
-        completion_ids_BT[rows_R, t] = next_ids_R
-        finished_R |= torch.isin(next_ids_R, eos_ids)
-        if t == T - 1:
-            break
-        if (t + 1) % check_every == 0 and finished_R.any():
-            kept = (~finished_R).nonzero()[:, 0]
-            if len(kept) == 0:
-                break
-            running = rows_R, position_R, finished_R, next_ids_R, mask_RL
-            rows_R, position_R, finished_R, next_ids_R, mask_RL = (x[kept] for x in running)
-            for layer in cache.layers:
-                layer.keep_rows(kept)
-        column = cache.layers[0].columns
-        mask_RL[:, column] = True
-        output = model(
-            input_ids=next_ids_R[:, None],
-            attention_mask=mask_RL[:, : column + 1],
-            position_ids=(position_R + t)[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits_RV = output.logits[:, -1].float()
-    return _rollout(completion_ids_BT, eos_ids, pad_token_id)
-
-
-def _rollout(ids_BT, eos_ids, pad_token_id):
-    """Cut each row after its first EOS: until it was dropped, the row went on drawing."""
+    B, T, L = len(prompt_ids), max_new_tokens, max(map(len, prompt_ids)) + max_new_tokens
+    if temperature > 0 and (uniforms_BT is None or uniforms_BT.shape != (B, T)):
+        raise ValueError(f"temperature {temperature} needs uniforms_BT of shape {(B, T)}")
+    _check_prompts(model, prompt_ids, L)
+    on_gpu = model.device.type == "cuda"
+    check_every = check_every or (16 if on_gpu else 1)
+    rows_at_once = rows_at_once or (rows_that_fit(model, L) if on_gpu else B)
+    uniforms_BT = (torch.zeros(B, T) if uniforms_BT is None else uniforms_BT).to(model.device)
+    eos_ids = torch.tensor(eos_token_ids, device=model.device)
+    ids_BT, done = torch.full((B, T), pad_token_id, device=model.device), 0
+    while done < B:
+        part = slice(done, done + rows_at_once)
+        rows = prompt_ids[part], uniforms_BT[part], ids_BT[part]
+        try:
+            decode(model, *rows, eos_ids, temperature, top_p, check_every)
+            done += rows_at_once
+        except torch.OutOfMemoryError:  # whose tensors are freed when this block ends
+            if rows_at_once == 1:
+                raise
+            rows_at_once //= 2
+            print(f"out of memory: sampling goes on with {rows_at_once} rows at a time")
     # the mask comes from the position of the EOS, never from ids != pad: pad may equal EOS
     is_eos_BT = torch.isin(ids_BT, eos_ids)
     mask_BT = (is_eos_BT.cumsum(1) - is_eos_BT.int()) == 0  # no EOS before this token
     T = int(mask_BT.sum(1).max())
-    ids_BT = ids_BT.masked_fill(~mask_BT, pad_token_id)
+    ids_BT = ids_BT.masked_fill(~mask_BT, pad_token_id)  # a row drew on until it was dropped
     return Rollout(ids_BT[:, :T], mask_BT[:, :T], is_eos_BT.any(1))
 
 
-def _check_arguments(model, prompt_ids, max_new_tokens, uniforms_BT, temperature):
+def decode(model, prompt_ids, uniforms_BT, ids_BT, eos_ids, temperature, top_p, check_every):
+    """Fill ids_BT with the tokens of some rows, all decoded together."""
+    T = ids_BT.shape[1]
+    cache, mask_RL, logits_RV = prefill(model, prompt_ids, T)
+    rows_R = torch.arange(len(prompt_ids), device=model.device)  # those that have not ended
+    for t in range(T):
+        ids_BT[rows_R, t] = draw(logits_RV, uniforms_BT[rows_R, t], temperature, top_p)
+        if t == T - 1:
+            break
+        if (t + 1) % check_every == 0:
+            ended_R = torch.isin(ids_BT[rows_R, : t + 1], eos_ids).any(1)
+            kept = (~ended_R).nonzero()[:, 0]
+            if len(kept) == 0:
+                break
+            if len(kept) < len(rows_R):
+                rows_R, mask_RL = rows_R[kept], mask_RL[kept]
+                for layer in cache.layers:
+                    layer.keep_rows(kept)
+        mask_RL = torch.cat([mask_RL, mask_RL.new_ones(len(rows_R), 1)], dim=1)
+        logits_RV = next_logits(model, ids_BT[rows_R, t, None], mask_RL, cache)
+
+
+def rows_that_fit(model, L):
+    """How many rows a GPU's free memory holds; a fifth is left for the pass over the prompts."""
+    cache, _, logits_1V = prefill(model, [[0]], L - 1)  # one row, to measure it
+    row = sum(x.nbytes for layer in cache.layers for x in layer.buffers)
+    row += 7 * logits_1V.nbytes  # what draw holds at once, in float32 and float64
+    unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return max(1, int(0.8 * (torch.cuda.mem_get_info()[0] + unused) / row))
+
+
+def _check_prompts(model, prompt_ids, L):
     if [] in prompt_ids:
-        row = prompt_ids.index([])
-        raise ValueError(f"prompt_ids[{row}] is empty; a model needs at least one token")
+        raise ValueError(f"prompt_ids[{prompt_ids.index([])}] is empty; a model needs a token")
     V = model.get_input_embeddings().weight.shape[0]
     if max(map(max, prompt_ids)) >= V:
         raise ValueError(f"a prompt has token ids beyond the {V} that the model embeds")
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(map(len, prompt_ids)) + max_new_tokens
-    if positions and longest > positions:
-        raise ValueError(f"prompt and answer of {longest} tokens exceed {positions} positions")
-    if temperature > 0 and uniforms_BT is None:
-        raise ValueError(f"temperature {temperature} needs uniforms_BT; temperature=0 is greedy")
-    needed = len(prompt_ids), max_new_tokens
-    if uniforms_BT is not None and uniforms_BT.shape != needed:
-        raise ValueError(f"uniforms_BT has shape {tuple(uniforms_BT.shape)}, needed is {needed}")
+    if positions and L > positions:
+        raise ValueError(f"prompt and answer of {L} tokens exceed {positions} positions")
 
 
 def completion_hidden(model, prompt_ids, completion_ids_BT, completion_mask_BT):
@@ -216,5 +217,4 @@ def completion_hidden(model, prompt_ids, completion_ids_BT, completion_mask_BT):
     # token t stands at len(prompt) + t, so the state one place earlier predicts it
     prompt_length_B1 = torch.tensor([[len(prompt)] for prompt in prompt_ids], device=device)
     index_BT = prompt_length_B1 - 1 + torch.arange(completion_ids_BT.shape[1], device=device)
-    index_BT1 = index_BT.clamp(max=ids_BL.shape[1] - 1)[:, :, None]
-    return hidden_BLD.gather(1, index_BT1.expand(-1, -1, hidden_BLD.shape[2]))
+    return hidden_BLD.take_along_dim(index_BT.clamp(max=ids_BL.shape[1] - 1)[:, :, None], dim=1)

@@ -317,7 +317,7 @@ def estimate(figures, pairs, config, method):
     if method in ("sdft", "reinvoke"):
         row_seconds += T / figures["sampling_tokens_per_s"]
     rows = config.batch_size * config.rollouts_per_prompt
-    steps = config.steps or math.ceil(config.epochs * len(pairs) / config.batch_size)
+    steps = config.total_steps(len(pairs))
     minutes = steps * rows * row_seconds / 60
     return f"{steps} steps of about {rows * row_seconds:.0f} s = {minutes:.0f} minutes"
 

@@ -53,7 +53,7 @@ from tqdm import tqdm
 
 import eval as evaluation
 import models
-from config import Config, Splits, load_splits, parse_config, run_folder, total_steps
+from config import Config, Splits, load_splits, parse_config, run_folder
 from kl_estimators import ESTIMATORS, REDUCTIONS, compare_completions, sequence_mean
 from optim import AdamW, check_plan, clip_gradients, relative_distance, update_ema
 from sampling import completion_hidden, sample_completions
@@ -120,7 +120,7 @@ def train(run, take_step=sdft_step):
     if config.gradient_checkpointing:
         models.checkpoint_layers(student)
     stop_tokens = models.stop_tokens(student, run.tokenizer)
-    step, run.steps = 0, total_steps(config, len(run.pairs))
+    step, run.steps = 0, config.total_steps(len(run.pairs))
     if run.checkpoint is not None:
         state = models.load_checkpoint(run.checkpoint, student, teacher, optimizer)
         step, run.best = state["step"], state["best"]
@@ -181,7 +181,7 @@ def make_batch(pairs, step, config, stop_tokens):
         chosen += [pairs[order[place]]] * config.rollouts_per_prompt
     shape = len(chosen), config.max_new_tokens
     uniforms_BT = torch.from_numpy(np.random.default_rng([config.seed, 1, step]).random(shape))
-    learning_rate = learning_rate_at(step, total_steps(config, len(pairs)), config)
+    learning_rate = learning_rate_at(step, config.total_steps(len(pairs)), config)
     return Batch(step, chosen, uniforms_BT, learning_rate, stop_tokens)
 
 

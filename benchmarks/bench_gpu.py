@@ -24,15 +24,14 @@ from types import SimpleNamespace
 
 import torch
 from bench_memory import FIELDS
-from common import ROOT, markdown_table, number, write_record
+from common import ROOT, markdown_table, number, random_batch, write_record
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from config import Config
-from data import Pair
 from models import checkpoint_layers
 from optim import AdamW, fits, plan_run
 from sampling import sample_completions
-from sdft import Batch, sdft_step
+from sdft import sdft_step
 
 
 def read_shape(args):
@@ -43,19 +42,6 @@ def read_shape(args):
         shape |= {"hidden_size": args.hidden, "intermediate_size": 4 * args.hidden}
         shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1000}
     return AutoConfig.for_model(**shape)
-
-
-def random_batch(step, vocabulary, args):
-    generator = torch.Generator().manual_seed(step)
-    B, T = args.batch_size, args.max_new_tokens
-    prompts, longer = (
-        torch.randint(vocabulary, (B, length), generator=generator).tolist()
-        for length in (args.max_prompt_tokens, args.max_teacher_prompt_tokens)
-    )
-    uniforms_BT = torch.rand(B, T, generator=generator, dtype=torch.float64)
-    stop = {"eos_token_ids": [vocabulary], "pad_token_id": 0}  # an id that is never drawn
-    pairs = [Pair("random", *pair) for pair in zip(prompts, longer, strict=True)]
-    return Batch(step, pairs, uniforms_BT, 1e-5, stop)
 
 
 def build_student(shape, args):

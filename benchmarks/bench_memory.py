@@ -1,10 +1,11 @@
-"""Memory: what the chunked loss saves, whether a run fits, and the plan against measured steps.
+"""Memory: what the chunked loss saves, whether a run fits, plan against peak, offload's cost.
 
     python benchmarks/bench_memory.py --json results/bench-memory.json  # the loss, chunked or dense
     python benchmarks/bench_memory.py --plan benchmarks/configs/qwen2.5-7b.json  # one H200
     python benchmarks/bench_memory.py --plan FILE.json --gpu-mib 81559 --offload-optimizer
     python benchmarks/bench_memory.py --table                           # what fits which card
     python benchmarks/bench_memory.py --steps --json results/memory-plan.json  # plan and peak, CPU
+    python benchmarks/bench_memory.py --offload --json results/offload.json  # its cost on a CPU
 
 --plan takes a hub id, a folder, a config.json or smollm2, loads no weights, and exits with status 1
 if the run does not fit.
@@ -17,15 +18,18 @@ import os
 import resource
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
 import torch
-from common import ROOT, markdown_table, write_record
+from common import ROOT, markdown_table, number, random_batch, write_record
 
 from config import Config
 from kl_estimators import DIVERGENCES, compare_completions
-from optim import fits, plan_run, what_would_fit
+from optim import fits, plan_run, relative_distance, update_ema, what_would_fit
 
 
 def in_child(*words):
@@ -109,22 +113,15 @@ FIELDS = """dtype teacher offload_optimizer gradient_checkpointing batch_size mi
 
 
 def read_config(name):
-    """The configuration of a hub id, a folder, a config.json or smollm2."""
+    """The configuration of a config.json, or of what --model takes."""
+    # here: a process that measures the loss must not have the memory of transformers
     from transformers import AutoConfig
 
-    try:
-        if name == "smollm2":
-            from models import builtin_smollm2
+    from models import read_config
 
-            name = builtin_smollm2()
-        if Path(name).is_file():
-            return AutoConfig.for_model(**json.loads(Path(name).read_text(encoding="utf-8")))
-        return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(
-            f'no configuration at "{name}": {str(error).strip().splitlines()[0]}\n'
-            "Give a config.json, a folder that has one, or a hub id that this machine can reach"
-        ) from None
+    if Path(name).is_file():
+        return AutoConfig.for_model(**json.loads(Path(name).read_text(encoding="utf-8")))
+    return read_config(name)
 
 
 def print_plan(args):
@@ -165,8 +162,15 @@ SHAPES = {  # vocabulary, hidden, layers, heads, key-value heads, MLP
     "40M": (16384, 512, 10, 8, 4, 1536),
     "135M": (49152, 576, 30, 9, 3, 1536),
 }
-STEP = dict(batch_size=4, micro_batch_size=2, micro_batch_tokens=4096, max_new_tokens=128)
-STEP |= dict(max_prompt_tokens=64, max_teacher_prompt_tokens=128, general_tokens=0)
+STEP = Config(
+    batch_size=4,
+    micro_batch_size=2,
+    micro_batch_tokens=4096,
+    max_new_tokens=32,
+    max_prompt_tokens=64,
+    max_teacher_prompt_tokens=128,
+    general_tokens=0,
+)
 
 
 def llama_config(V, D, layers, heads, kv_heads, mlp):
@@ -183,37 +187,38 @@ def llama_config(V, D, layers, heads, kv_heads, mlp):
     )
 
 
-def take_steps(shape, dtype, checkpointing, offload, steps=2):
-    """Steps of a random model on random prompts: no completion ends early."""
+def build_run(shape, dtype, checkpointing=False, offload=False):
+    """A random model -> (student, teacher, optimizer), the arguments of sdft_step."""
     from transformers import AutoModelForCausalLM
 
-    from data import Pair
     from models import checkpoint_layers
     from optim import AdamW
-    from sdft import Batch, sdft_step
 
+    torch.manual_seed(0)
     student = AutoModelForCausalLM.from_config(llama_config(*shape), dtype=getattr(torch, dtype))
     optimizer = AdamW(student.eval(), offload=offload)
     teacher = copy.deepcopy(student).requires_grad_(False)
     if checkpointing:
         checkpoint_layers(student)
-    fields = {name: value for name, value in STEP.items() if name != "general_tokens"}
-    B, T = STEP["batch_size"], STEP["max_new_tokens"]
-    for step in range(steps):
-        prompts = torch.randint(shape[0], (B, STEP["max_prompt_tokens"])).tolist()
-        longer = torch.randint(shape[0], (B, STEP["max_teacher_prompt_tokens"])).tolist()
-        uniforms_BT = torch.rand(B, T, dtype=torch.float64)
-        stop = {"eos_token_ids": [shape[0]], "pad_token_id": 0}
-        pairs = [Pair("random", *pair) for pair in zip(prompts, longer, strict=True)]
-        batch = Batch(step, pairs, uniforms_BT, 1e-5, stop)
-        sdft_step(student, teacher, optimizer, batch, Config(**fields))
+    return student, teacher, optimizer
+
+
+def take_second_step(shape, dtype, checkpointing, offload):
+    """A step that finds the state where a first one would have left it."""
+    from sdft import sdft_step
+
+    student, teacher, optimizer = build_run(shape, dtype, checkpointing, offload)
+    owned = [optimizer.moments, *(getattr(m, "remainders", {}) for m in (student, teacher))]
+    for state in [tensor for tensors in owned for tensor in tensors.values()]:
+        state.zero_()  # zeros that nobody has written take no memory yet
+    sdft_step(student, teacher, optimizer, random_batch(0, shape[0], STEP), STEP)
 
 
 def measure_step(name, dtype, checkpointing, offload):
-    """Peak resident memory of two steps above that of the libraries after a tiny step, MiB."""
-    take_steps((512, 64, 2, 4, 2, 128), dtype, False, False)
+    """Peak resident memory of a step above that of the libraries after a tiny one, MiB."""
+    take_second_step((512, 64, 2, 4, 2, 128), dtype, False, False)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    take_steps(SHAPES[name], dtype, checkpointing == "True", offload == "True")
+    take_second_step(SHAPES[name], dtype, checkpointing == "True", offload == "True")
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return (peak - pages * resource.getpagesize()) / 2**20
 
@@ -226,9 +231,8 @@ def bench_steps(args):
             ("float32", True, True),
             ("bfloat16", False, False),
         ]:
-            run = Config(
-                dtype=dtype, gradient_checkpointing=checkpointing, offload_optimizer=offload, **STEP
-            )
+            run = replace(STEP, dtype=dtype, gradient_checkpointing=checkpointing)
+            run.offload_optimizer = offload
             plan = plan_run(llama_config(*shape), run, device="cpu")
             planned = (plan["needs"]["host"] - plan["host"]["libraries"]) / 2**20
             peak = median(
@@ -243,6 +247,51 @@ def bench_steps(args):
     ]
     print(markdown_table([*list(measured[0])[:4], "plan, MiB", "peak, MiB", "plan / peak"], rows))
     return measured
+
+
+# ---- what offloading costs on a CPU, where it copies and nothing overlaps ----
+
+
+def bench_offload(args):
+    """CPU seconds of steps with the state beside the weights and offloaded, in turn; same bits."""
+    measured = []
+    for dtype in ("float32", "bfloat16"):
+        runs = {offload: build_run(SHAPES["40M"], dtype, offload=offload) for offload in (0, 1)}
+        seconds = {"a step": {0: [], 1: []}, "its AdamW and EMA": {0: [], 1: []}}
+        for step in range(1 + args.repeats):
+            for offload in (0, 1) if step % 2 else (1, 0):
+                whole, update = timed_step(step, *runs[offload])
+                seconds["a step"][offload].append(whole)
+                seconds["its AdamW and EMA"][offload].append(update)
+        student, teacher = ([run[model] for run in runs.values()] for model in (0, 1))
+        distance = max(relative_distance(*student), relative_distance(*teacher))
+        for part, found in seconds.items():
+            beside, offloaded = found[0][1:], found[1][1:]  # the first step warms up
+            ratio = median(b / a for a, b in zip(beside, offloaded, strict=True))
+            row = dict(dtype=dtype, part=part, beside=median(beside), offloaded=median(offloaded))
+            measured.append(row | dict(ratio=ratio, distance=distance))
+    print("CPU seconds, medians; ratio: median of the pairs; distance between the weights\n")
+    rows = [[*list(m.values())[:2], *map(number, list(m.values())[2:])] for m in measured]
+    print(markdown_table(list(measured[0]), rows))
+    return measured
+
+
+def timed_step(step, student, teacher, optimizer):
+    """CPU seconds of (a whole sdft_step, its AdamW and EMA); other processes do not count."""
+    from sdft import sdft_step
+
+    def take_optimizer_step(learning_rate):
+        started = time.process_time()
+        optimizer.step(learning_rate)
+        update.append(time.process_time() - started)
+
+    update, batch = [], random_batch(step, SHAPES["40M"][0], STEP)
+    started = time.process_time()
+    sdft_step(student, teacher, SimpleNamespace(step=take_optimizer_step), batch, STEP)
+    whole = time.process_time() - started
+    started = time.process_time()
+    update_ema(teacher, student, rate=0.0)  # once more, for its time: it changes nothing
+    return whole, update[0] + time.process_time() - started
 
 
 def print_table():
@@ -282,6 +331,7 @@ def main():
             add(flag, type=kind, default=field.default, choices=choices)
     add("--table", action="store_true", help="what fits which card, from 0.5 B to 14 B parameters")
     add("--steps", action="store_true", help="measure whole steps on this CPU against the plan")
+    add("--offload", action="store_true", help="measure what --offload-optimizer costs on this CPU")
     add("--lengths", type=int, nargs="+", default=[256, 1024, 2048], help="of the measured loss")
     add("--vocabularies", type=int, nargs="+", default=[49_152, 151_936])
     add("--repeats", type=int, default=3)
@@ -300,6 +350,8 @@ def main():
             numbers = {"plan": print_plan(args)}
         elif args.steps:
             numbers = {"step_mib": bench_steps(args)}
+        elif args.offload:
+            numbers = {"offload": bench_offload(args)}
         else:
             numbers = {"loss_mib": bench_loss(args)}
     except ValueError as error:

@@ -8,6 +8,24 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 
+def random_batch(step, vocabulary, config):
+    """A batch of random prompts of the longest length, with an EOS that no row draws."""
+    import torch  # here, and below: a process that measures memory loads what it needs itself
+
+    from data import Pair
+    from sdft import Batch
+
+    generator = torch.Generator().manual_seed(step)
+    B, T = config.batch_size, config.max_new_tokens
+    prompts, longer = (
+        torch.randint(vocabulary, (B, length), generator=generator).tolist()
+        for length in (config.max_prompt_tokens, config.max_teacher_prompt_tokens)
+    )
+    uniforms_BT = torch.rand(B, T, generator=generator, dtype=torch.float64)
+    pairs = [Pair("random", *pair) for pair in zip(prompts, longer, strict=True)]
+    return Batch(step, pairs, uniforms_BT, 1e-5, {"eos_token_ids": [vocabulary], "pad_token_id": 0})
+
+
 def markdown_table(header, rows):
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from models import save_checkpoint
 from optim import AdamW, update_ema
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import bench_memory  # noqa: E402
 from bench_memory import read_config  # noqa: E402
 
 from config import Config  # noqa: E402
@@ -99,6 +101,20 @@ def test_state_and_checkpoint_are_the_bytes_of_real_tensors_and_files(dtype, tea
     assert planned["disk"]["checkpoints"] < files < planned["disk"]["checkpoints"] + headers
 
 
+def test_every_rollout_of_a_step_is_planned_on_a_cpu_and_8_on_a_card():
+    """300 prompts, where sampling needs more than training; a card decodes as many as fit."""
+    config, cache = tiny_llama().config, "keys and values"
+    once = replace(SMALL, batch_size=300, micro_batch_size=1)
+    four = replace(once, rollouts_per_prompt=4)
+    row = plan_run(config, once, "cpu")["host"][cache] // 300
+    assert plan_run(config, four, "cpu")["host"][cache] == 4 * 300 * row
+    assert plan_run(config, four)["sampling"][cache] == 8 * row
+
+    one = plan_run(config, replace(SMALL, micro_batch_size=12))["training"]["activations"]
+    more = replace(SMALL, micro_batch_size=12, rollouts_per_prompt=4)
+    assert plan_run(config, more)["training"]["activations"] == 4 * one
+
+
 @pytest.mark.parametrize("dtype, size", [("float32", 4), ("bfloat16", 2)])
 def test_cache_and_layer_are_the_bytes_of_real_tensors(dtype, size):
     model = tiny_llama(layers=2, dtype=getattr(torch, dtype))
@@ -172,3 +188,17 @@ def test_the_parts_of_a_step_add_up_to_it(tiny_folder, tmp_path):
     whole = seconds.pop("whole step")
     assert sum(seconds.values()) == pytest.approx(whole)
     assert len(seconds) == 8 and min(seconds.values()) > 0
+
+
+def test_an_offloaded_step_ends_in_the_same_bits_and_both_are_timed(monkeypatch):
+    monkeypatch.setitem(bench_memory.SHAPES, "40M", (64, 32, 2, 4, 2, 64))
+    monkeypatch.setattr(bench_memory, "STEP", replace(bench_memory.STEP, max_new_tokens=4))
+    rows = bench_memory.bench_offload(SimpleNamespace(repeats=2))
+    assert [(row["dtype"], row["part"]) for row in rows] == [
+        (dtype, part)
+        for dtype in ("float32", "bfloat16")
+        for part in ("a step", "its AdamW and EMA")
+    ]
+    for whole, update in (rows[:2], rows[2:]):
+        assert whole["beside"] > update["beside"] > 0 < update["offloaded"] < whole["offloaded"]
+        assert whole["distance"] == 0

@@ -10,14 +10,18 @@ import time
 import pytest
 import torch
 from conftest import ROOT, tiny_tokenizer
+from transformers import AutoConfig
 
 import baselines
 import models
 import optim
 import sdft
 from config import (
-    PRESETS,
+    CARDS,
+    HARDWARE,
+    RECIPES,
     Config,
+    bfloat16_is_fast,
     check_config,
     explain,
     load_splits,
@@ -49,7 +53,8 @@ def saved_run(folder, method="sdft", step=4, **config):
         (85, "7B", True),
         (48, "3B", True),
         (24, "1.5B", True),
-        (16, "0.5B", True),
+        (16, "0.5B", False),
+        (12, "0.5B", True),
         (6, None, False),
     ],
 )
@@ -70,10 +75,14 @@ def test_preset_and_model_follow_the_memory_of_the_gpu(gigabytes, size, offload,
         ({}, "laptop", "there is no GPU"),
         ({"preset": "authors", "model": "smollm2"}, "authors", "as named"),
         ({"model": "smollm2"}, "laptop", "--model smollm2"),
-        ({"model": "runs/science/last"}, "paper", "--model is not the built-in one"),
+        (
+            {"model": "Qwen/Qwen2.5-0.5B-Instruct"},
+            "paper",
+            "--model is not the built-in one; with lengths for a CPU",
+        ),
     ],
 )
-def test_laptop_is_a_recipe_for_its_own_model_alone(given, preset, why, monkeypatch):
+def test_the_first_line_says_which_preset_and_why(given, preset, why, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config, _, about = new_config(given, {}, None)
     assert config.preset == preset and about.startswith(f"preset {preset} ({why})")
@@ -81,8 +90,102 @@ def test_laptop_is_a_recipe_for_its_own_model_alone(given, preset, why, monkeypa
     assert "data:" not in new_config(given | {"data": "mine"}, {}, None)[2]
 
 
+LAPTOP = RECIPES["laptop"] | HARDWARE["laptop"]
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if TASKS[task]])
+@pytest.mark.parametrize("gpu", [True, False])
+@pytest.mark.parametrize("name", LAPTOP)
+def test_another_model_inherits_nothing_from_the_laptop(name, gpu, task, monkeypatch):
+    """It has the paper's recipe: rate 1e-5, reverse KL, temperature 1, 3 masked tokens, epochs.
+
+    A CPU changes lengths and arithmetic alone, and both are its own; what a flag gives stands.
+    """
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    given = {"model": "Qwen/Qwen2.5-0.5B-Instruct", "task": task}
+    config = new_config(given, {}, None)[0]
+    paper = Config(**preset_values("paper", task) | given)
+    if gpu or name not in HARDWARE["cpu"]:
+        assert getattr(config, name) == getattr(paper, name)
+    elif name == "dtype":
+        assert config.dtype == ("bfloat16" if bfloat16_is_fast else "float32")
+    elif name == "eval_examples":
+        assert config.eval_examples == 64
+    else:
+        assert LAPTOP[name] < getattr(config, name) <= getattr(Config, name)
+    assert getattr(new_config(given | {name: LAPTOP[name]}, {}, None)[0], name) == LAPTOP[name]
+
+
+def test_a_preset_names_its_recipe_and_its_hardware_apart():
+    """No field is in both; the hardware's part decides nothing of what is learned."""
+    hardware = "dtype batch_size micro_batch_size micro_batch_tokens gradient_checkpointing "
+    hardware += "offload_optimizer max_new_tokens max_prompt_tokens max_teacher_prompt_tokens "
+    hardware = (hardware + "eval_examples general_tokens").split()
+    assert all(part.keys() <= set(hardware) for part in HARDWARE.values())
+    assert all(not recipe.keys() & set(hardware) for recipe in RECIPES.values())
+
+
+SIZES = ["14B", "7B", "3B", "1.5B", "0.5B"]
+SMALLEST = {  # the least memory of a card that is sold by this name, in bytes
+    "141 GB": 143_771 * 2**20,  # H200
+    "80 GB": 81_559 * 2**20,  # H100
+    "48 GB": 46_068 * 2**20,  # L40S
+    "24 GB": 23_028 * 2**20,  # A10
+}
+
+
+@pytest.fixture(scope="module")
+def needed_gigabytes():
+    """(size, offload) -> what the plan of preset paper needs on the card, whatever the task."""
+    needs = {}
+    for size in SIZES:
+        file = ROOT / f"benchmarks/configs/qwen2.5-{size.lower()}.json"
+        shape = AutoConfig.for_model(**json.loads(file.read_text()))
+        counts = optim.count_parameters(shape)
+        for offload in (False, True):
+            runs = [preset_values("paper", task) for task in ("science", "knowledge")]
+            runs = [Config(**values, offload_optimizer=offload) for values in runs]
+            plans = [optim.plan_run(shape, run, counts=counts) for run in runs]
+            needs[size, offload] = max(plan["needs"]["card"] for plan in plans) / 1e9
+    return needs
+
+
+def test_each_row_of_cards_is_its_plan_and_no_larger_model_would_fit(needed_gigabytes):
+    """A row is at most 1 GB above its plan; a larger model does not fit it, offloaded or not."""
+    for gigabytes, size, offload in CARDS:
+        assert gigabytes - 1 < needed_gigabytes[size, offload] <= gigabytes
+        larger = SIZES[: SIZES.index(size)]
+        if size != "7B":  # the paper's own: never a larger one, unless --model asks for it
+            assert all(
+                needed_gigabytes[s, off] > gigabytes for s in larger for off in (True, False)
+            )
+    assert needed_gigabytes["14B", False] > 147 and needed_gigabytes["14B", True] > 71
+
+
+@pytest.mark.parametrize(
+    "card, size, offload",
+    [
+        ("141 GB", "7B", False),
+        ("80 GB", "7B", True),
+        ("48 GB", "3B", True),
+        ("24 GB", "1.5B", True),
+    ],
+)
+def test_a_card_gets_the_largest_model_that_its_plan_fits(
+    card, size, offload, needed_gigabytes, monkeypatch
+):
+    """The next larger one does not fit: on 141 GB not without offload, elsewhere not at all."""
+    gigabytes = SMALLEST[card] / 1e9
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, SMALLEST[card]))
+    config = new_config({}, {}, None)[0]
+    assert (config.model, config.offload_optimizer) == (f"Qwen/Qwen2.5-{size}-Instruct", offload)
+    assert needed_gigabytes[size, offload] <= gigabytes
+    assert needed_gigabytes[SIZES[SIZES.index(size) - 1], offload] > gigabytes
+
+
 def test_presets_are_configurations():
-    for preset in PRESETS:
+    for preset in RECIPES:
         for task in TASKS:
             check_config(Config(preset=preset, task=task, **preset_values(preset, task)))
 
@@ -96,8 +199,8 @@ RB = "--estimator rb --reduction sum --skip-first-tokens 0"
     "flags, message",
     [
         ("--estimator rb --skip-first-tokens 0", "--estimator rb needs --reduction sum"),
-        ("--estimator rb --reduction sum", "--estimator rb needs --skip-first-tokens 0"),
-        (f"{RB} --skip-first-tokens 1", "--estimator rb needs --skip-first-tokens 0"),
+        ("--estimator rb --reduction sum", "--estimator rb needs .* and --skip-first-tokens 0"),
+        (f"{RB} --skip-first-tokens 1", "--estimator rb needs .* and --skip-first-tokens 0"),
         (f"{RB} --divergence jsd", "with --divergence jsd use --estimator analytic"),
         ("--estimator token --divergence forward", "estimates the gradient of the reverse KL"),
         ("--estimator token --temperature 0.5", "token assumes .* needs --temperature 1, not 0.5"),

@@ -35,6 +35,7 @@ def test_paper_template_word_for_word():
     [
         ("thinking", "Now answer with a response of your own, including the thinking process:"),
         ("plain", "Now answer with a response of your own."),
+        ("own-words", "Now answer the question in your own words."),
     ],
 )
 @pytest.mark.parametrize("context", ["demonstration", "text+demonstration"])

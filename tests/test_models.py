@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -392,6 +393,38 @@ def test_a_full_disk_leaves_what_was_there(tiny, tokenizer, tmp_path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
+def test_a_save_that_does_not_fit_is_not_begun(tokenizer, tmp_path, monkeypatch):
+    """Oracle: the bytes of the files. One byte too few, and nothing is written or lost."""
+    student, teacher, optimizer = trained(True, tokenizer, torch.bfloat16)
+    saved = student, tokenizer, teacher, optimizer, {}, 1
+    first = save_checkpoint(tmp_path, 1, *saved)
+    save_model(tmp_path / "best", student, tokenizer)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    for save, name, folder in [
+        (lambda: save_checkpoint(tmp_path, 2, *saved), "checkpoint-000002", first),
+        (lambda: save_model(tmp_path / "best", student, tokenizer), "best", tmp_path / "best"),
+    ]:
+        tensors = [x for file in folder.rglob("*.safetensors") for x in load_file(file).values()]
+        needed = sum(tensor.nbytes for tensor in tensors)
+        assert needed > 1000
+        with monkeypatch.context() as patch:
+            free = SimpleNamespace(free=needed - 1)
+            patch.setattr(shutil, "disk_usage", lambda folder, free=free: free)
+            patch.setattr(models, "save_file", lambda *_: pytest.fail("a file was begun"))
+            patch.setattr(student, "save_pretrained", lambda *_: pytest.fail("a file was begun"))
+            with pytest.raises(OSError) as error:
+                save()
+        megabytes = f"it takes {needed / 1e6:,.1f} MB of disk, {(needed - 1) / 1e6:,.1f} are free"
+        assert str(error.value) == (
+            f"{tmp_path / name} could not be written ({megabytes}). What was saved before is "
+            "whole; make room and go on with --resume"
+        )
+        assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=needed))
+        save_model(tmp_path / "best", student, tokenizer)
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A real disk of 1 MiB: a tmpfs in the mount namespace of a sleeping process, gone with it.
@@ -425,17 +458,19 @@ def small_disk(tmp_path):
     pytest.skip(f"no tmpfs can be mounted here: {reason}")
 
 
-def test_a_disk_that_is_really_full(small_disk, tokenizer):
+def test_a_disk_that_is_really_full(small_disk, tokenizer, monkeypatch):
     """The second checkpoint meets the end of the disk in each of its files, and spares the first.
 
-    It gets 4 kB more each time, until it fits.
+    It gets 4 kB more each time, until it fits; somebody else fills the disk after the look at it.
     """
+    disk_usage = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**15))
     student, teacher, optimizer = trained(True, tokenizer)
     first = save_checkpoint(small_disk, 1, student, tokenizer, teacher, optimizer, {}, keep_last=1)
     before = {file: file.read_bytes() for file in first.rglob("*") if file.is_file()}
     failures, room, done = [], 0, False
     while not done:
-        free = shutil.disk_usage(small_disk).free
+        free = disk_usage(small_disk).free
         (small_disk / "filler").write_bytes(bytes(free - room))
         try:
             second = save_checkpoint(

@@ -4,13 +4,16 @@ Oracles: row-by-row forwards of the whole sequence without cache or padding; Hug
 generate; the exact softmax (chi-square); hand-made distributions for the inverse CDF.
 """
 
+import weakref
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import tiny_llama, tiny_model
 from transformers import MistralConfig, Olmo3Config, Qwen2Config
 
 import sampling
-from sampling import completion_hidden, draw, inverse_cdf_sample, prefill, sample_completions
+from sampling import completion_hidden, draw, prefill, rows_that_fit, sample_completions
 
 PROMPTS = [[5, 6, 7, 8, 9], [3], [10, 11, 12], [30, 31, 32, 33, 34, 35, 36, 37, 38, 5]]
 STOP = {"eos_token_ids": [1], "pad_token_id": 1}  # pad is EOS, the common trap
@@ -160,18 +163,105 @@ def test_a_row_alone_draws_what_it_draws_in_a_batch(tiny):
 
 
 def test_groups_of_a_prefill_end_at_one_column(tiny):
-    """Oracle: each prompt's own pass. Cached keys stand where mask_BL is true, and nowhere else."""
-    whole = prefill(tiny, PROMPTS, 5, 1, rows_at_once=4)
-    for rows_at_once in (1, 3, 4):
-        cache, mask_BL, logits_BV = prefill(tiny, PROMPTS, 5, 1, rows_at_once=rows_at_once)
-        assert torch.equal(mask_BL, whole[1]) and mask_BL.shape == (4, 15)
+    """Oracle: each prompt's own pass. mask_BP is true where a prompt's own keys are cached."""
+    for group_size in (1, 3, 4):
+        cache, mask_BP, logits_BV = prefill(tiny, PROMPTS, 5, group_size)
         for b, prompt in enumerate(PROMPTS):
-            assert mask_BL[b].nonzero()[:, 0].tolist() == list(range(10 - len(prompt), 10))
+            assert mask_BP[b].tolist() == [column >= 10 - len(prompt) for column in range(10)]
             alone = tiny(torch.tensor([prompt]), use_cache=True)
             torch.testing.assert_close(logits_BV[b], alone.logits[0, -1], rtol=0, atol=1e-5)
             keys_HLE = cache.layers[1].buffers[0][b]
+            assert keys_HLE.shape[1] == 15
             expected_HPE = alone.past_key_values.layers[1].keys[0]
-            torch.testing.assert_close(keys_HLE[:, mask_BL[b]], expected_HPE, rtol=0, atol=1e-5)
+            found_HPE = keys_HLE[:, :10][:, mask_BP[b]]
+            torch.testing.assert_close(found_HPE, expected_HPE, rtol=0, atol=1e-5)
+
+
+# ---- memory: no test needs a GPU ----
+
+
+@pytest.mark.parametrize("dtype, size", [(torch.float32, 4), (torch.bfloat16, 2)])
+def test_rows_are_bounded_by_the_memory_that_is_free(dtype, size, monkeypatch):
+    """A row of 60 columns: keys and values of 2 layers, 2 heads of 4 numbers; 28 bytes an id.
+
+    They take four fifths of what is free, and of what the allocator holds without using it.
+    """
+    memory = {"free": 0, "reserved": 0, "allocated": 0}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (memory["free"], 10**12))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: memory["reserved"])
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: memory["allocated"])
+    model, row = tiny_llama(dtype=dtype), 2 * 2 * 2 * 4 * size * 60 + 28 * 40
+    for rows in (2, 7, 100):
+        needed = row * rows * 5 // 4
+        memory |= {"free": needed + 1, "reserved": 0, "allocated": 0}
+        assert rows_that_fit(model, 60) == rows
+        memory["free"] = needed - 1
+        assert rows_that_fit(model, 60) == rows - 1
+        memory |= {"free": 1, "reserved": 10**9 + needed, "allocated": 10**9}
+        assert rows_that_fit(model, 60) == rows
+    memory["reserved"] = memory["allocated"]
+    assert rows_that_fit(model, 60) == 1  # is tried, whatever is free
+
+
+def test_a_gpu_decodes_as_many_rows_as_fit_and_a_cpu_all(tiny, monkeypatch):
+    """The model says once that it is on a GPU; PROMPTS of at most 10 tokens and 20 new ones."""
+    together, plain = [], sampling.decode
+
+    def noted_decode(model, prompt_ids, *arguments):
+        together.append(len(prompt_ids))
+        plain(model, prompt_ids, *arguments)
+
+    monkeypatch.setattr(sampling, "decode", noted_decode)
+    options = {"max_new_tokens": 20, "temperature": 0, **STOP}
+    expected = sample_completions(tiny, PROMPTS, **options)
+    devices, cpu = iter([SimpleNamespace(type="cuda")]), torch.device("cpu")
+    monkeypatch.setattr(type(tiny), "device", property(lambda _: next(devices, cpu)))
+    monkeypatch.setattr(sampling, "rows_that_fit", lambda model, L: {30: 3}[L])
+    found = sample_completions(tiny, PROMPTS, **options)
+    assert together == [4, 3, 1]
+    assert torch.equal(found.completion_ids_BT, expected.completion_ids_BT)
+
+
+def card_of(rows, column, monkeypatch):
+    """Passes with at least so many columns run out of memory above so many rows.
+
+    Asserts that the cache of a pass that failed is freed before the next one.
+    """
+    plain, failed = sampling.next_logits, []
+
+    def pass_on_the_card(model, ids_RN, mask_RL, cache):
+        assert all(reference() is None for reference in failed)
+        if mask_RL.shape[1] >= column and len(mask_RL) > rows:
+            failed.append(weakref.ref(cache))
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return plain(model, ids_RN, mask_RL, cache)
+
+    monkeypatch.setattr(sampling, "next_logits", pass_on_the_card)
+
+
+@pytest.mark.parametrize("column", [1, 11, 15], ids=["prompts", "first token", "fifth token"])
+@pytest.mark.parametrize("fitting, halved_to", [(16, []), (5, [8, 4]), (1, [8, 4, 2, 1])])
+def test_out_of_memory_halves_the_rows_and_changes_no_token(
+    fitting, halved_to, column, tiny, monkeypatch, capsys
+):
+    """Groups of 8 prompts pass together, so those fit as soon as 8 or fewer rows do."""
+    options = {"max_new_tokens": 8, "uniforms_BT": uniforms(16, 8), **STOP}
+    expected = sample_completions(tiny, PROMPTS * 4, **options)
+    card_of(fitting, column, monkeypatch)
+    found = sample_completions(tiny, PROMPTS * 4, **options, check_every=100)
+    for name in ("completion_ids_BT", "completion_mask_BT", "finished_B"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+    line = "out of memory: sampling goes on with {} rows at a time\n"
+    assert capsys.readouterr().out == "".join(line.format(rows) for rows in halved_to)
+
+
+def test_one_row_that_does_not_fit_is_an_error(tiny, monkeypatch):
+    card_of(0, 11, monkeypatch)
+    with pytest.raises(torch.OutOfMemoryError):
+        sample_completions(tiny, PROMPTS, max_new_tokens=20, temperature=0, **STOP)
+
+
+# ---- what else decides a draw ----
 
 
 def test_generation_config_of_the_checkpoint_changes_nothing(tiny):
@@ -186,7 +276,7 @@ def test_draws_follow_the_softmax():
     """Chi-square of 20,000 first tokens, 9 degrees of freedom: above 27.9 in one of 1,000."""
     model, n = tiny_llama(vocab_size=10), 20_000
     probs = model(torch.tensor([[5, 6]])).logits[0, -1].softmax(-1)
-    _, _, logits_1V = prefill(model, [[5, 6]], 1, 0)
+    _, _, logits_1V = prefill(model, [[5, 6]], 1)
     drawn = draw(logits_1V.expand(n, -1), uniforms(n, 1)[:, 0])
     counts = torch.bincount(drawn, minlength=10)
     assert ((counts - n * probs).square() / (n * probs)).sum() < 27.9
@@ -202,10 +292,9 @@ BY_HAND = torch.tensor([[0.2, 0.0, 0.5, 0.3]], dtype=torch.float64).log()
 def test_inverse_cdf_by_hand(u, token):
     """The cumulative sum passes u at token 0 below 0.2, at 2 below 0.7, else at 3; never at 1."""
     u_R = torch.tensor([u], dtype=torch.float64)
-    assert inverse_cdf_sample(BY_HAND, u_R).item() == token
     assert draw(BY_HAND, u_R).item() == token
     zero_first = torch.tensor([[0.0, 1.0]]).log()
-    assert inverse_cdf_sample(zero_first, torch.tensor([0.0])).item() == 1
+    assert draw(zero_first, torch.tensor([0.0])).item() == 1
 
 
 @pytest.mark.parametrize(
@@ -215,7 +304,7 @@ def test_inverse_cdf_by_hand(u, token):
 def test_top_p_by_hand(top_p, u, token):
     """0.6 keeps 0.5 and 0.3: token 2 below 5/8, token 3 above. 0.5 keeps 0.5 alone."""
     u_R = torch.tensor([u], dtype=torch.float64)
-    assert inverse_cdf_sample(BY_HAND, u_R, top_p).item() == token
+    assert draw(BY_HAND, u_R, top_p=top_p).item() == token
 
 
 def test_temperature_by_hand():
@@ -230,7 +319,7 @@ def test_padding_at_the_end_is_never_drawn_far_out():
     logits = torch.randn(1, 150_000, generator=torch.Generator().manual_seed(0))
     logits[0, -1000:] = -torch.inf
     u_R = torch.tensor([ONE_LESS_THAN_1], dtype=torch.float64)
-    assert inverse_cdf_sample(logits.log_softmax(-1), u_R).item() < 149_000
+    assert draw(logits, u_R).item() < 149_000
 
 
 def test_completion_hidden_equals_unpadded_rows(tiny):
@@ -250,8 +339,8 @@ def test_completion_hidden_equals_unpadded_rows(tiny):
     [
         ({"prompt_ids": [[3], []], "uniforms_BT": uniforms(2, 4)}, r"prompt_ids\[1\] is empty"),
         ({"prompt_ids": [[3]]}, "needs uniforms_BT"),
-        ({"prompt_ids": [[3]], "uniforms_BT": uniforms(1, 3)}, r"shape \(1, 3\), needed is \(1, 4"),
-        ({"prompt_ids": [[3]], "uniforms_BT": uniforms(2, 4)}, "shape"),
+        ({"prompt_ids": [[3]], "uniforms_BT": uniforms(1, 3)}, r"of shape \(1, 4\)"),
+        ({"prompt_ids": [[3]], "uniforms_BT": uniforms(2, 4)}, r"of shape \(1, 4\)"),
         ({"prompt_ids": [[3], [40]], "temperature": 0}, "ids beyond the 40 that the model embeds"),
         ({"prompt_ids": [[3] * 2045], "temperature": 0}, "2049 tokens exceed 2048 positions"),
     ],
