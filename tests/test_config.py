@@ -299,7 +299,7 @@ def test_a_judge_may_move_and_be_no_other(tmp_path):
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path):
-    with pytest.raises(SystemExit, match="has no checkpoint to resume from; name the folder of a"):
+    with pytest.raises(SystemExit, match="has no checkpoint to resume from; name a run's folder"):
         sdft.main(["--resume", str(tmp_path)])
 
 
