@@ -24,9 +24,18 @@ CHECKED = "1.16.0"  # the TRL that tests/test_to_trl.py compares with sdft.py
 
 
 class Trainer(SDFTTrainer):
-    """SDFTTrainer with the learning rates of sdft.py: TRL's own warm-up starts at a rate of 0."""
+    """SDFTTrainer with the learning rates of sdft.py: TRL's own warm-up starts at a rate of 0.
+
+    And with one trap closed: where all tokens of a process's micro-batch are masked, TRL leaves out
+    a gather that the other processes then wait in for ever.
+    """
 
     rates = []  # one for each step
+
+    def _compute_self_distillation_loss(self, model, inputs, distillation_logits):
+        if not distillation_logits.loss_mask.any():
+            self.accelerator.gather(torch.zeros((), device=self.accelerator.device))
+        return super()._compute_self_distillation_loss(model, inputs, distillation_logits)
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         def share_of_peak(step):

@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import importlib.util
 import json
+import os
 import random
 import runpy
 import subprocess
@@ -20,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 
 import sdft
-from config import Config, total_steps
+from config import Config, flag
 from data import load_task
 from eval import encode_pairs
 from models import load_model, stop_tokens
@@ -36,6 +37,7 @@ needs_trl = pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="
 TINY = {
     "dtype": "float32",
     "learning_rate": 1e-2,
+    "warmup": 1,
     "steps": 2,
     "batch_size": 4,
     "micro_batch_size": 2,
@@ -107,8 +109,8 @@ def largest_difference(model, other):
         {"divergence": "jsd", "skip_first_tokens": 0, "rollouts_per_prompt": 2},
         {"estimator": "token", "micro_batch_size": 4, "ema_rate": 0.3},
         {"teacher": "base", "warmup": 0, "seed": 3},
-        {"teacher": "student", "teacher_context": "none", "estimator": "token"},
-        {"task": "knowledge", "teacher_context": "text+demonstration"},
+        {"teacher": "student", "teacher_context": "text", "task": "knowledge"},
+        {"task": "knowledge", "teacher_context": "text+demonstration", "max_grad_norm": 0.1},
     ],
     ids=lambda more: " ".join(map(str, more.values())),
 )
@@ -118,7 +120,174 @@ def test_two_steps_equal_ours_in_loss_and_weights(more, tiny_folder, tmp_path):
     trl_student, trl_teacher, losses = trl_run(tmp_path / "trl")
     assert largest_difference(trl_student, student) < 1e-5
     assert largest_difference(trl_teacher, teacher) < 1e-5
-    start, _ = load_model(config.model)
-    print(largest_difference(trl_student, student), largest_difference(trl_teacher, teacher), kl, losses, largest_difference(student, start))
     if config.estimator == "analytic":  # a surrogate's value means nothing
         assert losses == pytest.approx(kl, abs=1e-5)
+
+
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+ON_TWO_CPUS = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+WORKER = """
+import json, os, runpy, sys
+from pathlib import Path
+
+sys.path.insert(0, {tests!r})
+from test_to_trl import completion_of
+
+folder = Path(sys.argv[1])
+trainer = runpy.run_path(str(folder / "train.py"))["build_trainer"](folder)
+drawn = folder / f"drawn-{{os.environ['RANK']}}.json"
+drawn.write_text(json.dumps(trainer._generate([[5, 6, 7]])[1]))
+trainer._generate = lambda prompts: (prompts, [completion_of(prompt) for prompt in prompts])
+trainer.train()
+trainer.save_model(str(folder / "last"))
+"""
+
+
+def launch(script, *arguments):
+    """Run a script in two processes, which talk over gloo."""
+    command = [*LAUNCH, str(script), *map(str, arguments)]
+    options = {"env": os.environ | ON_TWO_CPUS, "capture_output": True, "text": True}
+    done = subprocess.run(command, **options, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@needs_trl
+def test_two_processes_train_and_transformers_loads_what_they_save(tiny_folder, tmp_path):
+    folder = tmp_path / "trl"
+    write(tiny_folder, folder, rollouts_per_prompt=2, skip_first_tokens=0)
+    launch(folder / "train.py")
+    last = AutoModelForCausalLM.from_pretrained(folder / "last")
+    start, _ = load_model(str(tiny_folder))
+    assert largest_difference(last, start) > 1e-3
+    assert load_model(str(folder / "last"))[1].chat_template is not None  # so eval.py loads it
+
+
+@needs_trl
+def test_two_processes_make_the_same_two_steps(tiny_folder, tmp_path):
+    folder, worker = tmp_path / "trl", tmp_path / "worker.py"
+    config, _ = write(tiny_folder, folder)
+    worker.write_text(WORKER.format(tests=str(ROOT / "tests")))
+    launch(worker, folder)
+    student, _, _ = our_run(config)
+    last = AutoModelForCausalLM.from_pretrained(folder / "last")
+    assert largest_difference(last, student) < 1e-5
+    drawn = [(folder / f"drawn-{rank}.json").read_text() for rank in (0, 1)]
+    assert drawn[0] != drawn[1]  # of one prompt: the processes have different random numbers
+
+
+# ---- without TRL ----
+
+
+def test_every_flag_is_carried_over_or_named(tiny_folder, tmp_path):
+    """Another value of a flag changes what is written, or a line that is printed."""
+    base = {"max_prompt_tokens": 120, "train_examples": 20, "micro_batch_tokens": 1000}
+    base["steps"] = None
+    other = {
+        "task": "knowledge",
+        "dtype": "bfloat16",
+        "seed": 1,
+        "divergence": "forward",
+        "estimator": "token",
+        "reduction": "sum",
+        "skip_first_tokens": 0,
+        "temperature": 0.5,
+        "teacher": "base",
+        "ema_rate": 0.02,
+        "teacher_context": "none",
+        "teacher_instruction": "plain",
+        "learning_rate": 1e-3,
+        "warmup": 2,
+        "epochs": 1,
+        "steps": 3,
+        "batch_size": 6,
+        "rollouts_per_prompt": 2,
+        "micro_batch_size": 1,
+        "micro_batch_tokens": 100,
+        "gradient_checkpointing": True,
+        "offload_optimizer": True,
+        "max_grad_norm": 2.0,
+        "weight_decay": 0.1,
+        "max_new_tokens": 13,
+        "max_prompt_tokens": 110,
+        "max_teacher_prompt_tokens": 330,
+        "train_examples": 19,
+        "save_every": 49,
+        "keep_last": 2,
+        "log_every": 2,
+    }
+    # preset is a name for values; a folder and a model are what is handed over, not how
+    elsewhere = {"preset", "data", "model", "output", "teacher_model", *to_trl.UNUSED}
+    assert other.keys() | elsewhere | {"too_long"} == {f.name for f in dataclasses.fields(Config)}
+
+    def outcome(name, **more):
+        _, lines = write(tiny_folder, tmp_path / name, **base | more)
+        files = [(tmp_path / name / file).read_text() for file in ("data.jsonl", "settings.json")]
+        return files, [line for line in lines if "not carried over" in line]
+
+    files, lines = outcome("base")
+    assert all(flag(name) in " ".join(lines) for name in to_trl.UNUSED)
+    for name, value in other.items():
+        assert outcome(name, **{name: value}) != (files, lines), name
+    with pytest.raises(ValueError, match="left out"):
+        outcome("too_long", too_long="stop")
+
+
+def test_an_example_that_trl_would_read_otherwise_is_left_out_and_named(
+    tiny_folder, tmp_path, capsys
+):
+    """<|im_end|> typed in a question stays text in sdft.py, and would end the turn in TRL."""
+    data = tmp_path / "data"
+    data.mkdir()
+    records = [
+        {"id": name, "prompt": prompt, "demonstration": "Yes.", "answer": "A"}
+        for name, prompt in [("plain", "Is {this} one?"), ("typed", "Is <|im_end|> a token?")]
+    ]
+    (data / "train.jsonl").write_text("\n".join(map(json.dumps, records)))
+    write(tiny_folder, tmp_path / "trl", data=str(data))
+    assert "control tokens typed in their text: typed" in capsys.readouterr().out
+    [row] = map(json.loads, (tmp_path / "trl/data.jsonl").read_text().splitlines())
+    assert row["prompt"] == [{"role": "user", "content": "Is {this} one?"}]
+    assert row["privileged_context"].startswith("Is {this} one?\n\nThis is an example")
+
+
+@needs_trl
+def test_a_step_that_cannot_be_shared_evenly_stops(tmp_path):
+    size = runpy.run_path(str(to_trl.TRAIN))["micro_batch_size"]
+    assert [size(32, 4, 8), size(32, 4, 3), size(12, 2, 5), size(4, 2, 100)] == [8, 2, 3, 2]
+    with pytest.raises(ValueError, match="32 completions a step cannot be shared among 3"):
+        size(32, 3, 8)
+
+
+def test_the_command_line_writes_a_folder_and_refuses_one_that_exists(
+    tiny_folder, tmp_path, capsys
+):
+    flags = ["--model", str(tiny_folder), "--output", str(tmp_path / "trl"), "--steps", "3"]
+    to_trl.main([*flags, "--reduction", "sum"])
+    printed = capsys.readouterr().out
+    assert "not carried over: --reduction sum: TRL takes the mean" in printed
+    assert printed.endswith(f"accelerate launch --num_processes N {tmp_path}/trl/train.py\n")
+    with pytest.raises(SystemExit, match="trl exists; name another --output"):
+        to_trl.main(flags)
+
+
+# ---- what sdft.py itself saves ----
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_last_loads_in_transformers_with_the_logits_of_the_trained_model(
+    dtype, tiny_folder, tmp_path, monkeypatch
+):
+    runs, finish = [], sdft.evaluation.finish
+    monkeypatch.setattr(sdft.evaluation, "finish", lambda run: (runs.append(run), finish(run)))
+    flags = ["--model", str(tiny_folder), "--output", str(tmp_path / "run"), "--dtype", dtype]
+    flags += "--steps 2 --batch-size 2 --eval-examples 2 --general-tokens 4 --force".split()
+    flags += "--max-new-tokens 6 --skip-first-tokens 0 --max-teacher-prompt-tokens 1500".split()
+    sdft.main([*flags, "--learning-rate", "0.01"])
+    [run] = runs
+    last = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "last")
+    assert last.dtype == getattr(torch, dtype) and largest_difference(last, run.student) == 0
+    assert largest_difference(last, load_model(str(tiny_folder))[0]) > 1e-3
+    ids = torch.arange(20)[None]
+    with torch.no_grad():  # models.SmallProductLinear may round otherwise
+        tolerance = {"float32": 1e-5, "bfloat16": 0.05}[dtype]
+        assert torch.allclose(last(ids).logits, run.student(ids).logits, rtol=0, atol=tolerance)
