@@ -25,7 +25,7 @@ from config import Config, flag
 from data import load_task
 from eval import encode_pairs
 from models import load_model, stop_tokens
-from optim import AdamW
+from optim import AdamW, join_float32
 from sampling import Rollout
 
 sys.path.insert(0, str(ROOT / "extras"))
@@ -124,6 +124,34 @@ def test_two_steps_equal_ours_in_loss_and_weights(more, tiny_folder, tmp_path):
         assert losses == pytest.approx(kl, abs=1e-5)
 
 
+@needs_trl
+@pytest.mark.parametrize(
+    "more, least, most",
+    [
+        ({"dtype": "bfloat16"}, 0.05, 0.2),
+        ({"weight_decay": 0.1}, 0.005, 0.03),
+        ({"reduction": "sum"}, 0.1, 0.4),
+    ],
+)
+def test_what_differs_does_so_by_the_figure_on_the_page(more, least, most, tiny_folder, tmp_path):
+    """How far apart ours and TRL's are after two steps, as a share of the way that ours went."""
+    config, _ = write(tiny_folder, tmp_path / "trl", **more)
+    student, _, _ = our_run(config)
+    trl_student, _, _ = trl_run(tmp_path / "trl")
+    remainders, (start, _) = getattr(student, "remainders", {}), load_model(config.model)
+
+    def distance(model):
+        squares = [
+            (join_float32(p, remainders.get(name)) - other).square().sum()
+            for (name, p), other in zip(student.named_parameters(), model.parameters(), strict=True)
+        ]
+        return torch.stack(squares).sum().sqrt().item()
+
+    share = distance(trl_student) / distance(start)
+    print(f"{more}: {share:.3f}")
+    assert least < share < most
+
+
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 ON_TWO_CPUS = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
 WORKER = """
@@ -180,7 +208,7 @@ def test_two_processes_make_the_same_two_steps(tiny_folder, tmp_path):
 
 def test_every_flag_is_carried_over_or_named(tiny_folder, tmp_path):
     """Another value of a flag changes what is written, or a line that is printed."""
-    base = {"max_prompt_tokens": 120, "train_examples": 20, "micro_batch_tokens": 1000}
+    base = {"max_prompt_tokens": 122, "train_examples": 20, "micro_batch_tokens": 1000}
     base["steps"] = None
     other = {
         "task": "knowledge",
@@ -208,8 +236,8 @@ def test_every_flag_is_carried_over_or_named(tiny_folder, tmp_path):
         "max_grad_norm": 2.0,
         "weight_decay": 0.1,
         "max_new_tokens": 13,
-        "max_prompt_tokens": 110,
-        "max_teacher_prompt_tokens": 330,
+        "max_prompt_tokens": 118,
+        "max_teacher_prompt_tokens": 370,
         "train_examples": 19,
         "save_every": 49,
         "keep_last": 2,
