@@ -1,6 +1,6 @@
 """What decides a run: Config, whose fields are the flags, the presets, and what is refused.
 
-Needs torch, and data.py, kl_estimators.py and models.py beside it.
+Needs torch, and data.py, kl_estimators.py, models.py, optim.py and scoring.py beside it.
 """
 
 import argparse
@@ -13,9 +13,12 @@ from pathlib import Path
 
 import torch
 
-from data import CONTEXTS, REPORTS, TASKS, TEACHER_INSTRUCTIONS, check_context, load_task
+import data
+from data import CONTEXTS, TASKS, TEACHER_INSTRUCTIONS, load_task
 from kl_estimators import DIVERGENCES, ESTIMATORS, REDUCTIONS
 from models import list_checkpoints, read_state
+from optim import GENERAL_PROMPTS
+from scoring import choose_scorer, normalise, score_by_rule
 
 
 def option(default, help, choices=None):
@@ -66,6 +69,9 @@ class Config:
     # evaluation and saving
     train_examples: int | None = option(None, "use only the first N training examples")
     eval_examples: int | None = option(None, "use only the first N of each evaluation set")
+    judge: str | None = option(None, "URL of a model that scores knowledge and medical answers")
+    judge_model: str | None = option(None, "its name there, if the server needs one")
+    general_data: str | None = option(None, "JSONL of up to 32 prompts to measure drift on")
     general_tokens: int = option(256, "length of the answers that drift is measured on")
     eval_every: int = option(50, "steps between validations; 0: never, and no best weights")
     save_every: int = option(50, "steps between checkpoints")
@@ -194,8 +200,8 @@ def new_config(given, fixed, method):
             )
     preset, values, why = choose_preset(given)
     values = preset_values(preset, given.get("task", Config.task)) | values | fixed | given
-    data = "" if "data" in given else "; data: our own small samples, as no --data is given"
-    return Config(**{"preset": preset} | values), None, f"preset {preset} ({why}){data}"
+    samples = "" if "data" in given else "; data: our own small samples, as no --data is given"
+    return Config(**{"preset": preset} | values), None, f"preset {preset} ({why}){samples}"
 
 
 # GB of a plan, Qwen2.5's size, offload: python benchmarks/bench_memory.py --plan, for each size
@@ -235,7 +241,8 @@ def resumed_config(run_folder, given, script):
         )
     changed = {name: value for name, value in given.items() if saved.get(name) != value}
     changes = [f"{flag(name)} is {value}, was {saved.get(name)}" for name, value in changed.items()]
-    if changed.keys() - set(FREE_ON_RESUME):
+    moved = {"judge"} if saved.get("judge") and given.get("judge") else set()  # its server
+    if changed.keys() - set(FREE_ON_RESUME) - moved:
         raise ValueError(
             f"a resumed run keeps its configuration; {'; '.join(changes)}. Leave these flags out, "
             f"or start a new run; only {FREE_FLAGS} may change"
@@ -306,6 +313,7 @@ class Splits:
     validation: list
     reports: dict  # name -> the examples of a row of the final table
     general: list  # everyday questions, never trained on, that drift is measured on
+    scorer: object = score_by_rule  # or a judge (scoring.choose_scorer)
 
 
 def load_splits(config):
@@ -313,11 +321,27 @@ def load_splits(config):
     folder, N = config.data, config.eval_examples
     train = load_task(config.task, "train", folder)[: config.train_examples]
     validation = load_task(config.task, "validation", folder)[:N]
-    reports = REPORTS.get(config.task, {"test": "test"})
+    reports = data.REPORTS.get(config.task, {"test": "test"})
     reports = {name: load_task(config.task, split, folder)[:N] for name, split in reports.items()}
     for example in train + validation:
-        check_context(example, config.teacher_context)
-    return Splits(train, validation, reports, load_task("general", "test"))
+        data.check_context(example, config.teacher_context)
+    general, scored = load_general(config, train), validation + sum(reports.values(), [])
+    scorer = choose_scorer(config.task, scored, config.judge, config.judge_model)
+    return Splits(train, validation, reports, general, scorer)
+
+
+def load_general(config, train):
+    """The prompts that drift is measured on; ValueError if the run trains on one of them."""
+    file = config.general_data
+    general = data.read_jsonl(file, "general", False) if file else load_task("general", "test")
+    if config.teacher == "model":  # re-invocation, which trains on everyday prompts
+        train = load_task("general", "train")
+    trained = {normalise(example.messages[-1]["content"]): example.source for example in train}
+    for example in general:
+        if source := trained.get(normalise(example.messages[-1]["content"])):
+            remedy = "leave it out there, or name other prompts with --general-data"
+            raise ValueError(f"{example.source}: {source} trains on this prompt; {remedy}")
+    return general[:GENERAL_PROMPTS]  # the plan has memory for so many
 
 
 @contextmanager
