@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 import data
-from data import CONTEXTS, TASKS, TEACHER_INSTRUCTIONS, load_task
+from data import CONTEXTS, SAMPLES, TASKS, TEACHER_INSTRUCTIONS, load_task
 from kl_estimators import DIVERGENCES, ESTIMATORS, REDUCTIONS
 from models import list_checkpoints, read_state
 from optim import GENERAL_PROMPTS
-from scoring import choose_scorer, normalise, score_by_rule
+from scoring import check_unseen, choose_scorer, score_by_rule
 
 
 def option(default, help, choices=None):
@@ -316,32 +316,36 @@ class Splits:
     scorer: object = score_by_rule  # or a judge (scoring.choose_scorer)
 
 
+REPORTS = {  # what the final table of a run shows, {name: split}; other tasks show their test split
+    "science": {"test": "test", "new stems": "test_new_stems"},
+    "knowledge": {
+        "trained wordings": "train",
+        "held-out wordings": "test",
+        "indirect (OOD)": "ood",
+    },
+}
+
+
 def load_splits(config):
     """Read every file of a run, before the model loads -> Splits; ValueError if one is wrong."""
     folder, N = config.data, config.eval_examples
     train = load_task(config.task, "train", folder)[: config.train_examples]
     validation = load_task(config.task, "validation", folder)[:N]
-    reports = data.REPORTS.get(config.task, {"test": "test"})
-    reports = {name: load_task(config.task, split, folder)[:N] for name, split in reports.items()}
+    own = SAMPLES / config.task if folder is None else Path(folder)
+    reports = {
+        name: load_task(config.task, split, folder)[:N]
+        for name, split in REPORTS.get(config.task, {"test": "test"}).items()
+        if split == "test" or (own / f"{split}.jsonl").exists()  # a folder may lack the others
+    }
     for example in train + validation:
         data.check_context(example, config.teacher_context)
-    general, scored = load_general(config, train), validation + sum(reports.values(), [])
-    scorer = choose_scorer(config.task, scored, config.judge, config.judge_model)
-    return Splits(train, validation, reports, general, scorer)
-
-
-def load_general(config, train):
-    """The prompts that drift is measured on; ValueError if the run trains on one of them."""
     file = config.general_data
     general = data.read_jsonl(file, "general", False) if file else load_task("general", "test")
-    if config.teacher == "model":  # re-invocation, which trains on everyday prompts
-        train = load_task("general", "train")
-    trained = {normalise(example.messages[-1]["content"]): example.source for example in train}
-    for example in general:
-        if source := trained.get(normalise(example.messages[-1]["content"])):
-            remedy = "leave it out there, or name other prompts with --general-data"
-            raise ValueError(f"{example.source}: {source} trains on this prompt; {remedy}")
-    return general[:GENERAL_PROMPTS]  # the plan has memory for so many
+    # re-invocation trains on everyday prompts
+    check_unseen(general, load_task("general", "train") if config.teacher == "model" else train)
+    scored = validation + sum(reports.values(), [])
+    scorer = choose_scorer(config.task, scored, config.judge, config.judge_model)
+    return Splits(train, validation, reports, general[:GENERAL_PROMPTS], scorer)
 
 
 @contextmanager

@@ -35,9 +35,6 @@ TASKS = {  # the fields that each line needs beside `prompt`
     "general": [],  # questions of everyday use, never trained on: they measure forgetting
     "probe": [],  # the same, with answers that can be checked: key_facts or pattern
 }
-REPORTS = {  # what the final table of a run shows, {name: split}; other tasks show their test split
-    "knowledge": {"trained wordings": "train", "held-out wordings": "test", "indirect (OOD)": "ood"}
-}
 ROLES = ["system", "user", "assistant"]
 CONTEXTS = ["demonstration", "text", "text+demonstration", "none"]
 TEACHER_INSTRUCTIONS = {  # how the teacher's prompt ends

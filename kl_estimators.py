@@ -1,14 +1,14 @@
-"""The divergences of SDFT and the three estimators of their gradient. Needs only torch.
+"""The divergences of SDFT and the three estimators of A.1. Needs only torch.
 
-Source: arXiv 2601.19897, Eq. 1, Eq. 2 (v2) and appendix A.1. Read this file after sdft.py.
+Source: arXiv 2601.19897, Eq. 1, Eq. 2 (in its version 2) and appendix A.1. Read it after sdft.py.
 
     divergence at one step t          reverse_kl, forward_kl, jensen_shannon    _BTV, _BTV -> _BT
-    gradient of the sequence's KL     analytic, token and Rao-Blackwell surrogates      -> _BT
+    estimators of its gradient        analytic, token and Rao-Blackwell surrogates      -> _BT
     reduction over the tokens         sequence_mean, sequence_sum               _BT, mask_BT -> _B
-    all of it from hidden states      compare_completions
+    all of it from hidden states      compare_completions; for baselines completion_logprobs
 
 A surrogate is a function whose gradient is the estimator. Its value means nothing: log the KL.
-B sequences, T completion tokens, V vocabulary, D hidden; N = B x T positions, flattened.
+B sequences, T completion tokens, V vocabulary, D hidden; N positions of B x T, flattened.
 "logprobs" are log-softmax outputs; every divergence is in nats.
 """
 
@@ -24,8 +24,7 @@ from torch.utils.checkpoint import checkpoint
 def reverse_kl(student_logprobs_BTV, teacher_logprobs_BTV):
     """KL(student || teacher) = sum_v p_S(v) [log p_S(v) - log p_T(v)] -> [B, T].  Eq. 1, one step.
 
-    Mode seeking: its gradient is weighted by p_S, so a token that the student almost never says
-    receives almost none, however much the teacher wants it.
+    Mode seeking: its gradient is weighted by p_S, and hardly reaches what the student never says.
     """
     return _kl(student_logprobs_BTV, teacher_logprobs_BTV)
 
@@ -33,15 +32,14 @@ def reverse_kl(student_logprobs_BTV, teacher_logprobs_BTV):
 def forward_kl(student_logprobs_BTV, teacher_logprobs_BTV):
     """KL(teacher || student) = sum_v p_T(v) [log p_T(v) - log p_S(v)] -> [B, T].  Authors' code.
 
-    Mass covering: its gradient by the student's logits is p_S - p_T, so a token that only the
-    teacher says is learned at once.
+    Mass covering: its gradient by the student's logits is p_S - p_T, whoever says the token.
     """
     return _kl(teacher_logprobs_BTV, student_logprobs_BTV)
 
 
 def jensen_shannon(student_logprobs_BTV, teacher_logprobs_BTV):
     """[KL(student || M) + KL(teacher || M)] / 2, M = (student + teacher) / 2 -> [B, T]."""
-    # any finite number for a token that both exclude: logaddexp(-inf, -inf) has no gradient
+    # a token that both exclude may have any finite number: logaddexp(-inf, -inf) has no gradient
     excluded_BTV = (student_logprobs_BTV == -math.inf) & (teacher_logprobs_BTV == -math.inf)
     mixture_logprobs_BTV = torch.logaddexp(
         student_logprobs_BTV.masked_fill(excluded_BTV, 0.0),
@@ -62,35 +60,38 @@ def _kl(p_logprobs_BTV, q_logprobs_BTV):
 
 # ---- the three estimators of appendix A.1 ----
 #
-# For a completion y ~ student, at step t:
-#     k_t = KL(student || teacher) over the vocabulary        l_t = log p_S(y_t) - log p_T(y_t)
-# All three take (kl_BT, student_token_logprobs_BT, teacher_token_logprobs_BT), the results of
-# compare_completions. The last two estimate the gradient of the reverse KL, and assume that y was
-# drawn from the student's own softmax, at temperature 1: config.py refuses anything else.
+# At step t of a completion y, k_t = KL(student || teacher) over the vocabulary, and
+# l_t = log p_S(y_t) - log p_T(y_t). As an estimate of the gradient of the sequence's reverse KL:
+#
+#     analytic   grad k_t                                       biased: lacks rb's second term
+#     token      l_t grad log p_S(y_t)                          expectation as analytic, more noise
+#     rb         grad k_t + k_t sum_{i<t} grad log p_S(y_i)     unbiased
+#
+# That holds for their sum over t, and for y drawn from the student's own softmax at temperature 1.
+# config.py refuses token and rb with another divergence or temperature, and rb with a mean over
+# tokens or with skipped first tokens. All take the three results of compare_completions.
 
 
 def analytic_surrogate(kl_BT, student_token_logprobs_BT, teacher_token_logprobs_BT):
-    """sum_t grad k_t: the exact gradient at each step, the prefix taken as given.  Eq. 2 (v2).
-
-    The paper's choice. It assumes nothing about how the prefix was sampled, so it also serves other
-    divergences and temperatures. For the sequence's KL it is biased: it lacks rb's second term.
-    """
+    """The exact gradient at each step, however the prefixes before it were sampled.  Eq. 2."""
     return kl_BT
 
 
 def token_surrogate(kl_BT, student_token_logprobs_BT, teacher_token_logprobs_BT):
-    """sum_t l_t grad log p_S(y_t): the same expectation as analytic_surrogate, more variance."""
+    """One token in place of the sum over the vocabulary.
+
+    With sequence_mean its expectation is another: the length depends on the token itself (EOS).
+    """
     log_ratio_BT = (student_token_logprobs_BT - teacher_token_logprobs_BT).detach()
     return log_ratio_BT * student_token_logprobs_BT
 
 
 def rao_blackwell_surrogate(kl_BT, student_token_logprobs_BT, teacher_token_logprobs_BT):
-    """sum_t [grad k_t + k_t sum_{i<t} grad log p_S(y_i)]: unbiased for the sequence's reverse KL.
+    """The second term charges a token with all the divergence that comes after it.
 
-    The second term charges a token with all the divergence that comes after it, so the inner sum
-    runs over ALL earlier tokens; mask padding in the result alone. Reduce it with sequence_sum: a
-    mean divides by a length that later tokens decide, which is biased. And skip no first tokens:
-    else ending among them costs nothing, and this term teaches the model to end there.
+    - The inner sum runs over ALL earlier tokens: mask padding in the result alone.
+    - Reduce with sequence_sum: a mean divides by a length that later tokens decide.
+    - Skip no first tokens: ending among them would cost nothing, and the model would learn to.
     """
     earlier_logprobs_BT = F.pad(student_token_logprobs_BT.cumsum(1)[:, :-1], (1, 0))  # i < t
     return kl_BT + kl_BT.detach() * earlier_logprobs_BT
@@ -138,7 +139,6 @@ def compare_completions(
     student_head, teacher_head               functions from hidden states to logits; no gradient
                                              reaches the teacher's
     divergence                               "reverse", "forward" or "jsd", else ValueError
-    chunk_size                               positions projected at a time
     returns kl_BT, student_token_logprobs_BT, teacher_token_logprobs_BT, unmasked, float32
 
     One float32 [T, V] tensor takes 1.2 GB at T = 2048 and V = 152,000, and a loss needs several.
@@ -154,8 +154,8 @@ def compare_completions(
         student_logprobs_NV = _log_softmax(student_head(student_hidden_ND))
         positions_N = torch.arange(len(ids_N), device=ids_N.device)
         kl_N = DIVERGENCES[divergence](student_logprobs_NV, teacher_logprobs_NV)
-        # one tensor, so that backward visits the chunk, and frees it, whichever of the three a loss
-        # uses. Indexed: gather would keep its [N, V] input
+        # stacked: backward then visits every chunk, and frees it, whichever of the three a loss
+        # uses; indexed: gather would keep its [N, V] input
         chosen = student_logprobs_NV[positions_N, ids_N], teacher_logprobs_NV[positions_N, ids_N]
         return torch.stack([kl_N, *chosen])
 

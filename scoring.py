@@ -226,6 +226,18 @@ def merge(dicts):
     return {key: value for arguments in dicts for key, value in arguments.items()}
 
 
+# ---- drift ----
+
+
+def check_unseen(general, train):
+    """ValueError if a prompt that drift is measured on is also trained on."""
+    trained = {normalise(example.messages[-1]["content"]): example.source for example in train}
+    for example in general:
+        if source := trained.get(normalise(example.messages[-1]["content"])):
+            remedy = "leave it out there, or name other prompts with --general-data"
+            raise ValueError(f"{example.source}: {source} trains on this prompt; {remedy}")
+
+
 # ---- artefacts: what a student learns from a teacher that speaks of its context ----
 
 _SOURCES = ["text", "article", "passage", "example"]

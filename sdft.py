@@ -3,39 +3,40 @@
 One model plays two roles. The student sees a prompt x and samples a completion y. The teacher, an
 exponential moving average (EMA) of the student, sees x AND an expert's demonstration c, and scores
 the student's own tokens. Training moves the student's next-token distributions to the teacher's.
+The numbers are the lines of the paper's Algorithm 1; "l. 11" names one of them below.
 
      1   teacher = copy of the student
      2   for each training step:
      3       take a batch of pairs (x, c)
      5-7     student samples one completion of each prompt:  y ~ student(. | x)
-     9       teacher prompt = x, c, "Now answer with a response of your own…"
+     9       teacher prompt = x, c, "Now answer with a response of your own…"   (data.py)
     11       student's log-probabilities of y given x
     12       teacher's log-probabilities of y given x and c
     15       divergence between the two, over the whole vocabulary, at each token of y
     16       loss = its sum (paper) or mean (default) over tokens; then the mean over the batch
     18       student = AdamW(student, gradient of the loss)
-    19       teacher += ema_rate (student - teacher)
+    19       teacher += ema_rate (student - teacher)        or --teacher base: it stays as it is
 
-    python sdft.py --task science      # preset laptop: the built-in 135M model on a CPU, minutes
+    python sdft.py --task science      # on a CPU: preset laptop, the built-in 135M model, minutes
 
 Choices, and why:
-- Divergence. Eq. 1 is the REVERSE KL(student || teacher). It weighs each token by the student's own
-  probability, so what the student never says it hardly learns. The authors' code, and so the
-  paper's figures, use the FORWARD KL(teacher || student), which teaches such tokens at once.
-  --divergence defaults to reverse; the presets `authors` and `laptop` take forward.
+- Divergence. Eq. 1 is the REVERSE KL(student || teacher), the default of --divergence. It weighs
+  each token by the student's own probability, so what the student never says it hardly learns. The
+  authors' code, and so the paper's figures, use the FORWARD KL(teacher || student), which teaches
+  such tokens at once; so do the presets `authors` and `laptop` (without --preset: laptop on a CPU).
 - The loss covers every token through EOS, so the student also learns when to stop, and all tokens
   of a completion that the length limit cut off. Only the first --skip-first-tokens (3) are masked:
-  there a teacher opens with "Based on the text…". With no token left a completion counts as 0.
+  there a teacher expects "Based on the text…", which a student without the text should not say.
 - --temperature (default 1) decides which completions are visited; the loss compares both full
-  softmaxes at temperature 1. Estimator `analytic` is right at any temperature; `token` and `rb`
-  assume y ~ student. A small model's samples at 1 are gibberish that no teacher can continue.
-- An EMA step of rate 0.01 is lost to rounding in bfloat16. So both models are exact float32:
-  a bfloat16 weight, which computes, and a 16-bit remainder together are one (optim.py).
-- For --task knowledge the teacher sees the article, then x and c.
-- Drift, the measure of forgetting, is the mean KL(base || model) a token on the base model's own
+  softmaxes at temperature 1. Estimator `analytic` is right on whatever was visited; `token` and
+  `rb` need y ~ student. `laptop` takes 0.5: a small model's samples at 1 are gibberish.
+- An EMA step of rate 0.01 is lost to rounding in bfloat16, which has 8 significant bits. So every
+  weight of both models is an exact float32 number, kept in two parts: a bfloat16 weight, which
+  computes, and the 16 bits that it lacks, its remainder (optim.py).
+- For --task knowledge the teacher's prompt begins with the article; the student sees x alone.
+- Drift, the measure of forgetting, is the mean KL(base || model) per token on the base model's own
   answers to general prompts, never trained on: the same tokens for every model, so runs compare.
-B sequences, T completion tokens, V vocabulary, D hidden; "l. 11" is a line of the list above.
-Read next: kl_estimators.py, sampling.py, data.py.
+B sequences, T completion tokens, V vocabulary, D hidden. Read next: kl_estimators.py, sampling.py.
 """
 
 import copy
@@ -54,14 +55,13 @@ import eval as evaluation
 import models
 from config import Config, Splits, load_splits, parse_config, run_folder, total_steps
 from kl_estimators import ESTIMATORS, REDUCTIONS, compare_completions, sequence_mean
-from models import output_head
 from optim import AdamW, check_plan, clip_gradients, relative_distance, update_ema
 from sampling import completion_hidden, sample_completions
 from scoring import log_line, start_log, step_metrics, validation_rank
 
 
 def sdft_step(student, teacher, optimizer, batch, config, rollout=None):
-    """Algorithm 1, l. 5-19, for one batch -> (metrics, rollout). A baseline brings its rollout."""
+    """Algorithm 1, l. 5-19, for one batch -> (metrics, rollout); a baseline may bring a rollout."""
     started = time.perf_counter()
     if rollout is None:
         # l. 5-7   y ~ student(. | x)
@@ -80,15 +80,16 @@ def sdft_step(student, teacher, optimizer, batch, config, rollout=None):
         ids_BT, mask_BT = micro.completion_ids_BT, micro.completion_mask_BT
         # l. 11
         student_hidden_BTD = completion_hidden(student, micro.student_prompts, ids_BT, mask_BT)
-        # l. 12
-        with torch.no_grad():
+        with torch.no_grad():  # l. 12
             teacher_hidden_BTD = completion_hidden(teacher, micro.teacher_prompts, ids_BT, mask_BT)
-        # l. 15   Eq. 2 (v2)
-        heads = output_head(student), output_head(teacher)
-        kl_BT, student_logprobs_BT, teacher_logprobs_BT = compare_completions(
-            student_hidden_BTD, heads[0], teacher_hidden_BTD, heads[1], ids_BT, config.divergence
+        # l. 15
+        student_states = student_hidden_BTD, models.output_head(student)
+        teacher_states = teacher_hidden_BTD, models.output_head(teacher)
+        kl_BT, *token_logprobs_BT = compare_completions(
+            *student_states, *teacher_states, ids_BT, config.divergence
         )
-        loss_BT = ESTIMATORS[config.estimator](kl_BT, student_logprobs_BT, teacher_logprobs_BT)
+        # Eq. 2 (of the paper's version 2) with the estimator `analytic`
+        loss_BT = ESTIMATORS[config.estimator](kl_BT, *token_logprobs_BT)
         loss_B = REDUCTIONS[config.reduction](loss_BT, micro.loss_mask_BT)
         # l. 16   divided by the whole batch, so that the micro-batches add up to one mean
         (loss_B.sum() / len(batch.pairs)).backward()
@@ -96,10 +97,8 @@ def sdft_step(student, teacher, optimizer, batch, config, rollout=None):
 
     grad_norm = clip_gradients(student, config.max_grad_norm)
     stop_if_not_finite(grad_norm, kl_B, batch)
-    # l. 18   and frees the gradients
-    optimizer.step(batch.learning_rate)
-    # l. 19
-    if config.teacher == "ema":
+    optimizer.step(batch.learning_rate)  # l. 18   it also frees the gradients
+    if config.teacher == "ema":  # l. 19
         update_ema(teacher, student, config.ema_rate)
     metrics = {"kl": kl_B.mean().item(), "sampling_seconds": sampled - started}
     lengths_B = rollout.completion_mask_BT.sum(1)
@@ -110,7 +109,7 @@ def sdft_step(student, teacher, optimizer, batch, config, rollout=None):
 def train(run, take_step=sdft_step):
     """Algorithm 1: all steps, with validation, logs and checkpoints -> True if none is left."""
     config, student = run.config, run.student
-    # before the teacher, whose copy needs the remainders of a bfloat16 student
+    # before the teacher, which copies the student with the remainders that AdamW gives it
     optimizer = AdamW(student, weight_decay=config.weight_decay, offload=config.offload_optimizer)
     # l. 1
     teacher = run.teacher_model
@@ -135,7 +134,7 @@ def train(run, take_step=sdft_step):
             # l. 3
             batch = make_batch(run.pairs, step, config, stop_tokens)
             metrics, rollout = take_step(student, teacher, optimizer, batch, config)
-            if teacher is not None and config.teacher != "model":  # another may have other shapes
+            if config.teacher in ("ema", "base", "student"):  # a --teacher-model has other shapes
                 metrics["teacher_gap"] = relative_distance(teacher, student)
             step += 1
             bar.update()
@@ -174,7 +173,7 @@ class Batch:
 
 
 def make_batch(pairs, step, config, stop_tokens):
-    """The next batch_size pairs of the data, which is shuffled anew each epoch."""
+    """The next batch_size pairs, each rollouts_per_prompt times; each epoch is shuffled anew."""
     chosen = []
     for position in range(step * config.batch_size, (step + 1) * config.batch_size):
         epoch, place = divmod(position, len(pairs))
@@ -188,6 +187,7 @@ def make_batch(pairs, step, config, stop_tokens):
 
 def learning_rate_at(step, steps, config):
     """Linear warm-up, then a cosine to 0. step counts from 0, and the first one already learns."""
+    # below 1 it is a share of all steps
     warmup = config.warmup if config.warmup >= 1 else config.warmup * steps
     if step < warmup:
         return config.learning_rate * (step + 1) / (warmup + 1)
@@ -210,14 +210,14 @@ class MicroBatch:
 def micro_batches(batch, rollout, config):
     """Yield the batch in parts of similar length; their size changes memory, never the gradient."""
     pairs, lengths = batch.pairs, rollout.completion_mask_BT.sum(1).tolist()
-    total = [
+    row_lengths = [
         max(len(pair.student_prompt), len(pair.teacher_prompt)) + length
         for pair, length in zip(pairs, lengths, strict=True)
     ]
     parts = [[]]
-    for row in sorted(range(len(pairs)), key=lambda row: total[row]):
+    for row in sorted(range(len(pairs)), key=lambda row: row_lengths[row]):
         full = len(parts[-1]) == config.micro_batch_size
-        if full or (len(parts[-1]) + 1) * total[row] > config.micro_batch_tokens:
+        if full or (len(parts[-1]) + 1) * row_lengths[row] > config.micro_batch_tokens:
             parts.append([])
         parts[-1].append(row)
     for rows in filter(None, parts):
@@ -291,8 +291,7 @@ def prepare(command, config, splits, folder, checkpoint):
     print(check_plan(models.read_config(config.model), config, models.best_device(), folder))
     student, tokenizer = models.load_model(config.model, models.best_device(), config.dtype)
     pairs = evaluation.encode_pairs(tokenizer, splits.train, config)
-    general = splits.general, config.general_tokens
-    base = evaluation.sample_base_answers(student, tokenizer, *general)
+    base = evaluation.sample_base_answers(student, tokenizer, splits.general, config.general_tokens)
     return Run(command, config, folder, checkpoint, student, tokenizer, splits, pairs, base)
 
 

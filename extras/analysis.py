@@ -33,9 +33,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of eval.py
 
 import models
+from config import REPORTS
 from data import (
     CONTEXTS,
-    REPORTS,
     TASKS,
     TEACHER_INSTRUCTIONS,
     check_context,

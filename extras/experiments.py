@@ -12,7 +12,8 @@ results/experiments.toml holds the experiments. One is a name and these keys:
     grid     { learning-rate = [1e-5, 5e-5], epochs = [1, 2] }: one run for each point and seed; the
              best point by validation is named, and the test set plays no part in that
     tasks    ["science", "medical"]: one model learns them in this order (Fig. 3). {task} in the
-             command is the task in hand. every = 10 evaluates every 10 steps, too
+             command is the task in hand. every = 10 evaluates every 10 steps, too.
+             flags = { science = "--steps 40" } adds flags to the stage of a task
     label, paper   the first and the last cell of its row in a table
 
 results/NAME.json is {"command", "machine", "runs": [{"seed", "before", "best", "last", "curve":
@@ -47,14 +48,14 @@ from plot import of_test
 from baselines import METHODS
 from config import load_splits, parse_config
 from data import load_task
-from eval import evaluate
+from eval import drift_from_base, evaluate, sample_base_answers
 from models import best_device, list_checkpoints, load_model
 from scoring import validation_rank
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING = ("sdft.py", "baselines.py")
 PROBE_TOKENS = 32
-KEYS = {"command", "seeds", "grid", "tasks", "every", "label", "paper"}
+KEYS = {"command", "seeds", "grid", "tasks", "every", "flags", "label", "paper"}
 
 
 def main(argv=None):
@@ -112,7 +113,7 @@ def read_experiments(file):
             raise ValueError(f"{file}: [{name}]: every = 0; it must be 1 or more")
         if experiment["command"].split()[0] in TRAINING:  # a refused one runs nothing at all
             for piece, task in itertools.product(pieces(experiment), tasks):
-                parse_command(words_of(experiment, piece), task)
+                parse_command(stage_words(words_of(experiment, piece), task, experiment))
     return experiments
 
 
@@ -274,7 +275,10 @@ def read_run(folder):
         if when in results:  # best is not if it is last
             words = ["eval.py", "--model", str(model), "--task", "probe"]
             words += ["--dtype", config["dtype"], "--max-new-tokens", str(PROBE_TOKENS)]
-            probe = measure(words, folder / f"{when}-probe.json")
+            file = folder / f"{when}-probe.json"
+            if str(model) == "smollm2":  # the same for every run
+                file = folder.parent / f"smollm2-{config['dtype']}-probe.json"
+            probe = measure(words, file)
             add_answers(folder, when, "probe, test", probe["answers"])
             results[when]["probe"] = probe["summary"]
     kept = ("method", "preflight", "before", "best", "last", "best_step", "parameters", "seconds")
@@ -328,10 +332,16 @@ def ranking(record):
 # ---- sequences: one model through several tasks ----
 
 
-def parse_command(words, task=None):
-    """The Config of a training command; in a sequence that of the stage which trains `task`."""
-    words = [word.replace("{task}", str(task)) for word in words]
-    words += ["--task", task] if task else []
+def stage_words(words, task, experiment):
+    """A command in words; in a sequence that of the stage which trains `task`."""
+    if task is None:
+        return words
+    own = shlex.split(experiment.get("flags", {}).get(task, ""))
+    return [*(word.replace("{task}", task) for word in words), "--task", task, *own]
+
+
+def parse_command(words):
+    """The Config of a training command."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     fixed = {}
     if words[0] == "baselines.py":
@@ -344,34 +354,40 @@ def parse_command(words, task=None):
 def run_sequence(words, experiment, folder):
     """Stage by stage; each starts from the last weights of the one before, with a new optimizer.
 
-    -> {"before", "evaluations" of all tasks and the probe by step, "accuracy" [stage][task], ...}
+    -> {"before", "evaluations" of all tasks and the probe by step, with the drift from the first
+    stage's model, "accuracy" [stage][task], ...}
     """
     tasks, every, file = experiment["tasks"], experiment.get("every"), folder / "sequence.json"
-    configs = [parse_command(words, task) for task in tasks]
+    commands = [stage_words(words, task, experiment) for task in tasks]
+    configs = [parse_command(command) for command in commands]
+    first = configs[0]
+    model, tokenizer = load_model(first.model, best_device(), first.dtype)
+    base = sample_base_answers(model, tokenizer, load_task("general", "test"), first.general_tokens)
     sets = {"probe": (load_task("probe", "test"), PROBE_TOKENS)}
     for config in configs:
         for name, examples in load_splits(config).reports.items():
             sets[f"{config.task}, {name}"] = examples, config.max_new_tokens
     state = json.loads(file.read_text()) if file.exists() else {"evaluations": []}
     if "before" not in state:
-        state["before"] = evaluate_all(configs[0].model, sets, configs[0].dtype, folder, "before")
+        state["before"] = evaluate_all(first.model, sets, first.dtype, folder, "before", base)
         write_json(file, state)
-    words = words + (["--save-every", str(every), "--keep-last", "1000000"] if every else [])
-    start, model = 0, []
-    for stage, task in enumerate(tasks, start=1):
+    del model
+    saving = ["--save-every", str(every), "--keep-last", "1000000"] if every else []
+    start, previous = 0, []
+    for stage, (task, command) in enumerate(zip(tasks, commands, strict=True), start=1):
         own = folder / f"stage-{stage}-{task}"
-        flags = [word.replace("{task}", task) for word in words]
-        train([*flags, "--task", task, *model], own, students_only=bool(every))
+        train([*command, *saving, *previous], own, students_only=bool(every))
         for step, weights in weights_of(own):
             place = {"stage": stage, "task": task, "step": start + step}
             if not any(place == {key: e[key] for key in place} for e in state["evaluations"]):
                 when = f"step {start + step}"
-                scores = evaluate_all(weights, sets, configs[0].dtype, folder, when)
+                scores = evaluate_all(weights, sets, first.dtype, folder, when, base)
                 state["evaluations"].append(place | {"scores": scores})
                 write_json(file, state)
         for checkpoint in list_checkpoints(own):
             shutil.rmtree(checkpoint)
-        start, model = start + step, ["--model", str(own / "last")]
+        # an own --model would lose the preset of the built-in one
+        start, previous = start + step, ["--preset", first.preset, "--model", str(own / "last")]
     ends = {entry["stage"]: entry["scores"] for entry in state["evaluations"]}
     A = [[of_test(scores, f"{task}, ")["correct"] for task in tasks] for scores in ends.values()]
     figures = {"average_forgetting": forgetting(A), "backward_transfer": backward_transfer(A)}
@@ -386,14 +402,15 @@ def weights_of(folder):
     return sorted((students | {last: folder / "last"}).items())
 
 
-def evaluate_all(model_name, sets, dtype, folder, when):
+def evaluate_all(model_name, sets, dtype, folder, when, base):
     """{name: summary} of the sets {name: (examples, max_new_tokens)}; stores the answers."""
     model, tokenizer = load_model(str(model_name), best_device(), dtype)
-    scores = {}
+    drift, scores = drift_from_base(base, model), {}
     folder.mkdir(parents=True, exist_ok=True)
     for name, (examples, tokens) in sets.items():
         how = {"max_new_tokens": tokens, "description": name}
         scores[name], answers = evaluate(model, tokenizer, examples, **how)
+        scores[name]["drift_from_base"] = drift
         pairs = zip(examples, answers, strict=True)
         rows = [{"id": example.id, "answer": answer.text} for example, answer in pairs]
         add_answers(folder, when, "probe, test" if name == "probe" else name, rows)
@@ -455,16 +472,14 @@ def read_results(results, name):
 
 
 def method_rows(records, experiments):
-    """Before training, then best and last weights of each experiment; a set's column is correct."""
+    """Before training, then the last weights of each experiment; a set's column is correct."""
     first = next(iter(records.values()))["runs"]
     heading, base = PAPER[first[0]["config"]["task"]]
     lines = [("before", "", base, [table_values(run, "before") for run in first[:1]])]
     for name, record in records.items():
         row, runs = experiments.get(name, {}), record["runs"]
-        for when in ("best", "last") if any("best" in run for run in runs) else ("last",):
-            values = [table_values(run, when) for run in runs]
-            label = f"{row.get('label', name)}, {when}"
-            lines.append((label, str(len(runs)), row.get("paper", ""), values))
+        values = [table_values(run, "last") for run in runs]
+        lines.append((row.get("label", name), str(len(runs)), row.get("paper", ""), values))
     columns = list(dict.fromkeys(key for *_, values in lines for own in values for key in own))
     yield ["", "seeds", *columns, heading]
     yield ["---"] * (len(columns) + 3)
@@ -473,8 +488,8 @@ def method_rows(records, experiments):
 
 
 def table_values(run, when):
-    """{column: figure} of a run's weights before, best or last."""
-    reports = run.get(when, run["last"])  # a run whose best step is the last one has no best
+    """{column: figure} of a run's weights before or last."""
+    reports = run[when]
     test = of_test(reports)
     values = {name: reports[name]["correct"] for name in reports}
     for name in ("lenient", "well_formed", "finished", "completion_tokens", "drift_from_base"):
@@ -486,8 +501,8 @@ def table_values(run, when):
 def sequence_rows(records, experiments):
     """The base, then each experiment after each of its stages: correct on every task's test set."""
     tasks = next(iter(records.values()))["tasks"]
-    yield ["", "seeds", *tasks, "probe"]
-    yield ["---"] * (len(tasks) + 3)
+    yield ["", "seeds", *tasks, "probe", "drift from base"]
+    yield ["---"] * (len(tasks) + 4)
     for name, record in records.items():
         label, runs = experiments.get(name, {}).get("label", name), record["runs"]
         stages = [[run["before"] for run in runs]]
@@ -499,19 +514,27 @@ def sequence_rows(records, experiments):
         ):
             sets = [[of_test(s, f"{task}, ")["correct"] for s in scores] for task in tasks]
             sets.append([s["probe"]["correct"] for s in scores])
-            yield [f"{label}, {when}", str(len(runs)), *(cell(values, "") for values in sets)]
+            drift = cell([s["probe"].get("drift_from_base") for s in scores], "drift from base")
+            cells = [*(cell(values, "") for values in sets), drift]
+            yield [f"{label}, {when}", str(len(runs)), *cells]
 
 
 def cell(values, column):
-    """Mean, and with several seeds half of its 95 % confidence interval; "" without a value."""
+    """Each of up to three seeds' figures, else their mean and half of its 95 % confidence interval.
+
+    "" without a value.
+    """
     known = [value for value in values if value is not None]
     if not known:
         return ""
     factor, unit, digits = UNITS.get(column, (100, " %", 1))
-    half = f" ± {factor * confidence_interval(known)[1]:.{digits}f}" if len(known) > 1 else ""
+    text = ", ".join(f"{factor * value:.{digits}f}" for value in known)
+    if len(known) > 3:
+        mean_and_half = confidence_interval(known)
+        text = " ± ".join(f"{factor * value:.{digits}f}" for value in mean_and_half)
     # an older record may lack a measure
     of = f" ({len(known)} of {len(values)} seeds)" if len(known) < len(values) else ""
-    return f"{factor * mean(known):.{digits}f}{half}{unit}{of}"
+    return f"{text}{unit}{of}"
 
 
 if __name__ == "__main__":

@@ -248,7 +248,8 @@ def test_interrupted_runs_say_how_to_go_on(tmp_path):
 def test_splits_are_cut_and_complete(tmp_path):
     splits = load_splits(Config(train_examples=5, eval_examples=3))
     assert len(splits.train) == 5 and len(splits.validation) == 3 and len(splits.general) > 20
-    assert {name: len(examples) for name, examples in splits.reports.items()} == {"test": 3}
+    sizes = {name: len(examples) for name, examples in splits.reports.items()}
+    assert sizes == {"test": 3, "new stems": 3}
     knowledge = load_splits(Config(task="knowledge", teacher_context="text+demonstration"))
     assert list(knowledge.reports) == ["trained wordings", "held-out wordings", "indirect (OOD)"]
     (tmp_path / "train.jsonl").write_text('{"prompt": "Why?", "demonstration": "x"}\n')
@@ -286,6 +287,18 @@ def test_our_general_prompts_are_not_trained_on_either(tmp_path):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps(record))
     message = f"{general.source}: {tmp_path}/train.jsonl:1 trains on this prompt"
     with pytest.raises(ValueError, match=re.escape(message)):
+        load_splits(Config(data=str(tmp_path)))
+
+
+def test_a_folder_may_lack_the_rows_beside_test(tmp_path):
+    own = load_task("science", "test")[:1]
+    for split in ("train", "validation", "test"):
+        lines = (ROOT / "samples" / "science" / f"{split}.jsonl").read_text().splitlines()
+        (tmp_path / f"{split}.jsonl").write_text(lines[0])
+    assert load_splits(Config(data=str(tmp_path))).reports["test"][0].id == own[0].id
+    assert list(load_splits(Config(data=str(tmp_path))).reports) == ["test"]
+    (tmp_path / "test.jsonl").unlink()
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path}/test.jsonl does not exist")):
         load_splits(Config(data=str(tmp_path)))
 
 

@@ -227,7 +227,10 @@ def test_a_command_may_take_an_earlier_experiments_weights(lab, monkeypatch):
 @pytest.mark.parametrize(
     "toml, message",
     [
-        ("[a]\nseeds = [0]", r"\[a\] has seeds; it needs a command, and may have every, grid"),
+        (
+            "[a]\nseeds = [0]",
+            r"\[a\] has seeds; it needs a command, and may have every, flags, grid",
+        ),
         ('[a]\ncommand = "sdft.py"\nseed = 1', r"\[a\] has command, seed; it needs a command"),
         ('[a]\ncommand = "sdft.py --model {b}"', r"\[a\] needs {b}, which is not in the file"),
         (
@@ -331,7 +334,8 @@ def test_forgetting_and_transfer_by_hand():
 
 
 def test_a_sequence_and_again(tiny_folder, lab, scripts, monkeypatch):
-    monkeypatch.setattr(experiments, "load_task", lambda *names: load_task(*names)[:6])
+    few = {"probe": 6, "general": None}
+    monkeypatch.setattr(experiments, "load_task", lambda *names: load_task(*names)[: few[names[0]]])
     evaluated, evaluate_all, results = [], experiments.evaluate_all, {}
     monkeypatch.setattr(
         experiments,
@@ -369,8 +373,12 @@ def test_a_sequence_and_again(tiny_folder, lab, scripts, monkeypatch):
         (scores[3], stages[1], "last"),
     ]:
         for name, summary in results[stage][when].items():
-            own = {key: value for key, value in summary.items() if key != "drift_from_base"}
-            assert found[f"{stage[8:]}, {name}"] == own
+            own, drift = dict(found[f"{stage[8:]}, {name}"]), summary.pop("drift_from_base")
+            # a stage measures its drift from where it began, the sequence from where all began
+            assert stage == stages[1] or own["drift_from_base"] == pytest.approx(drift, abs=1e-5)
+            assert own == summary | {"drift_from_base": own["drift_from_base"]}
+    drifts = [done["scores"]["probe"]["drift_from_base"] for done in run["evaluations"]]
+    assert abs(run["before"]["probe"]["drift_from_base"]) < 1e-5 < min(drifts)
     assert run["before"]["probe"]["n"] == 6
     weights = ("checkpoint-000001/student", "last")
     assert evaluated == [str(tiny_folder)] + [folder / s / w for s in stages for w in weights]
@@ -397,28 +405,31 @@ def test_a_sequence_and_again(tiny_folder, lab, scripts, monkeypatch):
 
 def test_a_sequence_may_have_a_folder_for_each_task():
     words = "baselines.py --method sft --preset laptop --data sets/{task} --seed 1".split()
-    config = experiments.parse_command(words, "medical")
+    experiment = {"flags": {"medical": "--steps 7"}}
+    config = experiments.parse_command(experiments.stage_words(words, "medical", experiment))
     assert (config.task, config.data, config.seed) == ("medical", "sets/medical", 1)
+    assert config.steps == 7
+    other = experiments.parse_command(experiments.stage_words(words, "science", experiment))
+    assert (other.task, other.data, other.steps) == ("science", "sets/science", 50)
 
 
 # ---- tables ----
 
 
 def test_cells():
-    """Seeds 0.1, 0.2, 0.3: mean 0.2, standard deviation 0.1, t = 4.303, so half of the interval is
-    0.1 x 4.303 / sqrt(3) = 0.248.
+    """Values 0.1, 0.1, 0.3, 0.3: mean 0.2, standard deviation 0.1155, t = 3.182, so half of the
+    interval is 0.1155 x 3.182 / sqrt(4) = 0.184.
     """
     cell = experiments.cell
-    assert cell([0.1, 0.2, 0.3], "correct") == "20.0 ± 24.8 %"
+    assert cell([0.1, 0.2, 0.3], "correct") == "10.0, 20.0, 30.0 %"
+    assert cell([0.1, 0.1, 0.3, 0.3], "correct") == "20.0 ± 18.4 %"
     assert cell([0.5], "correct") == "50.0 %" and cell([12.34], "completion tokens") == "12.3"
     assert cell([1.6e12], "TFLOP") == "2" and cell([0.0123], "drift from base") == "0.012"
     assert cell([None], "lenient") == "" and cell([None, 0.5], "correct") == "50.0 % (1 of 2 seeds)"
 
 
 def test_one_row_for_each_method(lab):
-    """Seeds that are right in 0.5 and 0.7 of the questions: 60 ± 0.1 x 12.706 = 127.1 %. In one of
-    them the best weights are the last.
-    """
+    """Two seeds, right in 0.5 and 0.7 of the questions; best weights have no row."""
 
     def run(last, **more):
         return {
@@ -445,11 +456,9 @@ def test_one_row_for_each_method(lab):
         "| TFLOP | paper: new task / prior |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         "| before |  | 12.5 % | 60.0 % | 100.0 % | 100.0 % | 14.0 | 0.000 |  | 32.1 / 65.5 |",
-        "| SDFT, best | 2 | 50.0 ± 0.0 % | 50.0 ± 0.0 % | 100.0 ± 0.0 % | 100.0 ± 0.0 % "
-        "| 14.0 ± 0.0 | 0.045 ± 0.064 |  | 70.2 / 64.5 |",
-        "| SDFT, last | 2 | 60.0 ± 127.1 % | 50.0 ± 0.0 % | 100.0 ± 0.0 % | 100.0 ± 0.0 % "
-        "| 14.0 ± 0.0 | 0.050 ± 0.000 | 9 ± 0 | 70.2 / 64.5 |",
-        "| other, last | 1 | 25.0 % | 50.0 % | 100.0 % | 100.0 % | 14.0 | 0.050 | 9 |  |",
+        "| SDFT | 2 | 50.0, 70.0 % | 50.0, 50.0 % | 100.0, 100.0 % | 100.0, 100.0 % "
+        "| 14.0, 14.0 | 0.050, 0.050 | 9, 9 | 70.2 / 64.5 |",
+        "| other | 1 | 25.0 % | 50.0 % | 100.0 % | 100.0 % | 14.0 | 0.050 | 9 |  |",
         "<!-- end -->",
         "After.",
     ]
@@ -466,7 +475,7 @@ def test_a_sequences_table(lab):
         return {
             "science, test": {"correct": science},
             "medical, test": {"correct": medical},
-            "probe": {"correct": 0.5},
+            "probe": {"correct": 0.5, "drift_from_base": 0.125},
         }
 
     after = [(1, scores(0.2, 0.3)), (1, scores(0.6, 0.25)), (2, scores(0.4, 0.75))]
@@ -479,9 +488,9 @@ def test_a_sequences_table(lab):
     document.write_text("<!-- sequence both -->\n<!-- end -->\n")
     lab('[both]\ncommand = "sdft.py"\nlabel = "SDFT"\n', "--tables")
     assert document.read_text().splitlines()[1:-1] == [
-        "|  | seeds | science | medical | probe |",
-        "| --- | --- | --- | --- | --- |",
-        "| SDFT, before | 1 | 10.0 % | 20.0 % | 50.0 % |",
-        "| SDFT, after science | 1 | 60.0 % | 25.0 % | 50.0 % |",
-        "| SDFT, after medical | 1 | 40.0 % | 75.0 % | 50.0 % |",
+        "|  | seeds | science | medical | probe | drift from base |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| SDFT, before | 1 | 10.0 % | 20.0 % | 50.0 % | 0.125 |",
+        "| SDFT, after science | 1 | 60.0 % | 25.0 % | 50.0 % | 0.125 |",
+        "| SDFT, after medical | 1 | 40.0 % | 75.0 % | 50.0 % | 0.125 |",
     ]

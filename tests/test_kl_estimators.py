@@ -188,6 +188,18 @@ def test_token_and_analytic_agree_and_are_biased(world):
     assert (estimates["token"] - sequence_kl_gradient(world)).norm() > 0.1
 
 
+def test_a_mean_over_tokens_changes_the_expectation_of_token(world):
+    """Token 0 ends a sequence. The sum over the tokens through it keeps the two equal."""
+    is_eos_NT = SEQUENCES == 0
+    mask_NT = (is_eos_NT.cumsum(1) - is_eos_NT.int()) == 0
+    found = surrogates(world)
+    difference_NT = found["token"] - found["analytic"]
+    estimate = world.expected_gradient(difference_NT, mask_NT)
+    torch.testing.assert_close(estimate, torch.zeros_like(estimate), rtol=0, atol=1e-10)
+    per_token_NT = difference_NT / mask_NT.sum(1, keepdim=True)
+    assert world.expected_gradient(per_token_NT, mask_NT).norm() > 0.01
+
+
 def test_analytic_is_equation_2_with_the_weight(world):
     """Eq. 2 (v2): sum_v p(v) log(p(v)/q(v)) grad log p(v), all but grad held fixed."""
     student_NTV, teacher_NTV = world.logprobs_NTV(world.student), world.logprobs_NTV(world.teacher)

@@ -1,5 +1,7 @@
 """Our own data sets: they read, do not leak, and come from their generators byte for byte."""
 
+import runpy
+
 import pytest
 from conftest import ROOT, run_generator
 
@@ -49,3 +51,15 @@ def test_generators_write_the_files_that_are_here(task, tmp_path):
     for split in SPLITS[task]:
         name = f"{task}/{split}.jsonl"
         assert (tmp_path / name).read_bytes() == (ROOT / "samples" / name).read_bytes(), name
+
+
+def test_the_questions_about_the_articles_are_those_of_the_recorded_replies(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    made = runpy.run_path(str(ROOT / "samples" / "make" / "articles.py"))
+    made["main"](tmp_path / "made")
+    own = ROOT / "samples" / "articles-questions"
+    names = sorted(file.name for file in own.iterdir())
+    assert names == ["ood.jsonl", "test.jsonl", "train.jsonl", "validation.jsonl"]
+    assert sorted(file.name for file in (tmp_path / "made").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "made" / name).read_bytes() == (own / name).read_bytes(), name

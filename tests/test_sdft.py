@@ -300,10 +300,11 @@ def test_a_run_leaves_its_files(unbroken):
 def test_answers_of_every_evaluation_are_kept(unbroken):
     """2 of each set: the best weights are reported if they are not the last."""
     seen = [(line["when"], line["set"]) for line in read_lines(unbroken / "answers.jsonl")]
-    expected = [("before", "test"), ("step 3", "validation"), ("step 6", "validation")]
-    expected += [("last", "test")]
+    rows = ["test", "new stems"]
+    expected = [("before", row) for row in rows]
+    expected += [("step 3", "validation"), ("step 6", "validation")]
     best = json.loads((unbroken / "results.json").read_text())["best_step"]
-    expected += [("best", "test")] * (best < 6)
+    expected += [(when, row) for when in ["last"] + ["best"] * (best < 6) for row in rows]
     assert seen == [name for name in expected for _ in range(2)]
 
 
