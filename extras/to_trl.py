@@ -1,35 +1,34 @@
-"""Hand a run over to several GPUs: write what TRL's SDFTTrainer needs to make the run of sdft.py.
+"""Hand a run over to several GPUs: write the run of sdft.py for TRL's SDFTTrainer, and train it.
 
     python extras/to_trl.py --task science --output FOLDER      # and any other flag of sdft.py
     pip install trl==1.16.0
-    accelerate launch --num_processes N FOLDER/train.py
+    accelerate launch --num_processes N extras/to_trl.py --train FOLDER
 
-sdft.py trains on one device. This file loads no weights; it writes into FOLDER
+sdft.py trains on one device. The first command loads no weights; it writes into FOLDER
 
     data.jsonl      for each example the student's turns, and the teacher's whole last turn
     settings.json   model, order of the examples, learning rate of each step, TRL's settings
-    train.py        a copy of extras/trl_train.py, which reads the two
 
 The prompts are the token ids that sdft.py would feed, or the example is left out and named. So are
 the flags that TRL has no setting for. docs/several-gpus.md says what differs.
+
+The second command needs this file and FOLDER, nothing else of ours, so that the two can be copied
+to another machine. FSDP or DeepSpeed come from `accelerate config`. The trained weights end up in
+FOLDER/last.
 """
 
+import argparse
+import importlib.util
 import json
-import shutil
+import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of sdft.py
-
+import torch
 from transformers import AutoTokenizer
 
-from config import flag, parse_config, run_folder, total_steps
-from data import check_template, load_task, teacher_messages
-from eval import encode_pairs
-from models import builtin_smollm2, read_config
-from sdft import make_batch
+# ---- writing; only these functions import what is ours ----
 
-TRAIN = Path(__file__).resolve().parent / "trl_train.py"
 ALPHA = {"forward": 0.0, "jsd": 0.5, "reverse": 1.0}  # TRL's distillation_alpha
 TEACHERS = {"ema": "ema", "base": "base", "student": "live"}
 MODES = {"analytic": "full_logits", "token": "sampled_token", "rb": "full_logits"}
@@ -41,7 +40,8 @@ NOT_CARRIED = {
     "weight_decay": ([0], "TRL decays neither norms nor biases, sdft.py every weight"),
     "offload_optimizer": ([False], "choose offloading in `accelerate config`"),
 }
-UNUSED = "force eval_every eval_examples general_tokens sample_every".split()
+UNUSED = ["force", "eval_every", "eval_examples", "general_data", "general_tokens", "judge"]
+UNUSED += ["judge_model", "sample_every"]
 
 
 def trl_settings(config, steps):
@@ -89,6 +89,9 @@ def trl_settings(config, steps):
 
 def encode_examples(tokenizer, examples, config):
     """(rows of data.jsonl, their pairs of token ids) of the examples that TRL encodes as we do."""
+    from data import check_template, teacher_messages
+    from eval import encode_pairs
+
     if check_template(tokenizer):
         raise ValueError("the chat template reads content as a list of parts; TRL gives it strings")
     examples_by_id, rows, kept, left_out = {x.id: x for x in examples}, [], [], []
@@ -121,6 +124,9 @@ def largest_micro_batch(config, pairs):
 
 def run_settings(config, model, pairs):
     """What settings.json holds."""
+    from config import total_steps
+    from sdft import make_batch
+
     steps = total_steps(config, len(pairs))
     batches = [make_batch(range(len(pairs)), step, config, None) for step in range(steps)]
     each = config.rollouts_per_prompt
@@ -136,6 +142,8 @@ def run_settings(config, model, pairs):
 
 def not_carried(config):
     """What TRL has no setting for, a line each."""
+    from config import flag
+
     lost = [
         f"{flag(name)} {getattr(config, name)}: {instead}"
         for name, (nothing_lost, instead) in NOT_CARRIED.items()
@@ -151,7 +159,10 @@ def not_carried(config):
 
 
 def write(config, folder):
-    """Write the three files -> the lines to print."""
+    """Write the two files -> the lines to print."""
+    from data import load_task
+    from models import builtin_smollm2, read_config
+
     examples = load_task(config.task, "train", config.data)[: config.train_examples]
     read_config(config.model)  # refuses what sdft.py would refuse
     model = str(builtin_smollm2()) if config.model == "smollm2" else config.model
@@ -163,18 +174,119 @@ def write(config, folder):
     lines = [json.dumps(row) for row in rows]
     (folder / "data.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "settings.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
-    shutil.copy(TRAIN, folder / "train.py")
     steps, completions = settings["trl"]["max_steps"], settings["completions_a_step"]
     return [
         *(f"not carried over: {line}" for line in not_carried(config)),
         f"{folder}: {len(rows)} examples, {steps} steps of {completions} completions. Train with:",
-        f"accelerate launch --num_processes N {folder / 'train.py'}",
+        f"accelerate launch --num_processes N extras/to_trl.py --train {folder}",
     ]
 
 
+# ---- training; only these functions need TRL ----
+
+CHECKED = "1.16.0"  # the TRL that tests/test_to_trl.py compares with sdft.py
+
+
+def trainer_class(rates):
+    """SDFTTrainer with the learning rates of sdft.py, one a step: TRL's own warm-up starts at 0.
+
+    And with one trap closed: where all tokens of a process's micro-batch are masked, TRL leaves out
+    a gather that the other processes then wait in for ever.
+    """
+    from trl.experimental.sdft import SDFTTrainer
+
+    class Trainer(SDFTTrainer):
+        def _compute_self_distillation_loss(self, model, inputs, distillation_logits):
+            if not distillation_logits.loss_mask.any():
+                self.accelerator.gather(torch.zeros((), device=self.accelerator.device))
+            return super()._compute_self_distillation_loss(model, inputs, distillation_logits)
+
+        def create_scheduler(self, num_training_steps, optimizer=None):
+            def share_of_peak(step):
+                return rates[min(step, len(rates) - 1)] / self.args.learning_rate
+
+            optimizer = optimizer or self.optimizer
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_peak)
+            return self.lr_scheduler
+
+    return Trainer
+
+
+def micro_batch_size(rows, processes, largest):
+    """The most rows, up to `largest`, in which a process's share of a step can be cut evenly."""
+    if rows % processes:
+        raise ValueError(f"{rows} completions a step cannot be shared among {processes} processes")
+    share = rows // processes
+    return max(size for size in range(1, min(share, largest) + 1) if share % size == 0)
+
+
+def build_trainer(folder):
+    """TRL's trainer of what `write` left in a folder."""
+    from accelerate.utils import set_seed
+    from datasets import Dataset
+    from trl.experimental.sdft import SDFTConfig
+
+    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    # split at \n alone: a prompt may hold other line ends
+    lines = (folder / "data.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
+    rows, processes = settings["completions_a_step"], int(os.environ.get("WORLD_SIZE", 1))
+    size = micro_batch_size(rows, processes, settings["largest_micro_batch"])
+    config = SDFTConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=rows // processes // size,
+        use_cpu=not torch.accelerator.is_available(),
+        **settings["trl"],
+    )
+    # after TRL's check, which wants {prompt} in it: the column has the teacher's whole turn
+    config.teacher_prompt_template = "{privileged_context}"
+    examples = Dataset.from_list([json.loads(line) for line in lines])
+    trainer = trainer_class(settings["learning_rates"])(
+        model=settings["model"],
+        args=config,
+        train_dataset=examples.select(settings["order"]),
+        processing_class=AutoTokenizer.from_pretrained(settings["model"]),
+    )
+    # TRL seeds all processes alike, and they would draw the same completions of the same prompt
+    set_seed(config.seed, device_specific=True)
+    return trainer
+
+
+def train(folder):
+    if importlib.util.find_spec("trl") is None:
+        sys.exit(f"error: training needs TRL: pip install trl=={CHECKED}")
+    import trl
+
+    if trl.__version__ != CHECKED:
+        print(f"TRL {trl.__version__} is installed; this file was checked with {CHECKED}")
+    try:
+        trainer = build_trainer(folder)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    trainer.train()
+    trainer.save_model(str(folder / "last"))
+
+
+# ---- the two commands ----
+
+
 def main(argv=None):
-    command = ["python", "extras/to_trl.py", *(sys.argv[1:] if argv is None else argv)]
-    config, checkpoint = parse_config(command, __doc__)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--train", type=Path, metavar="FOLDER")
+    args, flags = parser.parse_known_args(argv)
+    if args.train is None:
+        write_run(flags)
+    elif flags:
+        parser.error(f"FOLDER has every setting of the run; leave out {' '.join(flags)}")
+    else:
+        train(args.train)
+
+
+def write_run(flags):
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of sdft.py
+    from config import parse_config, run_folder
+
+    config, checkpoint = parse_config(["python", "extras/to_trl.py", *flags], __doc__)
     with run_folder(config, checkpoint) as folder:
         print("\n".join(write(config, folder)))
 

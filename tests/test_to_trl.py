@@ -10,7 +10,7 @@ import importlib.util
 import json
 import os
 import random
-import runpy
+import shutil
 import subprocess
 import sys
 
@@ -79,8 +79,8 @@ def our_run(config):
 
 
 def trl_run(folder):
-    """The same by train.py -> student, teacher, loss of each step."""
-    trainer = runpy.run_path(str(folder / "train.py"))["build_trainer"](folder)
+    """The same by TRL -> student, teacher, loss of each step."""
+    trainer = to_trl.build_trainer(folder)
     trainer._generate = lambda prompts: (prompts, [completion_of(prompt) for prompt in prompts])
     parts, compute_loss = [], trainer.compute_loss
 
@@ -155,14 +155,14 @@ def test_what_differs_does_so_by_the_figure_on_the_page(more, least, most, tiny_
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 ON_TWO_CPUS = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
 WORKER = """
-import json, os, runpy, sys
+import json, os, sys
 from pathlib import Path
 
 sys.path.insert(0, {tests!r})
-from test_to_trl import completion_of
+from test_to_trl import completion_of, to_trl
 
 folder = Path(sys.argv[1])
-trainer = runpy.run_path(str(folder / "train.py"))["build_trainer"](folder)
+trainer = to_trl.build_trainer(folder)
 drawn = folder / f"drawn-{{os.environ['RANK']}}.json"
 drawn.write_text(json.dumps(trainer._generate([[5, 6, 7]])[1]))
 trainer._generate = lambda prompts: (prompts, [completion_of(prompt) for prompt in prompts])
@@ -181,9 +181,10 @@ def launch(script, *arguments):
 
 @needs_trl
 def test_two_processes_train_and_transformers_loads_what_they_save(tiny_folder, tmp_path):
+    """By a copy of the file, where nothing else of ours can be imported."""
     folder = tmp_path / "trl"
     write(tiny_folder, folder, rollouts_per_prompt=2, skip_first_tokens=0)
-    launch(folder / "train.py")
+    launch(shutil.copy(to_trl.__file__, tmp_path), "--train", folder)
     last = AutoModelForCausalLM.from_pretrained(folder / "last")
     start, _ = load_model(str(tiny_folder))
     assert largest_difference(last, start) > 1e-3
@@ -278,9 +279,8 @@ def test_an_example_that_trl_would_read_otherwise_is_left_out_and_named(
     assert row["privileged_context"].startswith("Is {this} one?\n\nThis is an example")
 
 
-@needs_trl
-def test_a_step_that_cannot_be_shared_evenly_stops(tmp_path):
-    size = runpy.run_path(str(to_trl.TRAIN))["micro_batch_size"]
+def test_a_step_that_cannot_be_shared_evenly_stops():
+    size = to_trl.micro_batch_size
     assert [size(32, 4, 8), size(32, 4, 3), size(12, 2, 5), size(4, 2, 100)] == [8, 2, 3, 2]
     with pytest.raises(ValueError, match="32 completions a step cannot be shared among 3"):
         size(32, 3, 8)
@@ -293,9 +293,19 @@ def test_the_command_line_writes_a_folder_and_refuses_one_that_exists(
     to_trl.main([*flags, "--reduction", "sum"])
     printed = capsys.readouterr().out
     assert "not carried over: --reduction sum: TRL takes the mean" in printed
-    assert printed.endswith(f"accelerate launch --num_processes N {tmp_path}/trl/train.py\n")
+    command = f"accelerate launch --num_processes N extras/to_trl.py --train {tmp_path}/trl"
+    assert printed.splitlines()[-1] == command
     with pytest.raises(SystemExit, match="trl exists; name another --output"):
         to_trl.main(flags)
+
+
+def test_training_takes_a_folder_alone_and_says_what_it_lacks(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        to_trl.main(["--train", "runs/trl", "--steps", "3"])
+    assert "every setting of the run; leave out --steps 3" in capsys.readouterr().err
+    monkeypatch.setattr(to_trl.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="training needs TRL: pip install trl==1.16.0"):
+        to_trl.main(["--train", "runs/trl"])
 
 
 # ---- what sdft.py itself saves ----
