@@ -3,12 +3,14 @@
     python extras/analysis.py pass-at-k --model DIR --task science --k 128
     python extras/analysis.py kl-to-base --model DIR --task science --base smollm2
     python extras/analysis.py published --model DIR --task tooluse
+    python extras/analysis.py prior --model DIR
     python extras/analysis.py rescore runs/science --task science
     python extras/analysis.py equal-accuracy results/science.json results/science-sft.json
 
 pass-at-k    pass@1, 2, 4, ..., K of answers sampled at temperature 1, top-p 0.95 (Fig. 5)
 kl-to-base   KL(model || base) in nats a token, on the model's own sampled answers (Fig. 2)
 published    greedy tool use, scored by our rule and by the one behind the published figures
+prior        the six benchmarks of prior abilities (Table 5), by EleutherAI's lm-evaluation-harness
 rescore      the answers that a run stored, scored again by scoring.py as it is now: of a run's
              folder, its answers.jsonl or results/answers/NAME-seedN.jsonl.gz; needs no model
 
@@ -19,11 +21,18 @@ equal-accuracy   the drift at which the curves of results files first pass an ac
 
 import argparse
 import gzip
+import importlib.util
+import inspect
 import itertools
 import json
 import math
+import os
+import shlex
 import statistics
+import subprocess
 import sys
+import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +273,120 @@ def read_stored(file):
     return stored
 
 
+# ---- benchmarks of prior abilities ----
+
+# task of the harness -> (its metric and filter, the paper's figure of Qwen2.5-7B-Instruct)
+BENCHMARKS = {
+    "hellaswag": ("acc,none", 62.0),
+    "humaneval": ("pass@1,create_test", 65.8),
+    "ifeval": ("inst_level_loose_acc,none", 74.3),
+    "mmlu": ("acc,none", 71.7),
+    "truthfulqa_mc1": ("acc,none", 47.9),
+    "winogrande": ("acc,none", 71.1),
+}
+
+
+def harness_command(
+    model, tasks, output, *, tasks_folder=None, batch_size="auto", limit=None, run_model_code=False
+):
+    """(command, environment variables) that evaluate a model on tasks and write one results_*.json
+    below `output`.
+
+    With tasks_folder the harness reads its task files, whose number of shots stands in them, and
+    reaches no hub. Raises ValueError for a model name that the harness would split.
+    """
+    if "," in str(model) or "=" in str(model):
+        raise ValueError(
+            f'model "{model}" has a comma or an equals sign, at which the harness splits; '
+            "rename the folder"
+        )
+    options = {
+        "--model": "hf",
+        "--model_args": f"pretrained={model}",
+        "--tasks": ",".join(tasks),
+        "--batch_size": batch_size,
+        "--output_path": output,
+        "--limit": limit,
+    }
+    options |= {"--include_path": tasks_folder} if tasks_folder else {"--num_fewshot": 0}
+    command = [sys.executable, "-m", "lm_eval"]
+    for name, value in options.items():
+        command += [] if value is None else [name, str(value)]
+    environment = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"} if tasks_folder else {}
+    if run_model_code:
+        command += ["--confirm_run_unsafe_code"]
+        environment |= {"HF_ALLOW_CODE_EVAL": "1"}
+    return command, environment
+
+
+def run_harness(model, tasks, **options):
+    """The harness's results, from a process of its own -> its dict; ValueError if it fails."""
+    with tempfile.TemporaryDirectory() as output:
+        command, environment = harness_command(model, tasks, output, **options)
+        print(shlex.join(command), flush=True)
+        done = subprocess.run(command, env=os.environ | environment)
+        files = list(Path(output).rglob("results_*.json"))
+        if done.returncode or len(files) != 1:
+            raise ValueError(
+                f"the harness ended with status {done.returncode} and {len(files)} results; "
+                "what it says is above"
+            )
+        return json.loads(files[0].read_text())
+
+
+def leaves(results, task):
+    """The tasks with questions of their own below a task: MMLU is a group of four groups, 57 in
+    all.
+    """
+    parts = results.get("group_subtasks", {}).get(task, [])
+    return [leaf for part in parts for leaf in leaves(results, part)] or [task]
+
+
+def read_rows(results, tasks):
+    """[{"task", "n", "shots", "metric", "value", "stderr"}] from the harness's dict.
+
+    The six have one metric each, other tasks all of theirs. Raises ValueError if the harness has no
+    such metric: names change between its versions.
+    """
+    rows = []
+    for task in tasks:
+        values, parts = results["results"][task], leaves(results, task)
+        metrics = [name for name in values if "," in name and "_stderr" not in name]
+        for metric in [BENCHMARKS[task][0]] if task in BENCHMARKS else metrics:
+            if metric not in values:
+                raise ValueError(
+                    f"{task}: this version of the harness has no {metric}, but {', '.join(values)}"
+                )
+            stderr = values.get(metric.replace(",", "_stderr,"))
+            rows.append(
+                {
+                    "task": task,
+                    "n": sum(results["n-samples"][part]["effective"] for part in parts),
+                    "shots": sorted({results["n-shot"][part] for part in parts}),
+                    "metric": metric,
+                    "value": values[metric],
+                    "stderr": stderr if isinstance(stderr, float) else None,  # or "N/A"
+                }
+            )
+    return rows
+
+
+def format_benchmarks(rows):
+    """The rows as lines of text; the average only over all six, as in the paper."""
+    table = [("task", "n", "shots", "metric", "score", "± stderr", "paper's base, 7B")]
+    for row in rows:
+        shots, score = "/".join(map(str, row["shots"])), f"{100 * row['value']:.1f}"
+        stderr = "" if row["stderr"] is None else f"{100 * row['stderr']:.1f}"
+        _, paper = BENCHMARKS.get(row["task"], (None, ""))
+        table.append((row["task"], row["n"], shots, row["metric"], score, stderr, paper))
+    if {row["task"] for row in rows} == set(BENCHMARKS):
+        average = statistics.mean(100 * row["value"] for row in rows)
+        table.append(("average", "", "", "", f"{average:.1f}", "", 65.5))
+    width = max(len(task) for task, *_ in table)
+    form = f"{{:{width}}}{{:>7}}{{:>7}}  {{:26}}{{:>7}}{{:>10}}{{:>19}}"
+    return "\n".join(form.format(*cells).rstrip() for cells in table)
+
+
 # ---- the command ----
 
 
@@ -307,6 +430,41 @@ def measure_published(model, tokenizer, examples, args, **how):
     return {"summary": summary, "answers": rows}
 
 
+def measure_prior(args):
+    """Run the paper's six benchmarks of prior capabilities: pip install "lm-eval[hf,ifeval]"
+
+    HumanEval EXECUTES code that the model wrote, so it is left out, and with it the average over
+    all six, unless --run-model-code is given. --tasks-folder takes your own task files (YAML) and
+    works offline; a task file may name Python functions, which the harness runs.
+
+    The six fetch their data from the Hugging Face hub. No chat template is used. TruthfulQA (mc1)
+    and IFEval (instruction level, loose) use the metrics that the authors name in their tracker.
+    For the rest, 0 shots, and acc rather than acc_norm for HellaSwag, are our reading.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError('this needs the evaluation harness: pip install "lm-eval[hf,ifeval]"')
+    if args.run_model_code:
+        print("--run-model-code: code that the model writes is executed here, without a sandbox")
+    elif not args.tasks:
+        print("humaneval is left out: it executes code of the model; --run-model-code includes it")
+    default = [task for task in BENCHMARKS if task != "humaneval" or args.run_model_code]
+    tasks = args.tasks or default
+    results = run_harness(
+        models.builtin_smollm2() if args.model == "smollm2" else args.model,
+        tasks,
+        tasks_folder=args.tasks_folder,
+        batch_size=args.batch_size,
+        limit=args.limit,
+        run_model_code=args.run_model_code,
+    )
+    rows, trial = read_rows(results, tasks), ""
+    if args.limit:
+        trial = f", only {args.limit} questions of each task: no result"
+    print(format_benchmarks(rows))
+    print(f"lm-eval {version('lm_eval')}, no chat template{trial}")
+    return {"lm_eval": version("lm_eval"), "chat_template": False, "rows": rows}
+
+
 MEASURES = {
     "pass-at-k": measure_pass_at_k,
     "kl-to-base": measure_kl_to_base,
@@ -315,9 +473,13 @@ MEASURES = {
 
 
 def parse_arguments(argv):
-    shared = argparse.ArgumentParser(add_help=False)
-    add = shared.add_argument
+    every = argparse.ArgumentParser(add_help=False)
+    add = every.add_argument
     add("--model", required=True, help="folder, hub id, or smollm2")
+    add("--limit", type=int, help="only the first N examples of a task: a trial")
+    add("--json", type=Path, help="also write the figures to this file")
+    shared = argparse.ArgumentParser(add_help=False, parents=[every])
+    add = shared.add_argument
     add("--task", required=True, choices=[task for task in TASKS if task != "general"])
     add("--split", default="test", help="file of the data set (default: %(default)s)")
     add("--data", help="folder with our JSONL files (default: our own samples)")
@@ -328,11 +490,9 @@ def parse_arguments(argv):
         help="what the prompt has beside the question",
     )
     add("--instruction", choices=list(TEACHER_INSTRUCTIONS), help="end of a teacher's prompt")
-    add("--limit", type=int, help="only the first N examples")
     add("--max-new-tokens", type=int, help="default: that of the run that left the model, else 64")
     add("--dtype", choices=["float32", "bfloat16"], help="default: that of its run, else float32")
     add("--batch-size", type=int, default=32, help="default: %(default)s")
-    add("--json", type=Path, help="also write the figures to this file")
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     measures = parser.add_subparsers(dest="measure", required=True)
@@ -344,6 +504,12 @@ def parse_arguments(argv):
     parsers["kl-to-base"].add_argument("--base", required=True, help="folder, hub id, or smollm2")
     for name in ("pass-at-k", "kl-to-base"):
         parsers[name].add_argument("--seed", type=int, default=0, help="of the sampled answers")
+    how = {"description": inspect.getdoc(measure_prior), "formatter_class": formatter}
+    add = measures.add_parser("prior", parents=[every], **how).add_argument
+    add("--tasks", nargs="+", help="tasks of the harness (default: the six)")
+    add("--tasks-folder", type=Path, help="your own task files; nothing is fetched then")
+    add("--run-model-code", action="store_true", help="run HumanEval, without a sandbox")
+    add("--batch-size", default="auto", help="default: %(default)s")
     add = measures.add_parser("rescore").add_argument
     add("answers", type=Path, metavar="FILE_OR_RUN", help="a run, or its stored answers")
     add("--task", required=True, choices=[task for task in TASKS if task != "general"])
@@ -354,8 +520,11 @@ def parse_arguments(argv):
         return args
     for name in ("limit", "batch_size", "max_new_tokens", "k"):
         value = getattr(args, name, None)
-        if value is not None and value < 1:
+        if isinstance(value, int) and value < 1:  # a batch size may be "auto"
             parser.error(f"--{name.replace('_', '-')} {value}: it must be at least 1")
+    if args.measure == "prior":
+        check_prior(parser, args)
+        return args
     if args.measure == "pass-at-k" and args.samples is not None and args.samples < args.k:
         parser.error(f"--samples {args.samples} is below --k {args.k}; give at least as many")
     if args.measure == "pass-at-k" and not args.temperature > 0:
@@ -369,6 +538,36 @@ def parse_arguments(argv):
     return args
 
 
+def check_prior(parser, args):
+    if args.tasks_folder and not args.tasks:
+        parser.error("--tasks-folder needs --tasks: the names of the tasks in it")
+    if args.tasks_folder and not args.tasks_folder.is_dir():
+        parser.error(f"--tasks-folder {args.tasks_folder} is not a folder")
+    if "humaneval" in (args.tasks or []) and not args.run_model_code:
+        parser.error(
+            "humaneval executes code that the model wrote, on this machine; add "
+            "--run-model-code if that is what you want"
+        )
+
+
+def measure(args):
+    examples = load_task(args.task, args.split, args.data)[: args.limit]
+    for example in examples:
+        check_context(example, args.context)
+    model, tokenizer = models.load_model(args.model, models.best_device(), args.dtype)
+    return MEASURES[args.measure](
+        model,
+        tokenizer,
+        examples,
+        args,
+        context=args.context,
+        instruction=args.instruction,
+        max_new_tokens=args.max_new_tokens,
+        batch_size=args.batch_size,
+        description=args.measure,
+    )
+
+
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     args = parse_arguments(argv)
@@ -379,25 +578,11 @@ def main(argv=None):
         if args.measure == "rescore":
             print(format_table(rescore(args.answers, args.task, args.data)))
             return
-        examples = load_task(args.task, args.split, args.data)[: args.limit]
-        for example in examples:
-            check_context(example, args.context)
-        model, tokenizer = models.load_model(args.model, models.best_device(), args.dtype)
-        measured = MEASURES[args.measure](
-            model,
-            tokenizer,
-            examples,
-            args,
-            context=args.context,
-            instruction=args.instruction,
-            max_new_tokens=args.max_new_tokens,
-            batch_size=args.batch_size,
-            description=args.measure,
-        )
+        measured = measure_prior(args) if args.measure == "prior" else measure(args)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    command = " ".join(["python", "extras/analysis.py", *argv])
     if args.json:
+        command = " ".join(["python", "extras/analysis.py", *argv])
         record = {"command": command, "machine": models.describe_machine()} | measured
         text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
         args.json.write_text(text, encoding="utf-8")

@@ -43,8 +43,9 @@ def imported(name):
     return found & HOUSE.keys()
 
 
-def test_ten_files_stand_at_the_top():
+def test_ten_files_stand_at_the_top_and_nine_in_extras():
     assert {file.stem for file in ROOT.glob("*.py")} == HOUSE.keys() and len(HOUSE) == 10
+    assert len(list((ROOT / "extras").glob("*.py"))) <= 9
 
 
 @pytest.mark.parametrize("name", HOUSE)

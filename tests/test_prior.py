@@ -1,6 +1,7 @@
 """The prior benchmarks. Oracles: the command line and the table, written out here; where lm-eval is
-installed, the harness itself
-against log-likelihoods of the choices, summed here from one forward pass each."""
+installed, the harness itself against log-likelihoods of the choices, summed here from one forward
+pass each.
+"""
 
 import importlib.util
 import json
@@ -16,7 +17,7 @@ from models import load_model
 
 sys.path.insert(0, str(ROOT / "extras"))
 
-import prior
+import analysis
 
 # as the harness writes them: a group of groups, a task without a standard error
 RESULTS = {
@@ -52,7 +53,7 @@ RESULTS = {
 
 
 def test_rows_take_the_papers_metric_and_count_through_groups():
-    assert prior.read_rows(RESULTS, ["mmlu", "hellaswag", "mine"]) == [
+    assert analysis.read_rows(RESULTS, ["mmlu", "hellaswag", "mine"]) == [
         {"task": "mmlu", "n": 7, "shots": [0], "metric": "acc,none", "value": 0.5, "stderr": 0.125},
         {
             "task": "hellaswag",
@@ -75,18 +76,18 @@ def test_rows_take_the_papers_metric_and_count_through_groups():
     with pytest.raises(
         ValueError, match="mmlu: this version of the harness has no acc,none, but alias, acc"
     ):
-        prior.read_rows(RESULTS | {"results": {"mmlu": {"alias": "mmlu", "acc": 0.5}}}, ["mmlu"])
+        analysis.read_rows(RESULTS | {"results": {"mmlu": {"alias": "mmlu", "acc": 0.5}}}, ["mmlu"])
 
 
 def test_the_average_stands_under_all_six_only():
     """The paper's own base figures: their mean is its 65.5."""
     rows = [
         {"task": task, "n": 9, "shots": [0], "metric": metric, "value": paper / 100, "stderr": None}
-        for task, (metric, paper) in prior.BENCHMARKS.items()
+        for task, (metric, paper) in analysis.BENCHMARKS.items()
     ]
-    assert prior.format_rows(rows).splitlines()[-1].split() == ["average", "65.5", "65.5"]
-    assert "average" not in prior.format_rows(rows[1:])
-    assert prior.format_rows(rows).splitlines()[1].split() == [
+    assert analysis.format_benchmarks(rows).splitlines()[-1].split() == ["average", "65.5", "65.5"]
+    assert "average" not in analysis.format_benchmarks(rows[1:])
+    assert analysis.format_benchmarks(rows).splitlines()[1].split() == [
         "hellaswag",
         "9",
         "0",
@@ -97,7 +98,7 @@ def test_the_average_stands_under_all_six_only():
 
 
 def test_command():
-    command, environment = prior.harness_command("runs/a", ["hellaswag", "mmlu"], "out", shots=0)
+    command, environment = analysis.harness_command("runs/a", ["hellaswag", "mmlu"], "out")
     assert (
         command
         == [
@@ -119,7 +120,7 @@ def test_command():
         ]
         and environment == {}
     )
-    command, environment = prior.harness_command(
+    command, environment = analysis.harness_command(
         "a", ["x"], "out", tasks_folder="mine", batch_size=4, limit=5, run_model_code=True
     )
     assert command[9:] == [
@@ -139,7 +140,7 @@ def test_command():
         "HF_ALLOW_CODE_EVAL": "1",
     }
     with pytest.raises(ValueError, match="has a comma or an equals sign"):
-        prior.harness_command("runs/lr=1", ["x"], "out")
+        analysis.harness_command("runs/lr=1", ["x"], "out")
 
 
 @pytest.fixture
@@ -159,18 +160,18 @@ def harness(monkeypatch):
         (folder / "results_2026.json").write_text(json.dumps(RESULTS))
         return subprocess.CompletedProcess(command, Harness.code)
 
-    monkeypatch.setattr(prior.subprocess, "run", run)
-    monkeypatch.setattr(prior.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(prior, "version", lambda name: "0.4.x")
+    monkeypatch.setattr(analysis.subprocess, "run", run)
+    monkeypatch.setattr(analysis.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(analysis, "version", lambda name: "0.4.x")
     monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     return Harness
 
 
 def test_model_code_is_run_only_on_request(harness, capsys, monkeypatch):
-    monkeypatch.setattr(prior, "read_rows", lambda results, tasks: [])
-    monkeypatch.setattr(prior, "format_rows", lambda rows: "")
-    prior.main(["model"])
+    monkeypatch.setattr(analysis, "read_rows", lambda results, tasks: [])
+    monkeypatch.setattr(analysis, "format_benchmarks", lambda rows: "")
+    analysis.main(["prior", "--model", "model"])
     assert (
         "hellaswag,ifeval,mmlu,truthfulqa_mc1,winogrande" in harness.commands[-1]
         and "humaneval is left out" in capsys.readouterr().out
@@ -179,21 +180,23 @@ def test_model_code_is_run_only_on_request(harness, capsys, monkeypatch):
         "--confirm_run_unsafe_code" not in harness.commands[-1]
         and "HF_ALLOW_CODE_EVAL" not in harness.environments[-1]
     )
-    prior.main(["model", "--run-model-code"])
+    analysis.main(["prior", "--model", "model", "--run-model-code"])
     assert "hellaswag,humaneval,ifeval,mmlu,truthfulqa_mc1,winogrande" in harness.commands[-1]
     assert (
         "--confirm_run_unsafe_code" in harness.commands[-1]
         and harness.environments[-1]["HF_ALLOW_CODE_EVAL"] == "1"
     )
-    assert "code that the model writes is executed on this machine" in capsys.readouterr().out
+    assert "code that the model writes is executed here" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        prior.main(["model", "--tasks", "mmlu", "humaneval"])
+        analysis.main(["prior", "--model", "model", "--tasks", "mmlu", "humaneval"])
     assert "add --run-model-code" in capsys.readouterr().err and len(harness.commands) == 2
 
 
 def test_command_line(harness, tmp_path, capsys):
-    prior.main(
+    analysis.main(
         [
+            "prior",
+            "--model",
             "model",
             "--tasks",
             "hellaswag",
@@ -213,7 +216,7 @@ def test_command_line(harness, tmp_path, capsys):
     assert record["lm_eval"] == "0.4.x" and [row["n"] for row in record["rows"]] == [8, 7]
     harness.code = 1
     with pytest.raises(SystemExit, match="the harness ended with status 1"):
-        prior.main(["model", "--tasks", "mmlu"])
+        analysis.main(["prior", "--model", "model", "--tasks", "mmlu"])
 
 
 def test_refusals(tmp_path, capsys, monkeypatch):
@@ -222,11 +225,11 @@ def test_refusals(tmp_path, capsys, monkeypatch):
         (["--tasks-folder", "nowhere", "--tasks", "x"], "is not a folder"),
     ):
         with pytest.raises(SystemExit):
-            prior.main(["model"] + flags)
+            analysis.main(["prior", "--model", "model", *flags])
         assert message in capsys.readouterr().err
-    monkeypatch.setattr(prior.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(analysis.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="pip install"):
-        prior.main(["model"])
+        analysis.main(["prior", "--model", "model"])
 
 
 @pytest.mark.skipif(
@@ -269,8 +272,10 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
             )
         right.append(likelihoods[question["gold"]] == max(likelihoods))
     assert 0 < sum(right) < len(right)
-    prior.main(
+    analysis.main(
         [
+            "prior",
+            "--model",
             str(tiny_folder),
             "--tasks-folder",
             str(tmp_path),
