@@ -124,10 +124,9 @@ def largest_micro_batch(config, pairs):
 
 def run_settings(config, model, pairs):
     """What settings.json holds."""
-    from config import total_steps
     from sdft import make_batch
 
-    steps = total_steps(config, len(pairs))
+    steps = config.total_steps(len(pairs))
     batches = [make_batch(range(len(pairs)), step, config, None) for step in range(steps)]
     each = config.rollouts_per_prompt
     return {
