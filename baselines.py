@@ -35,6 +35,7 @@ from kl_estimators import REDUCTIONS, completion_logprobs, sequence_mean
 from models import load_model, output_head, read_state, stop_tokens
 from optim import clip_gradients
 from sampling import Rollout, completion_hidden, sample_completions
+from scoring import step_metrics
 from sdft import micro_batches, prepare, sdft_step, stop_if_not_finite, train
 
 
@@ -67,7 +68,7 @@ def likelihood_step(student, teacher, optimizer, batch, config, loss=likelihood_
     stop_if_not_finite(grad_norm, nll_B, batch)
     optimizer.step(batch.learning_rate)
     metrics = {"nll": nll_B.mean().item()}
-    return metrics | evaluation.step_metrics(batch, rollout, grad_norm, started), rollout
+    return metrics | step_metrics(batch, rollout, grad_norm, started), rollout
 
 
 def dynamic_step(*arguments):

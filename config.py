@@ -1,6 +1,6 @@
 """What decides a run: Config, whose fields are the flags, the presets, and what is refused.
 
-Needs torch, and data.py, kl_estimators.py and models.py beside it.
+Needs torch, and data.py, kl_estimators.py, models.py, optim.py and scoring.py beside it.
 """
 
 import argparse
@@ -13,9 +13,12 @@ from pathlib import Path
 
 import torch
 
-from data import CONTEXTS, SAMPLES, TASKS, TEACHER_INSTRUCTIONS, check_context, load_task
+import data
+from data import CONTEXTS, SAMPLES, TASKS, TEACHER_INSTRUCTIONS, load_task
 from kl_estimators import DIVERGENCES, ESTIMATORS, REDUCTIONS
 from models import list_checkpoints, read_state
+from optim import GENERAL_PROMPTS
+from scoring import check_unseen, choose_scorer, score_by_rule
 
 
 def option(default, help, choices=None):
@@ -66,6 +69,9 @@ class Config:
     # evaluation and saving
     train_examples: int | None = option(None, "use only the first N training examples")
     eval_examples: int | None = option(None, "use only the first N of each evaluation set")
+    judge: str | None = option(None, "URL of a model that scores knowledge and medical answers")
+    judge_model: str | None = option(None, "its name there, if the server needs one")
+    general_data: str | None = option(None, "JSONL of up to 32 prompts to measure drift on")
     general_tokens: int = option(256, "length of the answers that drift is measured on")
     eval_every: int = option(50, "steps between validations; 0: never, and no best weights")
     save_every: int = option(50, "steps between checkpoints")
@@ -123,8 +129,6 @@ HARDWARE = {
         "max_new_tokens": 512,
         "max_prompt_tokens": 1024,
         "max_teacher_prompt_tokens": 2048,
-        "eval_examples": 64,
-        "general_tokens": 64,
     },
 }
 LONGER = {"max_new_tokens": 96, "max_prompt_tokens": 512, "max_teacher_prompt_tokens": 768}
@@ -195,13 +199,12 @@ def described(f):
 def new_config(given, fixed, method):
     for name, value in fixed.items():
         if given.get(name, value) != value:
-            raise ValueError(
-                f"{flag(name)} is {given[name]}; --method {method} fixes it to {value}"
-            )
+            why = f"--method {method} fixes it to {value}"
+            raise ValueError(f"{flag(name)} is {given[name]}; {why}")
     preset, values, why = choose_preset(given)
     values = preset_values(preset, given.get("task", Config.task)) | values | fixed | given
-    data = "" if "data" in given else "; data: our own small samples, as no --data is given"
-    return Config(**{"preset": preset} | values), None, f"preset {preset} ({why}){data}"
+    samples = "" if "data" in given else "; data: our own small samples, as no --data is given"
+    return Config(**{"preset": preset} | values), None, f"preset {preset} ({why}){samples}"
 
 
 # GB of a plan, Qwen2.5's size, offload: python benchmarks/bench_memory.py --table
@@ -230,10 +233,7 @@ def choose_preset(given):
 def resumed_config(run_folder, given, script):
     checkpoints = list_checkpoints(run_folder)
     if not checkpoints:
-        raise ValueError(
-            f"{run_folder} has no checkpoint to resume from; name the folder of a run, such as "
-            "runs/science"
-        )
+        raise ValueError(f"{run_folder} has no checkpoint to resume from; name the folder of a run")
     state = read_state(checkpoints[-1])
     saved, writer = state["config"], "sdft.py" if state["method"] == "sdft" else "baselines.py"
     if writer != script:
@@ -243,7 +243,8 @@ def resumed_config(run_folder, given, script):
         )
     changed = {name: value for name, value in given.items() if saved.get(name) != value}
     changes = [f"{flag(name)} is {value}, was {saved.get(name)}" for name, value in changed.items()]
-    if changed.keys() - set(FREE_ON_RESUME):
+    moved = {"judge"} if saved.get("judge") and given.get("judge") else set()  # its server
+    if changed.keys() - set(FREE_ON_RESUME) - moved:
         raise ValueError(
             f"a resumed run keeps its configuration; {'; '.join(changes)}. Leave these flags out, "
             f"or start a new run; only {FREE_FLAGS} may change"
@@ -252,12 +253,10 @@ def resumed_config(run_folder, given, script):
     return Config(**saved | given), checkpoints[-1], "; ".join(about)
 
 
-AT_LEAST = {
-    0: "skip_first_tokens eval_every sample_every warmup weight_decay seed keep_last".split()
-}
+AT_LEAST = {0: "skip_first_tokens eval_every sample_every warmup weight_decay seed keep_last"}
 AT_LEAST[1] = """batch_size rollouts_per_prompt micro_batch_size micro_batch_tokens max_new_tokens
     max_prompt_tokens max_teacher_prompt_tokens save_every log_every train_examples
-    eval_examples steps general_tokens""".split()
+    eval_examples steps general_tokens"""
 
 
 def check_config(config):
@@ -287,7 +286,7 @@ def check_config(config):
             "tokens costs nothing, and the model learns to end there"
         )
     for least, names in AT_LEAST.items():
-        for name in names:
+        for name in names.split():
             value = getattr(config, name)
             if value is not None and not value >= least:
                 raise ValueError(f"{flag(name)} is {value}; it must be at least {least}")
@@ -314,6 +313,7 @@ class Splits:
     validation: list
     reports: dict  # name -> the examples of a row of the final table
     general: list  # everyday questions, never trained on, that drift is measured on
+    scorer: object = score_by_rule  # or a judge (scoring.choose_scorer)
 
 
 REPORTS = {  # what the final table of a run shows, {name: split}; other tasks show their test split
@@ -338,8 +338,14 @@ def load_splits(config):
         if split == "test" or (own / f"{split}.jsonl").exists()  # a folder may lack the others
     }
     for example in train + validation:
-        check_context(example, config.teacher_context)
-    return Splits(train, validation, reports, load_task("general", "test"))
+        data.check_context(example, config.teacher_context)
+    file = config.general_data
+    general = data.read_jsonl(file, "general", False) if file else load_task("general", "test")
+    # re-invocation trains on everyday prompts
+    check_unseen(general, load_task("general", "train") if config.teacher == "model" else train)
+    scored = validation + sum(reports.values(), [])
+    scorer = choose_scorer(config.task, scored, config.judge, config.judge_model)
+    return Splits(train, validation, reports, general[:GENERAL_PROMPTS], scorer)
 
 
 @contextmanager

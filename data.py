@@ -8,10 +8,11 @@ A line of a file is one JSON object (docs/reference.md has examples of each task
     answer         the right letter A-D, or one of the options                    science
     options        what the answer is one of, each a list of accepted variants:
                    [["alkane", "alkanes"], ["ketone", "ketones"]]                 science
-    key_facts      facts, each a list of accepted variants: [["1 May", "May 1"]]  knowledge, medical
+    key_facts      facts, each a list of accepted variants: [["1 May", "May 1"]]; knowledge and
+                   medical need them, unless a judge scores
     calls          the golden tool calls: [{"name": string, "arguments": object}] tooluse
     pattern        regular expression that the whole answer must match            probe
-    reference      the right answer in one sentence, for a judge
+    reference      the right answer in words, for a judge; else it takes the demonstration
     text           the article the answer comes from                              knowledge
     id             any string; else the line is named by file and number
 
@@ -26,11 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SAMPLES = Path(__file__).resolve().parent / "samples"
-TASKS = {  # the fields that scoring and the teacher's prompt need beside `prompt`
+TASKS = {  # the fields that each line needs beside `prompt`
     "science": ["demonstration", "answer"],
-    "knowledge": ["demonstration", "text", "key_facts"],
+    "knowledge": ["demonstration", "text"],
     "tooluse": ["demonstration", "calls"],
-    "medical": ["demonstration", "key_facts"],
+    "medical": ["demonstration"],
     "general": [],  # questions of everyday use, never trained on: they measure forgetting
     "probe": [],  # the same, with answers that can be checked: key_facts or pattern
 }
@@ -39,6 +40,7 @@ CONTEXTS = ["demonstration", "text", "text+demonstration", "none"]
 TEACHER_INSTRUCTIONS = {  # how the teacher's prompt ends
     "thinking": "Now answer with a response of your own, including the thinking process:",
     "plain": "Now answer with a response of your own.",
+    "own-words": "Now answer the question in your own words.",
 }
 
 

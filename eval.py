@@ -24,18 +24,10 @@ from tqdm import tqdm
 
 import data
 import models
+import scoring
 from kl_estimators import compare_completions
 from models import output_head
 from sampling import completion_hidden, sample_completions
-from scoring import (
-    estimate,
-    final_answer,
-    format_preflight,
-    format_results,
-    format_table,
-    summarise,
-    verdict,
-)
 
 # ---- greedy accuracy ----
 
@@ -47,20 +39,38 @@ class Answer:
     text: str  # thoughts included, also if the template wrote the <think> before them
     ids: list  # through the EOS, if there is one
     finished: bool
+    scores: dict | None = None  # {"correct": …}; a judge that failed gives {"not_judged": True}
 
 
-def evaluate(model, tokenizer, examples, *, context="none", instruction="thinking", **how):
+def evaluate(
+    model,
+    tokenizer,
+    examples,
+    *,
+    context="none",
+    instruction="thinking",
+    scorer=scoring.score_by_rule,
+    **how,
+):
     """Greedy accuracy -> (summary dict, list of Answer).
 
-    summary: n; the share of each score ("correct", "lenient", "well_formed"); standard_error of
-    "correct"; finished, the share that reached an EOS; completion_tokens, their mean number;
-    artefacts, the share that opens with words about what only a teacher sees. how are the
-    max_new_tokens, batch_size and description of answer_greedily.
+    scorer(examples, answers) is the rule or a judge (scoring.choose_scorer). summary: n; the share
+    of each score ("correct", "lenient", "well_formed", "not_judged"); standard_error of "correct";
+    finished, the share that reached an EOS; completion_tokens, their mean number; artefacts, the
+    share that opens with words about what only a teacher sees. how are the max_new_tokens,
+    batch_size and description of answer_greedily.
     """
     messages = [data.teacher_messages(example, context, instruction) for example in examples]
     prompts = [data.encode_prompt(tokenizer, turns) for turns in messages]
     answers = answer_greedily(model, tokenizer, prompts, **how)
-    return summarise(examples, answers), answers
+    return score_answers(examples, answers, scorer), answers
+
+
+def score_answers(examples, answers, scorer):
+    """Keep the scores of each answer in it -> their summary."""
+    for answer, scores in zip(answers, scorer(examples, answers), strict=True):
+        answer.scores = scores
+    return scoring.summarise(answers)
 
 
 def answer_greedily(model, tokenizer, prompts, max_new_tokens, batch_size=32, description=None):
@@ -193,7 +203,7 @@ def encode_pairs(tokenizer, examples, config):
 
 
 @torch.no_grad()
-def preflight(model, tokenizer, examples, config):
+def preflight(model, tokenizer, examples, config, scorer=scoring.score_by_rule):
     """What the model can do alone and as its own teacher, before it is trained -> a dict.
 
     student, teacher     summaries of `evaluate`, without and with the teacher's context
@@ -203,30 +213,25 @@ def preflight(model, tokenizer, examples, config):
     With --teacher-context none there is no such teacher, and only the student is evaluated.
     """
     length, started = {"max_new_tokens": config.max_new_tokens}, time.perf_counter()
-    student, answers = evaluate(
-        model, tokenizer, examples, **length, description="preflight: student"
-    )
-    figures = {"student": student}
-    seconds = time.perf_counter() - started
+    prompts = [data.encode_prompt(tokenizer, example.messages) for example in examples]
+    answers = answer_greedily(model, tokenizer, prompts, **length, description="preflight: student")
+    seconds = time.perf_counter() - started  # a judge's time is not part of it
+    figures = {"student": score_answers(examples, answers, scorer)}
     figures["sampling_tokens_per_s"] = sum(len(answer.ids) for answer in answers) / seconds
-    how = {"context": config.teacher_context, "instruction": config.teacher_instruction}
+    context = {"context": config.teacher_context, "instruction": config.teacher_instruction}
     if config.teacher_context != "none":
-        figures["teacher"], answers = evaluate(
-            model, tokenizer, examples, **how, **length, description="preflight: teacher"
-        )
+        how = context | length | {"scorer": scorer, "description": "preflight: teacher"}
+        figures["teacher"], answers = evaluate(model, tokenizer, examples, **how)
         copied = [
-            final_answer(answer.text).split() == example.demonstration.split()
+            scoring.final_answer(answer.text).split() == example.demonstration.split()
             for answer, example in zip(answers, examples, strict=True)
         ]
         figures["copied"] = sum(copied) / len(copied)
 
     kl, tokens, scored, started = 0.0, 0, 0, time.perf_counter()
-    for example, answer in zip(examples, answers, strict=True):
+    for example, prompt, answer in zip(examples, prompts, answers, strict=True):
         ids_BT = torch.tensor([answer.ids], device=model.device)
-        prompt = data.encode_prompt(tokenizer, example.messages)
-        teacher_prompt = data.encode_prompt(
-            tokenizer, data.teacher_messages(example, *how.values())
-        )
+        teacher_prompt = data.encode_prompt(tokenizer, data.teacher_messages(example, **context))
         completions = ids_BT, torch.ones_like(ids_BT, dtype=torch.bool)
         kl_BT, _, _ = token_divergence(
             model, [prompt], model, [teacher_prompt], completions, "forward"
@@ -244,10 +249,12 @@ def preflight_or_exit(run, must_teach=True):
     must_teach is False for methods that do not learn from the model in its teacher's context.
     """
     config = run.config
-    figures = preflight(run.student, run.tokenizer, run.splits.validation, config)
-    go, why = verdict(figures) if must_teach else (True, "none: this method needs no such teacher")
-    print(format_preflight(figures, config.teacher_context, why))
-    print(f"  estimate     {estimate(figures, run.pairs, config, run.method)}")
+    validation, scorer = run.splits.validation, run.splits.scorer
+    figures = preflight(run.student, run.tokenizer, validation, config, scorer)
+    no_teacher = True, "none: this method needs no such teacher"
+    go, why = scoring.verdict(figures) if must_teach else no_teacher
+    print(scoring.format_preflight(figures, config.teacher_context, why))
+    print(f"  estimate     {scoring.estimate(figures, run.pairs, config, run.method)}")
     if not go and not config.force:
         sys.exit("nothing was trained; --force trains all the same")
     record = {
@@ -285,21 +292,6 @@ def catch_signals():
         restore()
 
 
-def step_metrics(batch, rollout, grad_norm, started):
-    """What the log says of every step; docs/reference.md explains each."""
-    lengths_B, seconds = rollout.completion_mask_BT.sum(1).float(), time.perf_counter() - started
-    return {
-        "grad_norm": grad_norm,
-        "completion_tokens": lengths_B.mean().item(),
-        "finished": rollout.finished_B.float().mean().item(),
-        "tokens_per_s": lengths_B.sum().item() / seconds,
-        "learning_rate": batch.learning_rate,
-        "seconds": seconds,
-        "prompt_tokens": np.mean([len(pair.student_prompt) for pair in batch.pairs]),
-        "teacher_prompt_tokens": np.mean([len(pair.teacher_prompt) for pair in batch.pairs]),
-    }
-
-
 def rollout_report(tokenizer, batch, rollout):
     """The first completion of a batch; extras/plot.py shows where the teacher disagrees."""
     pair, mask_T = batch.pairs[0], rollout.completion_mask_BT[0]
@@ -310,9 +302,10 @@ def rollout_report(tokenizer, batch, rollout):
 def report(run, sets, when):
     """{name: summary} of the weights as they are, drift included; answers go to answers.jsonl."""
     drift, summaries = drift_from_base(run.base, run.student), {}
+    how = {"scorer": run.splits.scorer, "max_new_tokens": run.config.max_new_tokens}
     with open(run.folder / "answers.jsonl", "a", encoding="utf-8") as file:
         for name, examples in sets.items():
-            how = {"max_new_tokens": run.config.max_new_tokens, "description": f"{when}: {name}"}
+            how["description"] = f"{when}: {name}"
             summaries[name], answers = evaluate(run.student, run.tokenizer, examples, **how)
             summaries[name]["drift_from_base"] = drift
             for example, answer in zip(examples, answers, strict=True):
@@ -336,7 +329,7 @@ def finish(run):
     record["machine"] = models.describe_machine()
     (run.folder / "results.json").write_text(json.dumps(record, indent=1) + "\n")
     print(
-        f"\n{format_results(record)}\nweights: {run.folder}/last"
+        f"\n{scoring.format_results(record)}\nweights: {run.folder}/last"
         + (f", {run.folder}/best" if run.best else "")
     )
 
@@ -363,6 +356,10 @@ def main(argv=None):
     add("--data", help="folder with our JSONL files (default: our own samples)")
     add("--context", default="none", choices=data.CONTEXTS, help="what stands beside the question")
     add("--instruction", choices=list(data.TEACHER_INSTRUCTIONS), help="end of a teacher's prompt")
+    rules = {"choices": ["calls", "published"], "default": "calls"}
+    add("--rule", **rules, help="of tool use: ours (default), or that of the authors' code")
+    add("--judge", metavar="URL", help="a model at this server scores knowledge and medical")
+    add("--judge-model", metavar="NAME", help="its name there, if the server needs one")
     add("--limit", type=int, help="only the first N examples")
     add("--max-new-tokens", type=int, help="longest answer (default: its run's, else 64)")
     add("--dtype", choices=["float32", "bfloat16"], help="(default: its run's, else float32)")
@@ -379,20 +376,23 @@ def main(argv=None):
         examples = data.load_task(args.task, args.split, args.data)[: args.limit]
         for example in examples:
             data.check_context(example, args.context)
+        judge = args.judge, args.judge_model
+        scorer = scoring.choose_scorer(args.task, examples, *judge, args.rule)
         dtype = args.dtype or run.get("dtype", "float32")
         model, tokenizer = models.load_model(args.model, models.best_device(), dtype)
         how = {"max_new_tokens": length, "batch_size": args.batch_size, "description": "answering"}
-        context = {"context": args.context, "instruction": instruction}
-        summary, answers = evaluate(model, tokenizer, examples, **context, **how)
+        how |= {"context": args.context, "instruction": instruction, "scorer": scorer}
+        summary, answers = evaluate(model, tokenizer, examples, **how)
     except ValueError as error:
         sys.exit(f"error: {error}")
     label = f"{args.task} {args.split}, context {args.context}, at most {length} tokens"
-    print(format_table([(label, summary)]))
+    label += ", by the published rule" if args.rule == "published" else ""
+    print(scoring.format_table([(label, summary)]))
     if args.json:
         command = " ".join(["python", "eval.py", *(argv or sys.argv[1:])])
         record = {"command": command, "summary": summary, "machine": models.describe_machine()}
         pairs = zip(examples, answers, strict=True)
-        record["answers"] = [{"id": e.id, "answer": answer.text} for e, answer in pairs]
+        record["answers"] = [{"id": e.id, "answer": a.text, "scores": a.scores} for e, a in pairs]
         args.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 

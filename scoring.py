@@ -3,11 +3,50 @@
 import json
 import math
 import re
+import sys
+import time
 from collections import Counter
+from pathlib import Path
+
+# ---- scorers of a list of answers: scorer(examples, answers) -> a dict of booleans for each ----
+
+
+def choose_scorer(task, examples, judge=None, judge_model=None, rule="calls"):
+    """A judge at a URL, the rule of the task or the authors' rule -> scorer(examples, answers).
+
+    Raises ValueError, before any model loads, if it cannot score these examples.
+    """
+    if rule == "published" and task != "tooluse":
+        raise ValueError(f"--rule published scores tool use; --task is {task}")
+    if judge is None and judge_model is not None:
+        raise ValueError(f"--judge-model {judge_model} needs --judge URL")
+    if judge is not None:
+        extras = Path(__file__).resolve().parent / "extras"
+        if not (extras / "judge.py").is_file():
+            raise ValueError(f"--judge needs the file {extras / 'judge.py'}, which is not there")
+        sys.path.insert(0, str(extras))
+        from judge import judge_scorer
+
+        return judge_scorer(task, examples, judge, judge_model)
+    for example in examples:
+        if task in ("knowledge", "medical") and not example.key_facts:
+            remedy = "without them only a judge can score it: --judge URL"
+            raise ValueError(f'{example.source}: field "key_facts" is missing; {remedy}')
+    return score_by_rule if rule == "calls" else score_as_published
+
+
+def score_by_rule(examples, answers):
+    return [score(answer.text, e) for answer, e in zip(answers, examples, strict=True)]
+
+
+def score_as_published(examples, answers):
+    """Tool use by the rule of the authors' code."""
+    pairs = zip(answers, examples, strict=True)
+    return [{"correct": score_published(final_answer(answer.text), e.calls)} for answer, e in pairs]
 
 
 def score(text, example):
-    """The scorer of the example's task; thoughts are not scored."""
+    """The rule of the example's task; thoughts are not scored."""
     text = final_answer(text)
     if example.task == "science" and example.options:
         return score_option(text, example.answer, example.options)
@@ -24,12 +63,19 @@ def score(text, example):
     raise ValueError(f"{example.source}: there is nothing to score an answer by")
 
 
-def summarise(examples, answers):
-    """Shares over answers (text, ids, finished) -> dict; eval.evaluate explains its entries."""
-    scores = [score(answer.text, e) for answer, e in zip(answers, examples, strict=True)]
-    n = len(examples)
-    summary = {"n": n} | {name: sum(s[name] for s in scores) / n for name in scores[0]}
-    summary["standard_error"] = math.sqrt(summary["correct"] * (1 - summary["correct"]) / n)
+def summarise(answers):
+    """Shares over answers (text, ids, finished, scores) -> dict; eval.evaluate explains it.
+
+    Each share is over the answers that have that score: what a judge did not judge has none.
+    """
+    n, found = len(answers), {}
+    for answer in answers:
+        for name, value in answer.scores.items():
+            found.setdefault(name, []).append(value)
+    summary = {"n": n} | {name: sum(values) / len(values) for name, values in found.items()}
+    if "correct" in summary:
+        p = summary["correct"]
+        summary["standard_error"] = math.sqrt(p * (1 - p) / len(found["correct"]))
     summary["finished"] = sum(answer.finished for answer in answers) / n
     summary["completion_tokens"] = sum(len(answer.ids) for answer in answers) / n
     summary["artefacts"] = artefact_rate([answer.text for answer in answers])
@@ -37,7 +83,12 @@ def summarise(examples, answers):
 
 
 def validation_rank(summary):
-    """What the best weights are chosen by: correct, then well_formed or lenient."""
+    """What the best weights are chosen by: correct, then well_formed or lenient.
+
+    None, which chooses nothing, if a judge judged fewer than half of the answers.
+    """
+    if summary.get("not_judged", 0) > 0.5:
+        return None
     return [summary["correct"], summary.get("well_formed", summary.get("lenient", 0))]
 
 
@@ -54,7 +105,7 @@ def score_option(text, answer, options):
 
     options is a list of options, each a list of accepted variants. well_formed: it names just one.
     """
-    text = _normalise(text)
+    text = normalise(text)
     named = [variants for variants in options if any(_occurs(v, text) for v in variants)]
     return {"correct": len(named) == 1 and answer in named[0], "well_formed": len(named) == 1}
 
@@ -85,19 +136,19 @@ def score_reference(text, key_facts):
     Case is folded, white space normalised, and a variant counts at word boundaries only: 31 is not
     in 312, nor in 31.5 or 1,031.
     """
-    text = _normalise(text)
+    text = normalise(text)
     found = [any(_occurs(variant, text) for variant in variants) for variants in key_facts]
     return {"correct": all(found), "lenient": any(found)}
 
 
 def _occurs(variant, normalised_text):
-    variant = _normalise(variant)
+    variant = normalise(variant)
     before = r"(?<!\w)(?<!\d[.,])" if variant[0].isdigit() else r"(?<!\w)"
     after = r"(?!\w)(?![.,]\d)" if variant[-1].isdigit() else r"(?!\w)"
     return re.search(before + re.escape(variant) + after, normalised_text) is not None
 
 
-def _normalise(text):
+def normalise(text):
     return " ".join(text.casefold().split())
 
 
@@ -108,8 +159,8 @@ def score_tooluse(text, calls):
     """correct: the text makes the golden calls [{"name", "arguments"}], no more and no fewer.
 
     Calls are compared as a multiset; the order of arguments is free, and numbers are equal as
-    numbers. well_formed: the text makes a call that can be parsed. extras/analysis.py has the
-    authors' rule, for comparison with published figures.
+    numbers. well_formed: the text makes a call that can be parsed. score_published is the authors'
+    rule, for comparison with published figures.
     """
     made = tool_calls(text)
     golden = Counter((call["name"], canonical(call["arguments"])) for call in calls)
@@ -151,6 +202,42 @@ def canonical(arguments):
     return json.dumps(json.loads(json.dumps(arguments), parse_float=number), sort_keys=True)
 
 
+def score_published(text, calls):
+    """Whether a text is right by the rule of the authors' code.
+
+    The multiset of names must be the golden one, and so must all arguments merged into one dict.
+    The rule reads an input up to the first "}" and a name as one word: nested JSON and names with
+    brackets fail even when right. It never sees which call an argument belongs to.
+    """
+    inputs = []
+    for block in re.findall(r"Action Input:\s*(\{[^}]*\})", text):
+        try:
+            inputs.append(json.loads(block))
+        except (ValueError, RecursionError):
+            continue  # skipped: part of the rule
+    names = Counter(re.findall(r"Action:\s*(\w+)", text))
+    golden_names = Counter(call["name"] for call in calls)
+    golden = merge(call["arguments"] for call in calls)
+    return names == golden_names and merge(inputs) == golden
+
+
+def merge(dicts):
+    """One dict; a later value of a key hides an earlier one."""
+    return {key: value for arguments in dicts for key, value in arguments.items()}
+
+
+# ---- drift ----
+
+
+def check_unseen(general, train):
+    """ValueError if a prompt that drift is measured on is also trained on."""
+    trained = {normalise(example.messages[-1]["content"]): example.source for example in train}
+    for example in general:
+        if source := trained.get(normalise(example.messages[-1]["content"])):
+            remedy = "leave it out there, or name other prompts with --general-data"
+            raise ValueError(f"{example.source}: {source} trains on this prompt; {remedy}")
+
+
 # ---- artefacts: what a student learns from a teacher that speaks of its context ----
 
 _SOURCES = ["text", "article", "passage", "example"]
@@ -172,7 +259,7 @@ ARTEFACTS = [  # openings about what only the teacher sees (section 5 of the pap
 def artefact_rate(texts):
     """Share of texts that open with one of ARTEFACTS, whatever the case; tags may come before."""
     opening = re.compile(r"(?:<\w+>|\W)*(?:" + "|".join(map(re.escape, ARTEFACTS)) + r")(?!\w)")
-    return sum(opening.match(_normalise(text)) is not None for text in texts) / len(texts)
+    return sum(opening.match(normalise(text)) is not None for text in texts) / len(texts)
 
 
 # ---- what is printed and logged ----
@@ -181,6 +268,8 @@ def artefact_rate(texts):
 def verdict(figures):
     """(whether the teacher can teach, why) from the figures of `preflight`."""
     student, teacher = figures["student"], figures["teacher"]
+    if "correct" not in student or "correct" not in teacher:
+        return False, "no-go: the judge judged no answer; try another --judge-model"
     if teacher["correct"] > student["correct"]:
         return True, "go: with its context the model can do what it cannot do alone"
     no_better = "no-go: the teacher is no better than the student"
@@ -199,7 +288,8 @@ def verdict(figures):
 
 def format_preflight(figures, context, why):
     def scores(summary):
-        names = {"correct": "right", "well_formed": "well formed", "finished": "ended"}
+        names = {"correct": "right", "not_judged": "not judged"}
+        names |= {"well_formed": "well formed", "finished": "ended"}
         return ", ".join(f"{summary[k]:.1%} {name}" for k, name in names.items() if k in summary)
 
     lines = [
@@ -232,6 +322,22 @@ def estimate(figures, pairs, config, method):
     return f"{steps} steps of about {rows * row_seconds:.0f} s = {minutes:.0f} minutes"
 
 
+def step_metrics(batch, rollout, grad_norm, started):
+    """What the log says of every step; docs/reference.md explains each."""
+    lengths_B, seconds = rollout.completion_mask_BT.sum(1).float(), time.perf_counter() - started
+    n = len(batch.pairs)
+    return {
+        "grad_norm": grad_norm,
+        "completion_tokens": lengths_B.mean().item(),
+        "finished": rollout.finished_B.float().mean().item(),
+        "tokens_per_s": lengths_B.sum().item() / seconds,
+        "learning_rate": batch.learning_rate,
+        "seconds": seconds,
+        "prompt_tokens": sum(len(pair.student_prompt) for pair in batch.pairs) / n,
+        "teacher_prompt_tokens": sum(len(pair.teacher_prompt) for pair in batch.pairs) / n,
+    }
+
+
 def start_log(file, step):
     """Open a .jsonl for appending, without the lines after `step` or cut off by a full disk."""
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
@@ -242,8 +348,9 @@ def start_log(file, step):
 
 def log_line(step, metrics, label=""):
     shown = {"kl": ".4f", "nll": ".4f", "grad_norm": ".2f", "correct": ".1%", "lenient": ".1%"}
-    shown |= {"well_formed": ".1%", "completion_tokens": ".1f", "finished": ".0%"}
-    shown |= {"drift_from_base": ".3f", "teacher_gap": ".1e", "tokens_per_s": ".1f"}
+    shown |= {"not_judged": ".1%", "well_formed": ".1%", "completion_tokens": ".1f"}
+    shown |= {"finished": ".0%", "drift_from_base": ".3f", "teacher_gap": ".1e"}
+    shown |= {"tokens_per_s": ".1f"}
     cells = [f"  {name} {metrics[name]:{form}}" for name, form in shown.items() if name in metrics]
     return f"step {step:>4}{label}" + "".join(cells)
 
@@ -266,6 +373,7 @@ def format_table(rows):
     forms = {
         "correct": "{:.1%}",
         "lenient": "{:.1%}",
+        "not_judged": "{:.1%}",
         "well_formed": "{:.1%}",
         "finished": "{:.1%}",
     }
@@ -275,7 +383,10 @@ def format_table(rows):
     lines = [" " * width + "     n" + "".join(f"{name.replace('_', ' '):>18}" for name in names)]
     for label, summary in rows:
         cells = [forms[name].format(summary[name]) if name in summary else "" for name in names]
-        if "correct" in names:
+        if "correct" in summary:
             cells[0] += f" ± {summary['standard_error']:.1%}"
         lines.append(f"{label:{width}}  {summary['n']:>4}" + "".join(f"{c:>18}" for c in cells))
-    return "\n".join([*lines, "± is one standard error over the questions"])
+    lines.append("± is one standard error over the questions")
+    if "not_judged" in names:
+        lines.append("right and wrong by the judge, over the answers that it judged")
+    return "\n".join(lines)

@@ -57,7 +57,7 @@ from config import Config, Splits, load_splits, parse_config, run_folder
 from kl_estimators import ESTIMATORS, REDUCTIONS, compare_completions, sequence_mean
 from optim import AdamW, check_plan, clip_gradients, relative_distance, update_ema
 from sampling import completion_hidden, sample_completions
-from scoring import log_line, start_log, validation_rank
+from scoring import log_line, start_log, step_metrics, validation_rank
 
 
 def sdft_step(student, teacher, optimizer, batch, config, rollout=None):
@@ -103,7 +103,7 @@ def sdft_step(student, teacher, optimizer, batch, config, rollout=None):
     metrics = {"kl": kl_B.mean().item(), "sampling_seconds": sampled - started}
     lengths_B = rollout.completion_mask_BT.sum(1)
     metrics["no_loss_tokens"] = (lengths_B <= config.skip_first_tokens).float().mean().item()
-    return metrics | evaluation.step_metrics(batch, rollout, grad_norm, started), rollout
+    return metrics | step_metrics(batch, rollout, grad_norm, started), rollout
 
 
 def train(run, take_step=sdft_step):
@@ -245,7 +245,7 @@ def validate(run, step):
     """Greedy accuracy on validation, and drift; the best weights so far are saved in best/."""
     summary = evaluation.report(run, {"validation": run.splits.validation}, f"step {step}")
     rank = validation_rank(summary["validation"])
-    if run.best is None or rank >= run.best["rank"]:
+    if rank is not None and (run.best is None or rank >= run.best["rank"]):
         run.best = {"step": step, "rank": rank}
         models.save_model(run.folder / "best", run.student, run.tokenizer)
     return summary["validation"]

@@ -22,10 +22,8 @@ import gzip
 import itertools
 import json
 import math
-import re
 import statistics
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +45,7 @@ from data import (
 )
 from eval import Answer, answers_of, config_of_run, evaluate, split, token_divergence
 from sampling import sample_completions
-from scoring import final_answer, format_table, score, summarise
+from scoring import final_answer, format_table, score, score_published, summarise
 
 # two-sided 95 % quantiles of Student's t for 2, 3, ... values: 1, 2, ... degrees of freedom
 T_95 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
@@ -215,33 +213,6 @@ def equal_accuracy(files, levels=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8)):
         yield f"| {' | '.join(cells)} |"
 
 
-# ---- tool use as the published figures score it ----
-
-
-def score_published(text, calls):
-    """Whether a text is right by the rule of the authors' code; scoring.score_tooluse is ours.
-
-    The multiset of names must be the golden one, and so must all arguments merged into one dict.
-    The rule reads an input up to the first "}" and a name as one word: nested JSON and names with
-    brackets fail even when right. It never sees which call an argument belongs to.
-    """
-    inputs = []
-    for block in re.findall(r"Action Input:\s*(\{[^}]*\})", text):
-        try:
-            inputs.append(json.loads(block))
-        except (ValueError, RecursionError):
-            continue  # skipped: part of the rule
-    names = Counter(re.findall(r"Action:\s*(\w+)", text))
-    golden_names = Counter(call["name"] for call in calls)
-    golden = merge(call["arguments"] for call in calls)
-    return names == golden_names and merge(inputs) == golden
-
-
-def merge(dicts):
-    """One dict; a later value of a key hides an earlier one."""
-    return {key: value for arguments in dicts for key, value in arguments.items()}
-
-
 # ---- stored answers, scored again ----
 
 
@@ -267,8 +238,9 @@ def rescore(file, task, folder=None):
                     f'{file}: id "{min(unknown)}" is not in the {split} questions of {task}; '
                     "give the --task and --data of the run"
                 )
-            answers = [Answer(text, [], False) for text in texts.values()]
-            summary = summarise([known[id] for id in texts], answers)
+            summary = summarise(
+                [Answer(text, [], False, score(text, known[id])) for id, text in texts.items()]
+            )
             # these two need the token ids, which are not stored
             del summary["finished"], summary["completion_tokens"]
             rows.append((f"{name}, {when}", summary))
@@ -296,11 +268,12 @@ def read_stored(file):
 
 
 def measure_pass_at_k(model, tokenizer, examples, args, **how):
-    samples = args.samples or args.k
+    samples, how = args.samples or args.k, how | {"temperature": args.temperature}
     summary, right = evaluate_pass_at_k(
         model, tokenizer, examples, k=args.k, samples=samples, seed=args.seed, **how
     )
-    print(f"{samples} answers to each of {summary['n']} questions, temperature 1, top-p 0.95")
+    sampled = f"temperature {args.temperature:g}, top-p 0.95"
+    print(f"{samples} answers to each of {summary['n']} questions, {sampled}")
     for name, share in summary.items():
         if name.startswith("pass@"):
             print(f"{name:>9}  {share:.1%}")
@@ -367,6 +340,7 @@ def parse_arguments(argv):
     add = parsers["pass-at-k"].add_argument
     add("--k", type=int, required=True, help="largest k")
     add("--samples", type=int, help="answers to each question, at least K; more are less noisy")
+    add("--temperature", type=float, default=1.0, help="default: %(default)s")
     parsers["kl-to-base"].add_argument("--base", required=True, help="folder, hub id, or smollm2")
     for name in ("pass-at-k", "kl-to-base"):
         parsers[name].add_argument("--seed", type=int, default=0, help="of the sampled answers")
@@ -384,6 +358,8 @@ def parse_arguments(argv):
             parser.error(f"--{name.replace('_', '-')} {value}: it must be at least 1")
     if args.measure == "pass-at-k" and args.samples is not None and args.samples < args.k:
         parser.error(f"--samples {args.samples} is below --k {args.k}; give at least as many")
+    if args.measure == "pass-at-k" and not args.temperature > 0:
+        parser.error(f"--temperature {args.temperature}: it must be above 0")
     if args.measure == "published" and args.task != "tooluse":
         parser.error(f"published scores tool use alone; --task is {args.task}")
     run = config_of_run(args.model)

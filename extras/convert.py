@@ -12,7 +12,8 @@ A folder that names its splits (train_data, eval_data, train.jsonl, ...) keeps t
 validation, 1/16 of the training questions become that (75 to 5, as in the paper). Anything else is
 split 75/5/20. The split is a function of seed and question, the same on every machine, and no
 question is in two splits. A broken record stops the run and is named by file, record (lines and
-records count from 1) and field; --skip-broken names it and leaves it out.
+records count from 1) and field; --skip-broken names it and leaves it out. What is printed: which
+fields became which, how many records were written and left out, and why.
 """
 
 import argparse
@@ -21,6 +22,10 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of scoring.py
+
+from scoring import score_reference
 
 SPLITS = ["test", "validation", "train"]  # a question in two splits stays in the first of these
 FOLDER_NAMES = {
@@ -141,22 +146,14 @@ def sciknoweval(record, place, demonstration):
 
 
 def huatuo(record, place, demonstration):
-    """The reference is the short gold answer; reasoning-SFT has none, and its whole response
-    serves.
+    """The reference is the short gold answer. reasoning-SFT has none: there it is the response, and
+    no key fact is written, since only a copy of the demonstration would contain it.
     """
-    question = (
-        "Open-ended Verifiable Question"
-        if "Open-ended Verifiable Question" in record
-        else "Question"
-    )
-    reference = field(
-        record, "Ground-True Answer" if "Ground-True Answer" in record else "Response", place
-    )
-    row = {
-        "prompt": field(record, question, place),
-        "reference": reference,
-        "key_facts": [[reference]],
-    }
+    question = taken("huatuo", "prompt", record)
+    row = {"prompt": field(record, question, place)}
+    row["reference"] = field(record, taken("huatuo", "reference", record), place)
+    if "Ground-True Answer" in record:
+        row["key_facts"] = [[row["reference"]]]
     if "Response" in record:  # verifiable-problem has no worked answers
         row["demonstration"] = field(record, "Response", place)
         if demonstration == "reasoning":  # followed by the response: thoughts alone are no answer
@@ -213,6 +210,52 @@ SOURCES = {
     ),
     "trl": (trl, [{"prompt", "completion"}, {"prompt", "privileged_context"}, {"messages"}]),
 }
+
+
+# source -> {our field: its fields, of which the first is taken that the records have}
+TAKEN = {
+    "sciknoweval": {"prompt": ["question + choices"], "answer": ["answerKey"]},
+    "toolalpaca": {
+        "prompt": ["Name + Description + NLDocumentation + Instructions"],
+        "calls": ["Golden_Answers"],
+        "demonstration": ["Golden_Answers"],
+    },
+    "authors-tooluse": {
+        "prompt": ["prompt"],
+        "calls": ["golden_answer"],
+        "demonstration": ["golden_response"],
+    },
+    "sdpo-tooluse": {"prompt": ["prompt"], "calls": ["answer"], "demonstration": ["answer"]},
+    "authors-science": {
+        "prompt": ["messages", "prompt"],
+        "answer": ["output_text", "answer"],
+        "demonstration": ["output_text"],
+    },
+    "huatuo": {
+        "prompt": ["Open-ended Verifiable Question", "Question"],
+        "reference": ["Ground-True Answer", "Response"],
+        "key_facts": ["Ground-True Answer"],
+        "demonstration": ["Response"],
+    },
+    "trl": {
+        "prompt": ["messages", "prompt"],
+        "demonstration": ["messages", "completion", "privileged_context"],
+    },
+}
+
+
+def taken(source, ours, record):
+    """The name of the record's field, or fields, that becomes a field of ours."""
+    choices = TAKEN[source].get(ours, [ours])
+    return next(name for name in choices if record.keys() >= set(name.split(" + ")))
+
+
+def describe(source, record, row, demonstration):
+    """What convert says of the fields that it took."""
+    names = {ours: taken(source, ours, record) for ours in row}
+    if source == "huatuo" and demonstration == "reasoning":
+        names["demonstration"] = "Complex_CoT + Response"
+    return f"{source}: " + ", ".join(f"{ours} from {theirs}" for ours, theirs in names.items())
 
 
 def recognise(place, record):
@@ -462,7 +505,7 @@ def read_rows(inputs, source, demonstration, skip_broken, left_out):
 
     It counts in left_out what it leaves out.
     """
-    rows, read = [], Counter()
+    rows, read, described = [], Counter(), []
     for argument in map(str, inputs):
         named, _, path = argument.partition("=")
         if named not in SPLITS:
@@ -488,8 +531,12 @@ def read_rows(inputs, source, demonstration, skip_broken, left_out):
                     row = "broken"
                 if isinstance(row, str):
                     left_out[row] += 1
-                else:
-                    rows.append((split, row))
+                    continue
+                rows.append((split, row))
+                if (line := describe(name, record, row, demonstration)) not in described:
+                    described.append(line)
+    for line in described:
+        print(line)
     return rows, read
 
 
@@ -515,13 +562,29 @@ def convert(inputs, output, source=None, demonstration="answer", seed=0, skip_br
     print("wrote", ", ".join(f"{number} {split}" for split, number in counts.items()), "to", output)
     reasons = ", ".join(f"{number} ({reason})" for reason, number in left_out.items())
     print("left out", reasons or "none")
+    print_notes(parts)
+    return counts, dict(left_out)
+
+
+def print_notes(parts):
+    """What a user should know of the records that were written, {split: [row]}."""
     bare = sum("demonstration" not in row for row in parts["train"] + parts["validation"])
     if bare:
         print(
             f"note: {bare} records of train and validation have no demonstration, which "
             "training needs; add it to each line"
         )
-    return counts, dict(left_out)
+    rows = sum(parts.values(), [])
+    judged = sum("reference" in row and "key_facts" not in row for row in rows)
+    if judged:
+        print(f"note: {judged} records have a reference and no key facts: score with --judge URL")
+    both = [row for row in rows if "key_facts" in row and "demonstration" in row]
+    right = [score_reference(row["demonstration"], row["key_facts"])["correct"] for row in both]
+    if not all(right):
+        print(
+            f"note: by the string rule {right.count(False)} of {len(both)} demonstrations are "
+            "wrong, since they say the key facts in other words: score with --judge URL"
+        )
 
 
 def main():

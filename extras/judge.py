@@ -1,16 +1,18 @@
-"""Score written answers with a judge model, as the paper does for medical and knowledge.
+"""Score answers with a judge model, as the paper does for medical and knowledge.
 
+    OPENAI_API_KEY=... python sdft.py --task medical --data FOLDER \\
+        --judge https://api.openai.com/v1 --judge-model gpt-5-mini
     python eval.py --model runs/knowledge/best --task knowledge --json answers.json
-    OPENAI_API_KEY=... python extras/judge.py answers.json --task knowledge \\
-        --url https://api.openai.com/v1 --model gpt-5-mini
-    python extras/judge.py answers.json --task knowledge --judge-model DIR
+    python extras/judge.py answers.json --task knowledge --url http://127.0.0.1:8080/v1 --model NAME
+    python extras/judge.py answers.json --task knowledge --local DIR
 
---url takes any OpenAI-compatible server, which sees questions, references and answers. With
---judge-model a local model judges, greedily, and nothing leaves the machine. The key is read from
+sdft.py, baselines.py and eval.py load this file for --judge; as a command it scores stored answers.
+A judge is any OpenAI-compatible server, which sees questions, references and answers. With --local
+a model judges in this process, greedily, and nothing leaves the machine. The key is read from
 OPENAI_API_KEY and is written to no file, message or command line; redirects are refused, so that
-the key goes to no other host. Replies are kept in --cache: an interrupted run resumes, and a second
-run costs nothing. A reply without a verdict counts as unparsable and never as right. The prompt is
-ours, after the paper's description; the paper's judge is GPT-5-mini.
+the key goes to no other host. The command keeps replies in --cache: an interrupted run resumes, and
+a second run costs nothing. It counts a reply without a verdict as unparsable, never as right. The
+prompt is ours, after the paper's description; the paper's judge is GPT-5-mini.
 """
 
 import argparse
@@ -24,13 +26,14 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of data.py
 
-from data import encode_prompt, load_task
+from data import Example, encode_prompt, load_task
 from scoring import final_answer
 
 INSTRUCTIONS = {
@@ -86,11 +89,12 @@ def judge_prompt(task, example, answer):
 def parse_verdict(reply, task):
     """The verdict that a reply has as a word of its own, in capitals.
 
-    None if it has none, two different ones, or a qualified one.
+    None if it has none, two different ones, or a qualified one. Thoughts are not read.
     Traps: INCORRECT ends with CORRECT, PARTIALLY_CORRECT contains it (neither has a word boundary
     before it), and "not CORRECT" or "PARTIALLY CORRECT" mean something else.
     """
-    found = re.findall(r"(?:([\w'’]+)[\s*\"'“-]+)?\b(" + "|".join(VERDICTS[task]) + r")\b", reply)
+    verdict, reply = "|".join(VERDICTS[task]), final_answer(reply)
+    found = re.findall(rf"(?:([\w'’]+)[\s*\"'“-]+)?\b({verdict})\b", reply)
     qualified = any(
         before.casefold()
         in ("not", "never", "neither", "nor", "hardly", "partially", "partly", "mostly")
@@ -120,6 +124,86 @@ def summarise(verdicts, task):
     }
 
 
+# ---- the judge as a scorer, in training and in eval.py ----
+
+WORKERS = 4  # requests at a time
+ASKED = 3  # times for one answer, until a reply has a verdict
+GIVE_UP = 4  # failed answers of one evaluation, each after retries: the others are not asked about
+WAITING = {"timeout": 60, "attempts": 4, "remedy": "Is the judge's server running?"}
+
+
+def judge_scorer(task, examples, url, model=None):
+    """scorer(examples, answers) -> a dict of booleans for each answer, as scoring.py has them.
+
+    {"correct", "not_judged": False}, of knowledge with "lenient"; {"not_judged": True} where the
+    judge failed. Raises ValueError unless an example question shows that the judge can judge, and
+    each example has a reference.
+    """
+    if task not in VERDICTS:
+        judged = " and ".join(VERDICTS)
+        raise ValueError(f"--judge scores {judged}, whose reference is text; --task is {task}")
+    for example in examples:
+        judge_prompt(task, example, "")
+    check_judge(task, url, model)
+    return partial(judge_answers, task, url, model, {})
+
+
+def check_judge(task, url, model):
+    """ValueError with a remedy unless the judge calls a right answer CORRECT."""
+    turns = [{"role": "user", "content": "Which organ pumps blood through the body?"}]
+    example = Example("probe", task, turns, reference="The heart pumps blood through the body.")
+    prompt = judge_prompt(task, example, "It is the heart.")
+    try:
+        reply = ask_server(url, model, [{"role": "user", "content": prompt}], **WAITING)
+    except ValueError as error:
+        raise ValueError(f"--judge: {error}") from None
+    if parse_verdict(reply, task) != "CORRECT":
+        said = f"{url} was asked about a right answer and said {final_answer(reply)[-60:]!r}"
+        raise ValueError(f"--judge: {said}, not CORRECT. Name another --judge-model")
+
+
+def judge_answers(task, url, model, verdicts, examples, answers):
+    """The scorer itself; it keeps verdicts {prompt: verdict}, and asks about no answer twice."""
+    pairs = zip(examples, answers, strict=True)
+    prompts = [judge_prompt(task, example, answer.text) for example, answer in pairs]
+    new, failures = [prompt for prompt in dict.fromkeys(prompts) if prompt not in verdicts], []
+    pool = ThreadPoolExecutor(WORKERS)
+    try:
+        asked = pool.map(partial(ask_verdict, task, url, model, failures), new)
+        found = list(tqdm(asked, total=len(new), desc="judging", leave=False))
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C waits only for what was asked already
+    verdicts |= {prompt: verdict for prompt, verdict in zip(new, found, strict=True) if verdict}
+    if None in found:
+        why = failures[0] if failures else f"its replies have no verdict, {ASKED} times each"
+        tqdm.write(f"judge: {found.count(None)} of {len(new)} answers not judged: {why}")
+    return [verdict_scores(task, verdicts.get(prompt)) for prompt in prompts]
+
+
+def ask_verdict(task, url, model, failures, prompt):
+    """A verdict, or None; failures is where all requests of an evaluation note their errors."""
+    for _ in range(ASKED):
+        if len(failures) >= GIVE_UP:
+            return None
+        try:
+            reply = ask_server(url, model, [{"role": "user", "content": prompt}], **WAITING)
+        except ValueError as error:
+            failures.append(str(error))
+            return None
+        if verdict := parse_verdict(reply, task):
+            return verdict
+    return None
+
+
+def verdict_scores(task, verdict):
+    if verdict is None:
+        return {"not_judged": True}
+    scores = {"correct": verdict == "CORRECT"}
+    if task == "knowledge":
+        scores["lenient"] = verdict != "INCORRECT"
+    return scores | {"not_judged": False}
+
+
 # ---- asking a server ----
 
 
@@ -133,18 +217,26 @@ class NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def ask_server(
-    url, model, messages, timeout=120, attempts=6, sleep=time.sleep, key_env="OPENAI_API_KEY"
+    url,
+    model,
+    messages,
+    timeout=120,
+    attempts=6,
+    sleep=time.sleep,
+    key_env="OPENAI_API_KEY",
+    remedy="Run the same command again later: what was answered already is kept",
 ):
     """The reply of an OpenAI-compatible server to chat turns -> str, "" if it is cut or no text.
 
     429, 5xx, timeouts, broken connections and bodies that are no chat completion are tried again
     after 1, 2, 4, … seconds, or after the server's Retry-After, of at most a minute. No temperature
-    is sent: reasoning models refuse one. Raises ValueError that says what to do; no key is in it,
-    and none in the reply.
+    is sent: reasoning models refuse one. model None is for servers with a single model. Raises
+    ValueError that says what to check; no key is in it, and none in the reply.
     """
     check_url(url)
     key = read_key(key_env)
-    body = json.dumps({"model": model, "messages": messages}).encode()
+    named = {} if model is None else {"model": model}
+    body = json.dumps(named | {"messages": messages}).encode()
     headers = {"Content-Type": "application/json"}
     if key:
         headers["Authorization"] = "Bearer " + key
@@ -164,7 +256,8 @@ def ask_server(
             reason = f"HTTP {error.code} {http.client.responses.get(error.code, '')}".strip()
             if error.code != 429 and error.code < 500:
                 raise ValueError(
-                    f"{url} refused the request: {reason}. Check --url, --model and {key_env}"
+                    f"{url} refused the request: {reason}. Check the address, the name of the "
+                    f"model ({model}) and the key in {key_env}"
                 ) from None
             if re.fullmatch("[0-9]{1,9}", error.headers.get("Retry-After") or ""):
                 wait = min(float(error.headers["Retry-After"]), 60.0)
@@ -174,18 +267,16 @@ def ask_server(
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         if attempt + 1 < attempts:
             sleep(wait)
-    raise ValueError(
-        f"{url} gave no answer in {attempts} attempts; the last one: {reason}. Run the same "
-        "command again later: what was answered already is kept"
-    )
+    what = f"{url} gave no answer in {attempts} attempts; the last one: {reason}"
+    raise ValueError(f"{what}. {remedy}")
 
 
 def check_url(url):
     if not re.fullmatch(r"https?://[^\s?#@]+", url):
         shown = "" if "@" in url or "?" in url else f" {url}"  # it may hold a password
         raise ValueError(
-            f"--url{shown} must begin with http:// or https:// and hold no white space, user, "
-            "password or query"
+            f"the address{shown} must begin with http:// or https:// and hold no white space, "
+            "user, password or query"
         )
 
 
@@ -228,7 +319,7 @@ def read_reply(body):
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         # not the body, which may repeat the key
         raise ValueError(
-            f"it sent no chat completion, but {len(body)} bytes of something else; is --url the "
+            f"it sent no chat completion, but {len(body)} bytes of something else; is this the "
             "address in front of /chat/completions?"
         ) from None
     return content if isinstance(content, str) and not cut else ""
@@ -364,7 +455,7 @@ def main(argv=None):
     add("--data", help="as given to eval.py")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--url", help="address of an OpenAI-compatible server, up to /v1")
-    where.add_argument("--judge-model", help="folder, hub id, or smollm2: judge on this machine")
+    where.add_argument("--local", metavar="MODEL", help="folder, hub id or smollm2: judges here")
     add("--model", help="name of the judge on the server; only with --url")
     add(
         "--workers",
@@ -386,13 +477,13 @@ def main(argv=None):
             def ask(prompt):
                 return ask_server(args.url, args.model, [{"role": "user", "content": prompt}])
         else:
-            (judge, ask), workers = local_model(args.judge_model, max_new_tokens=16), 1
+            (judge, ask), workers = local_model(args.local, max_new_tokens=16), 1
         replies = ask_all(prompts, judge, ask, args.cache, workers)
     except ValueError as error:
         sys.exit(f"error: {error}")
     verdicts = [parse_verdict(reply, args.task) for reply in replies]
     summary = summarise(verdicts, args.task)
-    print(f"{args.task} {args.split}, judged by {args.model or args.judge_model}")
+    print(f"{args.task} {args.split}, judged by {args.model or args.local}")
     print(
         "     n"
         + "".join(
@@ -409,7 +500,7 @@ def main(argv=None):
             for (example, _), verdict, reply in zip(pairs, verdicts, replies, strict=True)
         ]
         record = {
-            "judge": args.model or args.judge_model,
+            "judge": args.model or args.local,
             "task": args.task,
             "split": args.split,
             "summary": summary,

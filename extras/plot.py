@@ -260,9 +260,11 @@ def draw_curves(metrics):
         ax.set(title=name.replace("_", " "), xlabel="step", ylabel=unit, ylim=(0, None))
     validated = [line for line in metrics if "validation" in line]
     for name in ("correct", "well_formed", "lenient", "finished"):
-        if validated and name in validated[0]["validation"]:
-            steps = [line["step"] for line in validated]
-            shares = [line["validation"][name] for line in validated]
+        # a judge that failed leaves validations without a score
+        scored = [line for line in validated if name in line["validation"]]
+        if scored:
+            steps = [line["step"] for line in scored]
+            shares = [line["validation"][name] for line in scored]
             axes[3].plot(steps, shares, marker="o", label=name.replace("_", " "))
     axes[3].set(title="validation", xlabel="step", ylabel="share", ylim=(0, 1.02))
     if validated:

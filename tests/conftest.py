@@ -100,7 +100,8 @@ def tiny_folder(tmp_path_factory):
 
 @pytest.fixture
 def server(monkeypatch):
-    """A server that takes its next answers from server.script, CORRECT when that is empty.
+    """A server that takes its next answers from server.script, from server.reply(prompt) when that
+    is empty, which is CORRECT if a test does not replace it.
 
     An answer is (status, headers, text) or "hang up".
     """
@@ -109,7 +110,8 @@ def server(monkeypatch):
         def do_POST(self):
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             here.asked.append((self.path, self.headers["Authorization"], asked))
-            answer = here.script.pop(0) if here.script else (200, {}, "CORRECT")
+            prompt = asked["messages"][-1]["content"]
+            answer = here.script.pop(0) if here.script else here.reply(prompt)
             if answer == "hang up":
                 self.close_connection = True
                 return
@@ -128,6 +130,7 @@ def server(monkeypatch):
             pass
 
     here = HTTPServer(("127.0.0.1", 0), Handler)
+    here.reply = lambda prompt: (200, {}, "CORRECT")
     here.script, here.asked, here.url = [], [], f"http://127.0.0.1:{here.server_port}/v1"
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)

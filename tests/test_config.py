@@ -109,8 +109,6 @@ def test_another_model_inherits_nothing_from_the_laptop(name, gpu, task, monkeyp
         assert getattr(config, name) == getattr(paper, name)
     elif name == "dtype":
         assert config.dtype == ("bfloat16" if bfloat16_is_fast else "float32")
-    elif name == "eval_examples":
-        assert config.eval_examples == 64
     else:
         assert LAPTOP[name] < getattr(config, name) <= getattr(Config, name)
     assert getattr(new_config(given | {name: LAPTOP[name]}, {}, None)[0], name) == LAPTOP[name]
@@ -286,6 +284,18 @@ def test_a_run_is_resumed_by_the_script_that_wrote_it(tmp_path):
             main(["--resume", str(run)])
 
 
+def test_a_judge_may_move_and_be_no_other(tmp_path):
+    """On resume --judge is the new address of the same judge."""
+    saved_run(tmp_path / "judged", judge="http://a/v1", judge_model="strong")
+    saved_run(tmp_path / "ruled")
+    moved, _, about = resumed_config(tmp_path / "judged", {"judge": "http://b/v1"}, "sdft.py")
+    assert (moved.judge, moved.judge_model) == ("http://b/v1", "strong")
+    assert "--judge is http://b/v1, was http://a/v1" in about
+    for run, given in (("ruled", {"judge": "http://b/v1"}), ("judged", {"judge_model": "weak"})):
+        with pytest.raises(ValueError, match="a resumed run keeps its configuration; --judge"):
+            resumed_config(tmp_path / run, given, "sdft.py")
+
+
 def test_a_folder_without_a_checkpoint_is_named(tmp_path):
     with pytest.raises(SystemExit, match="has no checkpoint to resume from; name the folder of a"):
         sdft.main(["--resume", str(tmp_path)])
@@ -345,6 +355,39 @@ def test_splits_are_cut_and_complete(tmp_path):
     assert list(knowledge.reports) == ["trained wordings", "held-out wordings", "indirect (OOD)"]
     (tmp_path / "train.jsonl").write_text('{"prompt": "Why?", "demonstration": "x"}\n')
     with pytest.raises(ValueError, match=re.escape(f'{tmp_path}/train.jsonl:1: field "answer"')):
+        load_splits(Config(data=str(tmp_path)))
+
+
+def test_drift_is_measured_on_prompts_of_the_users_own(tmp_path):
+    """The first 32, as the plan has memory for these; none of them may be trained on."""
+    file = tmp_path / "mine.jsonl"
+    lines = [json.dumps({"prompt": f"What is {n}?"}) for n in range(40)]
+    file.write_text("\n".join(lines))
+    general = load_splits(Config(general_data=str(file))).general
+    assert [e.messages[0]["content"] for e in general] == [f"What is {n}?" for n in range(32)]
+    for task, trained in (("science", load_task("science", "train")[2]), ("general", None)):
+        more = {"teacher": "model", "teacher_context": "none"} if task == "general" else {}
+        trained = trained or load_task("general", "train")[0]
+        question = trained.messages[-1]["content"]
+        turns = [{"role": "system", "content": "Be brief."}]
+        turns += [{"role": "user", "content": f" {question.upper()}\n"}]
+        file.write_text("\n".join([*lines[:3], json.dumps({"prompt": turns})]))
+        message = f"{file}:4: {trained.source} trains on this prompt; leave it out there, or name"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            load_splits(Config(general_data=str(file), **more))
+        if task == "science":  # the third example is not among the first two
+            assert len(load_splits(Config(general_data=str(file), train_examples=2)).general) == 4
+    with pytest.raises(ValueError, match="none.jsonl does not exist; its folder has mine.jsonl"):
+        load_splits(Config(general_data=str(tmp_path / "none.jsonl")))
+
+
+def test_our_general_prompts_are_not_trained_on_either(tmp_path):
+    general = load_task("general", "test")[3]
+    record = {"prompt": general.messages, "demonstration": "x", "answer": "A"}
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(record))
+    message = f"{general.source}: {tmp_path}/train.jsonl:1 trains on this prompt"
+    with pytest.raises(ValueError, match=re.escape(message)):
         load_splits(Config(data=str(tmp_path)))
 
 

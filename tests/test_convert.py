@@ -143,7 +143,6 @@ ONE_OF_EACH = {
             "prompt": "Which organ?",
             "demonstration": "It is the liver.",
             "reference": "It is the liver.",
-            "key_facts": [["It is the liver."]],
         },
     ),
     "huatuo, verifiable-problem": (
@@ -182,6 +181,38 @@ def test_a_record_of_each_source(tmp_path, source, name):
     assert converted(tmp_path, [record], name) == [row]
     (tmp_path / "named").mkdir()
     assert converted(tmp_path / "named", [record], name, source=source.partition(",")[0]) == [row]
+
+
+@pytest.mark.parametrize(
+    "source, line",
+    [
+        (
+            "huatuo, demo",
+            "huatuo: prompt from Open-ended Verifiable Question, reference from Ground-True "
+            "Answer, key_facts from Ground-True Answer, demonstration from Response",
+        ),
+        (
+            "authors-science, training",
+            "authors-science: prompt from messages, demonstration from output_text, answer from "
+            "output_text",
+        ),
+        ("authors-science, evaluation", "authors-science: prompt from prompt, answer from answer"),
+        ("sciknoweval", "sciknoweval: prompt from question + choices, answer from answerKey"),
+        (
+            "trl, prompt and completion",
+            "trl: key_facts from key_facts, text from text, prompt from prompt, demonstration "
+            "from completion",
+        ),
+    ],
+)
+def test_it_says_which_fields_it_took(tmp_path, source, line, capsys):
+    converted(tmp_path, [ONE_OF_EACH[source][0]], "test.json")
+    assert capsys.readouterr().out.splitlines()[0] == line
+
+
+def test_thoughts_in_a_demonstration_are_named(tmp_path, capsys):
+    converted(tmp_path, [DEMO], demonstration="reasoning")
+    assert "demonstration from Complex_CoT + Response" in capsys.readouterr().out
 
 
 def test_toolalpaca_and_its_prompt(tmp_path):

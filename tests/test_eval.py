@@ -8,6 +8,7 @@ import dataclasses
 import json
 import re
 import shutil
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -326,25 +327,34 @@ def test_preflight_figures(model, tokenizer):
     assert figures["kl_teacher_student"] == pytest.approx(total / tokens, rel=1e-4)
 
 
+def test_a_scorer_takes_no_part_in_the_speed_of_sampling(model, tokenizer):
+    def slow(examples, answers):
+        time.sleep(1)
+        return [{"correct": False} for _ in answers]
+
+    figures = preflight(model, tokenizer, questions(), config(), slow)
+    tokens = 5 * figures["student"]["completion_tokens"]
+    assert figures["student"]["correct"] == 0 and figures["sampling_tokens_per_s"] > tokens
+
+
 def test_copies_of_the_demonstration_are_counted(model, tokenizer, monkeypatch):
     """Thoughts and white space aside."""
     texts = ["The correct\nanswer is A.", "<think>…</think>The correct answer is A. ", "A.", "A"]
-    plain = evaluation.evaluate
+    plain = evaluation.answer_greedily
 
     def with_texts(*arguments, **how):
-        summary, answers = plain(*arguments, **how)
-        pairs = zip(answers, texts, strict=True)
-        return summary, [dataclasses.replace(answer, text=text) for answer, text in pairs]
+        pairs = zip(plain(*arguments, **how), texts, strict=True)
+        return [dataclasses.replace(answer, text=text) for answer, text in pairs]
 
-    monkeypatch.setattr(evaluation, "evaluate", with_texts)
+    monkeypatch.setattr(evaluation, "answer_greedily", with_texts)
     assert preflight(model, tokenizer, questions(4), config())["copied"] == 0.5
 
 
 def test_without_a_context_one_model_is_evaluated_once(model, tokenizer, monkeypatch):
     """There is no teacher's row in the preflight, nor in the final table."""
-    calls, plain = [], evaluation.evaluate
+    calls, plain = [], evaluation.answer_greedily
     monkeypatch.setattr(
-        evaluation, "evaluate", lambda *a, **how: calls.append(how) or plain(*a, **how)
+        evaluation, "answer_greedily", lambda *a, **how: calls.append(how) or plain(*a, **how)
     )
     figures = preflight(model, tokenizer, questions(), config(teacher_context="none"))
     assert len(calls) == 1 and not {"teacher", "copied"} & figures.keys()
@@ -443,7 +453,7 @@ def test_every_evaluated_answer_is_kept(model, tokenizer, tmp_path):
     """answers.jsonl has a line for each answer of each report, appended."""
     base = sample_base_answers(model, tokenizer, questions(2), 4)
     run = SimpleNamespace(folder=tmp_path, base=base, student=model, tokenizer=tokenizer)
-    run.config = config()
+    run.config, run.splits = config(), SimpleNamespace(scorer=scoring.score_by_rule)
     sets = {"test": questions(3), "ood": questions(2)}
     summaries = evaluation.report(run, sets, "before")
     evaluation.report(run, {"validation": questions(1)}, "step 5")

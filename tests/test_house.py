@@ -17,7 +17,7 @@ METHOD = ["sampling", "kl_estimators", "optim", "data", "scoring", "models"]
 HOUSE = {
     "baselines": (220, ["sdft", "config", "eval", *METHOD]),
     "sdft": (300, ["config", "eval", *METHOD]),
-    "config": (400, ["data", "kl_estimators", "models"]),
+    "config": (400, ["data", "kl_estimators", "models", "optim", "scoring"]),
     "eval": (400, ["data", "sampling", "models", "kl_estimators", "scoring"]),
     "models": (400, ["data", "sampling"]),
     "scoring": (400, []),

@@ -334,6 +334,10 @@ def test_a_run_is_drawn(tmp_path):
     assert drawn(validation) == {"correct": [(2, 0.75)], "finished": [(2, 1)]}
     baseline = [{"nll" if key == "kl" else key: line[key] for key in line} for line in METRICS]
     assert plot.draw_curves(baseline).axes[0].get_title() == "nll"
+    # a judge that died judged none of the answers of step 3
+    dead = METRICS[1] | {"step": 3, "validation": {"not_judged": 1.0, "finished": 1.0}}
+    lines = plot.draw_curves([*METRICS, dead]).axes[3].lines
+    assert [list(line.get_xdata()) for line in lines] == [[2], [2, 3]]
 
 
 def test_command_line(folder, monkeypatch, capsys):

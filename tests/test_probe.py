@@ -115,9 +115,11 @@ def test_scores_by_hand(prompt, text, right):
 def test_facts_and_forms_are_summarised_together():
     """Each fact is answered right, and no form is."""
     answers = [
-        Answer(example.key_facts[0][0] if example.key_facts else "", [1], True) for example in PROBE
+        Answer(text, [1], True, score(text, example))
+        for example in PROBE
+        for text in [example.key_facts[0][0] if example.key_facts else ""]
     ]
-    summary = summarise(PROBE, answers)
+    summary = summarise(answers)
     facts = sum(example.key_facts is not None for example in PROBE)
     assert summary["correct"] == facts / len(PROBE) and summary["n"] == len(PROBE)
 

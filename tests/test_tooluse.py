@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import eval as evaluation
 from data import Example, load_task
+from eval import Answer
 from scoring import score, score_tooluse
 
 GOLD = [{"name": "search", "arguments": {"query": "tea", "limit": 10}}]
@@ -141,3 +143,30 @@ def test_calls_follow_the_documentation_in_the_prompt():
             parameters = documented[call["name"]]
             required = {name for name, text in parameters.items() if text.startswith("Required.")}
             assert required <= call["arguments"].keys() <= parameters.keys(), example.id
+
+
+def test_either_rule_from_the_command_line(tiny_folder, tmp_path, monkeypatch, capsys):
+    """The merged arguments are the golden ones, and each call has the other's: see score_published.
+
+    The second answer is right by our rule alone: nested JSON.
+    """
+    golden = [
+        [{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {"y": 2}}],
+        [{"name": "f", "arguments": {"x": {"y": 1}}}],
+    ]
+    lines = [json.dumps({"prompt": f"Call {n}.", "calls": calls}) for n, calls in enumerate(golden)]
+    (tmp_path / "test.jsonl").write_text("\n".join(lines))
+    swapped = 'Action: f\nAction Input: {"y": 2}\nAction: g\nAction Input: {"x": 1}'
+    nested = 'Action: f\nAction Input: {"x": {"y": 1}}'
+    answers = [Answer(f"<think>{nested}</think>{text}", [1], True) for text in (swapped, nested)]
+    monkeypatch.setattr(evaluation, "answer_greedily", lambda *_, **how: answers)
+    command = f"--model {tiny_folder} --task tooluse --data {tmp_path} --json {tmp_path}/out.json"
+    for more, right, label in [
+        ([], [False, True], "tokens "),
+        (["--rule", "calls"], [False, True], "tokens "),
+        (["--rule", "published"], [True, False], "tokens, by the published rule "),
+    ]:
+        evaluation.main([*command.split(), *more])
+        record = json.loads((tmp_path / "out.json").read_text())
+        assert [answer["scores"]["correct"] for answer in record["answers"]] == right
+        assert f"at most 64 {label}" in capsys.readouterr().out
