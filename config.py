@@ -129,8 +129,6 @@ HARDWARE = {
         "max_new_tokens": 512,
         "max_prompt_tokens": 1024,
         "max_teacher_prompt_tokens": 2048,
-        "eval_examples": 64,
-        "general_tokens": 64,
     },
 }
 LONGER = {"max_new_tokens": 96, "max_prompt_tokens": 512, "max_teacher_prompt_tokens": 768}
@@ -201,9 +199,8 @@ def described(f):
 def new_config(given, fixed, method):
     for name, value in fixed.items():
         if given.get(name, value) != value:
-            raise ValueError(
-                f"{flag(name)} is {given[name]}; --method {method} fixes it to {value}"
-            )
+            why = f"--method {method} fixes it to {value}"
+            raise ValueError(f"{flag(name)} is {given[name]}; {why}")
     preset, values, why = choose_preset(given)
     values = preset_values(preset, given.get("task", Config.task)) | values | fixed | given
     samples = "" if "data" in given else "; data: our own small samples, as no --data is given"
@@ -236,9 +233,7 @@ def choose_preset(given):
 def resumed_config(run_folder, given, script):
     checkpoints = list_checkpoints(run_folder)
     if not checkpoints:
-        raise ValueError(
-            f"{run_folder} has no checkpoint to resume from; name a run's folder, as runs/science"
-        )
+        raise ValueError(f"{run_folder} has no checkpoint to resume from; name the folder of a run")
     state = read_state(checkpoints[-1])
     saved, writer = state["config"], "sdft.py" if state["method"] == "sdft" else "baselines.py"
     if writer != script:
@@ -258,12 +253,10 @@ def resumed_config(run_folder, given, script):
     return Config(**saved | given), checkpoints[-1], "; ".join(about)
 
 
-AT_LEAST = {
-    0: "skip_first_tokens eval_every sample_every warmup weight_decay seed keep_last".split()
-}
+AT_LEAST = {0: "skip_first_tokens eval_every sample_every warmup weight_decay seed keep_last"}
 AT_LEAST[1] = """batch_size rollouts_per_prompt micro_batch_size micro_batch_tokens max_new_tokens
     max_prompt_tokens max_teacher_prompt_tokens save_every log_every train_examples
-    eval_examples steps general_tokens""".split()
+    eval_examples steps general_tokens"""
 
 
 def check_config(config):
@@ -288,7 +281,7 @@ def check_config(config):
             "rao_blackwell_surrogate in kl_estimators.py says why"
         )
     for least, names in AT_LEAST.items():
-        for name in names:
+        for name in names.split():
             value = getattr(config, name)
             if value is not None and not value >= least:
                 raise ValueError(f"{flag(name)} is {value}; it must be at least {least}")

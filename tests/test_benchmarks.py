@@ -76,6 +76,17 @@ def test_7b_takes_one_80_gb_card_with_offload_and_one_h200_without():
     assert moved + staging == 10 * counts[0] and staging < 0.3e9
 
 
+def test_the_committed_peaks_are_within_a_tenth_of_the_plan_as_it_is_now():
+    rows = json.loads((ROOT / "results" / "memory-plan.json").read_text())["step_mib"]
+    assert len(rows) == 9 and {row["model"] for row in rows} == bench_memory.SHAPES.keys()
+    for row in rows:
+        run = replace(bench_memory.STEP, dtype=row["dtype"], offload_optimizer=row["offload"])
+        run.gradient_checkpointing = row["checkpointing"]
+        host = plan_run(bench_memory.llama_config(*bench_memory.SHAPES[row["model"]]), run, "cpu")
+        planned = (host["needs"]["host"] - host["host"]["libraries"]) / 2**20
+        assert row["planned"] == pytest.approx(planned) and 0.9 < planned / row["peak"] < 1.1
+
+
 @pytest.mark.parametrize("teacher", ["ema", "base", "student", "model", "none"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_state_and_checkpoint_are_the_bytes_of_real_tensors_and_files(dtype, teacher, tmp_path):
