@@ -21,11 +21,12 @@ SHORT = "--steps 2 --batch-size 2 --eval-examples 2 --general-tokens 4 --max-new
 LONG_PROMPTS = "--max-prompt-tokens 1000 --max-teacher-prompt-tokens 1500"  # bytes are the tokens
 
 
-def run(command, tiny_folder):
+def run(command, tiny_folder, url):
     """One command; only what makes it short and offline is added to its words."""
     script, *words = shlex.split(command)
-    words = [{"FOLDER": str(ROOT / "samples/knowledge")}.get(word, word) for word in words]
-    words = [str(tiny_folder) if word == "MODEL" else word for word in words]
+    samples = "medical" if "medical" in words else "knowledge"
+    places = {"FOLDER": str(ROOT / "samples" / samples), "MODEL": str(tiny_folder), "URL": url}
+    words = [places.get(word, word) for word in words]
     main = {"sdft.py": sdft.main, "baselines.py": baselines.main, "eval.py": evaluation.main}[
         script
     ]
@@ -37,11 +38,11 @@ def run(command, tiny_folder):
     main(words)
 
 
-def test_the_readmes_commands_run_in_their_order(tiny_folder, tmp_path, monkeypatch, capsys):
+def test_the_readmes_commands_run_in_order(tiny_folder, tmp_path, monkeypatch, capsys, server):
     monkeypatch.chdir(tmp_path)
     assert len(COMMANDS) >= 6 and COMMANDS[0] == "sdft.py --task science"
     for command in COMMANDS:
-        run(command, tiny_folder)
+        run(command, tiny_folder, server.url)
     runs = {folder.name for folder in Path("runs").iterdir()}
     assert {"science", "knowledge"} <= runs and Path("runs/science/last/config.json").exists()
     assert "science test, context none" in capsys.readouterr().out
