@@ -319,7 +319,10 @@ def estimate(figures, pairs, config, method):
     rows = config.batch_size * config.rollouts_per_prompt
     steps = config.total_steps(len(pairs))
     minutes = steps * rows * row_seconds / 60
-    return f"{steps} steps of about {rows * row_seconds:.0f} s = {minutes:.0f} minutes"
+    line = f"{steps} steps of about {rows * row_seconds:.0f} s = {minutes:.0f} minutes"
+    if 1 <= config.warmup >= steps:
+        line += f"; all of them warm up (--warmup {config.warmup:g}), so it learns little: --steps"
+    return line
 
 
 def step_metrics(batch, rollout, grad_norm, started):

@@ -415,6 +415,9 @@ def test_the_estimate_by_hand(method, teacher, line):
     sizes = {"batch_size": 200, "rollouts_per_prompt": 3, "steps": 50}
     found = scoring.estimate(measured, pairs, config(teacher=teacher, **sizes), method)
     assert found == line
+    short = sizes | {"steps": 10, "warmup": 10, "teacher": teacher}
+    found = scoring.estimate(measured, pairs, config(**short), method)
+    assert found.endswith("minutes; all of them warm up (--warmup 10), so it learns little: --steps")
 
 
 def test_a_log_line_says_each_metric_once():
