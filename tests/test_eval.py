@@ -417,7 +417,7 @@ def test_the_estimate_by_hand(method, teacher, line):
     assert found == line
     short = sizes | {"steps": 10, "warmup": 10, "teacher": teacher}
     found = scoring.estimate(measured, pairs, config(**short), method)
-    assert found.endswith("minutes; all of them warm up (--warmup 10), so it learns little: --steps")
+    assert found.endswith("; all of them warm up (--warmup 10), so it learns little: --steps")
 
 
 def test_a_log_line_says_each_metric_once():
