@@ -207,7 +207,7 @@ def drift_at(run, accuracy):
     return None
 
 
-def equal_accuracy(files, levels=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8)):
+def equal_accuracy(files, levels=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)):
     """Lines of a markdown table: mean (lowest to highest) drift over seeds at each accuracy."""
     records = {Path(file).stem: json.loads(Path(file).read_text())["runs"] for file in files}
     yield "| accuracy on validation | " + " | ".join(records) + " |"
