@@ -20,6 +20,7 @@ import argparse
 import html
 import json
 import sys
+import tomllib
 from pathlib import Path
 from statistics import mean
 
@@ -291,7 +292,9 @@ def read_record(file, picture):
         raise ValueError(
             f"{file} has nothing for {picture}; python extras/plot.py --help says more"
         )
-    return file.stem, record
+    listed = file.parent / "experiments.toml"
+    experiments = tomllib.loads(listed.read_text(encoding="utf-8")) if listed.exists() else {}
+    return experiments.get(file.stem, {}).get("label", file.stem).replace("`", ""), record
 
 
 def of_test(reports, task=""):
