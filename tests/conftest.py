@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -98,6 +99,17 @@ def tiny_folder(tmp_path_factory):
     return folder
 
 
+@contextmanager
+def serving(server):
+    """Let a server of http.server answer in a thread; at the end both are gone."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
 @pytest.fixture
 def server(monkeypatch):
     """A server that takes its next answers from server.script, from server.reply(prompt) when that
@@ -134,9 +146,5 @@ def server(monkeypatch):
     here.script, here.asked, here.url = [], [], f"http://127.0.0.1:{here.server_port}/v1"
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    thread = threading.Thread(target=here.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield here
-    here.shutdown()
-    here.server_close()
-    thread.join()
+    with serving(here):
+        yield here

@@ -13,7 +13,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import KEY, ROOT
+from conftest import KEY, ROOT, serving
 
 from config import Config, load_splits
 from data import load_task
@@ -73,12 +73,8 @@ def teacher(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setattr(questions, "ask_server", partial(judge.ask_server, sleep=lambda _: None))
-    thread = threading.Thread(target=here.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield here
-    here.shutdown()
-    here.server_close()
-    thread.join()
+    with serving(here):
+        yield here
 
 
 def command(server, data, *more):
