@@ -266,21 +266,21 @@ def run_script(words, thinned_run=None):
 
 
 def read_run(folder):
-    """What a finished training run leaves, without weights and paths; reports gain the probe."""
+    """What a finished training run leaves, without weights and paths, and the probe of its last
+    weights: those that the tables show.
+    """
     results = json.loads((folder / "results.json").read_text())
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     config = results["config"] | {"output": None}
-    models = {"before": config["model"], "best": folder / "best", "last": folder / "last"}
-    for when, model in models.items():
-        if when in results:  # best is not if it is last
-            words = ["eval.py", "--model", str(model), "--task", "probe"]
-            words += ["--dtype", config["dtype"], "--max-new-tokens", str(PROBE_TOKENS)]
-            file = folder / f"{when}-probe.json"
-            if str(model) == "smollm2":  # the same for every run
-                file = folder.parent / f"smollm2-{config['dtype']}-probe.json"
-            probe = measure(words, file)
-            add_answers(folder, when, "probe, test", probe["answers"])
-            results[when]["probe"] = probe["summary"]
+    for when, model in {"before": config["model"], "last": str(folder / "last")}.items():
+        words = ["eval.py", "--model", model, "--task", "probe"]
+        words += ["--dtype", config["dtype"], "--max-new-tokens", str(PROBE_TOKENS)]
+        file = folder / f"{when}-probe.json"
+        if model == "smollm2":  # the same for every run
+            file = folder.parent / f"smollm2-{config['dtype']}-probe.json"
+        probe = measure(words, file)
+        add_answers(folder, when, "probe, test", probe["answers"])
+        results[when]["probe"] = probe["summary"]
     kept = ("method", "preflight", "before", "best", "last", "best_step", "parameters", "seconds")
     run = {key: results[key] for key in (*kept, "machine") if key in results}
     run["training_flops"] = training_flops(metrics, results)
