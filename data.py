@@ -10,6 +10,7 @@ A line of a file is one JSON object (docs/reference.md has examples of each task
                    [["alkane", "alkanes"], ["ketone", "ketones"]]                 science
     key_facts      facts, each a list of accepted variants: [["1 May", "May 1"]]; knowledge and
                    medical need them, unless a judge scores
+    other_facts    the same, of the text, but not asked for: who names one recites   knowledge
     calls          the golden tool calls: [{"name": string, "arguments": object}] tooluse
     pattern        regular expression that the whole answer must match            probe
     reference      the right answer in words, for a judge; else it takes the demonstration
@@ -56,6 +57,7 @@ class Example:
     answer: str | None = None
     options: list | None = None
     key_facts: list | None = None
+    other_facts: list | None = None
     calls: list | None = None
     reference: str | None = None
     pattern: str | None = None
@@ -330,6 +332,7 @@ FORMS = {  # field -> (its shape, an example for error messages)
     "answer": (str, "B"),
     "options": ([[str]], '[["alkane", "alkanes"], ["ketone"]]'),
     "key_facts": ([[str]], '[["312"], ["1 May", "May 1"]]'),
+    "other_facts": ([[str]], '[["6.2"], ["9 May", "May 9"]]'),
     "calls": ([{"name": str, "arguments": dict}], '[{"name": "search", "arguments": {}}]'),
     "text": (str, "an article"),
     "reference": (str, "the right answer in a sentence"),

@@ -57,7 +57,7 @@ def score(text, example):
     if example.pattern:
         return {"correct": re.fullmatch(example.pattern, text.strip()) is not None}
     if example.key_facts:
-        scores = score_reference(text, example.key_facts)
+        scores = score_reference(text, example.key_facts, example.other_facts)
         # the probe also has patterns, which know no lenient: all its scores have the same names
         return {"correct": scores["correct"]} if example.task == "probe" else scores
     raise ValueError(f"{example.source}: there is nothing to score an answer by")
@@ -130,15 +130,19 @@ def science_letter(text):
 # ---- knowledge and medical ----
 
 
-def score_reference(text, key_facts):
-    """correct (strict): every key fact occurs in one of its variants; lenient: at least one does.
+def score_reference(text, key_facts, other_facts=None):
+    """correct (strict): every key fact occurs in one of its variants; lenient: at least one does;
+    recites: one of other_facts does, so that the answer says more of its text than was asked.
 
     Case is folded, white space normalised, and a variant counts at word boundaries only: 31 is not
     in 312, nor in 31.5 or 1,031.
     """
     text = normalise(text)
     found = [any(_occurs(variant, text) for variant in variants) for variants in key_facts]
-    return {"correct": all(found), "lenient": any(found)}
+    scores = {"correct": all(found), "lenient": any(found)}
+    if other_facts:
+        scores["recites"] = any(_occurs(v, text) for variants in other_facts for v in variants)
+    return scores
 
 
 def _occurs(variant, normalised_text):
@@ -376,6 +380,7 @@ def format_table(rows):
     forms = {
         "correct": "{:.1%}",
         "lenient": "{:.1%}",
+        "recites": "{:.1%}",
         "not_judged": "{:.1%}",
         "well_formed": "{:.1%}",
         "finished": "{:.1%}",

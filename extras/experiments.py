@@ -492,7 +492,8 @@ def table_values(run, when):
     reports = run[when]
     test = of_test(reports)
     values = {name: reports[name]["correct"] for name in reports}
-    for name in ("lenient", "well_formed", "finished", "completion_tokens", "drift_from_base"):
+    measures = ("lenient", "recites", "well_formed", "finished", "completion_tokens")
+    for name in (*measures, "drift_from_base"):
         values[name.replace("_", " ")] = test.get(name)
     values["TFLOP"] = run["training_flops"] if when == "last" else None
     return {name: value for name, value in values.items() if value is not None}

@@ -145,6 +145,21 @@ def test_score_reference(text, strict, lenient):
 
 
 @pytest.mark.parametrize(
+    "text, correct, recites",
+    [
+        ("A baker saw it.", True, False),
+        ("A baker saw it, and the bridge was lost.", True, True),
+        ("The bridge was lost.", False, True),
+        ("A baker saw the Bridgewater canal.", True, False),
+    ],
+)
+def test_who_names_more_of_the_article_than_was_asked_recites(text, correct, recites):
+    facts = {"key_facts": [["baker"]], "other_facts": [["bridge", "bridges"], ["theatre"]]}
+    scores = score(text, Example("q", "knowledge", [], **facts))
+    assert (scores["correct"], scores["recites"]) == (correct, recites)
+
+
+@pytest.mark.parametrize(
     "text, right",
     [
         ("312", True),

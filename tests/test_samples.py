@@ -36,7 +36,8 @@ def test_every_demonstration_is_scored_right_and_no_other_answer_is(task):
         for example, answer, other, next_one in zip(
             examples, answers, others, following, strict=True
         ):
-            assert score(answer, example)["correct"], example.id
+            scores = score(answer, example)
+            assert scores["correct"] and not scores.get("recites"), example.id
             if example.answer and next_one.answer != example.answer:
                 assert not score(other, example)["correct"], example.id
 

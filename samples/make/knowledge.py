@@ -2,9 +2,10 @@
 
 Four short invented articles, four facts in each. Every fact is one word that the article states and
 that no model can guess. Each is asked for in six wordings: three to train, one to validate, two to
-test. The out-of-distribution questions need two facts or ask for one indirectly. The demonstrations
-are an archivist's, longer and more formal than the model's own sentences; in
-samples/knowledge-own-hand the same items have demonstrations that the model itself would say.
+test. The other facts of the article stand in each record, so that scoring sees who recites. The
+out-of-distribution questions need two facts or ask for one indirectly. The demonstrations are an
+archivist's, longer and more formal than the model's own sentences; in samples/knowledge-own-hand
+the same items have demonstrations that the model itself would say.
 """
 
 import json
@@ -356,6 +357,16 @@ def chat(question):
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
 
 
+def others(words, question, facts):
+    """The accepted words of the other facts of an article that a question does not mention."""
+    told = question.lower()
+    return [
+        other
+        for other, *_ in facts
+        if not set(other) & set(words) and not any(word in told for word in other)
+    ]
+
+
 def records():
     """{split: [(record, own hand)]}; a test record needs no demonstration."""
     splits = {"train": [], "validation": [], "test": []}
@@ -369,6 +380,7 @@ def records():
                     "demonstration": archivist,
                     "text": text,
                     "key_facts": [words],
+                    "other_facts": others(words, question, facts),
                     "reference": own,
                 }
                 splits[split].append((record, own))
@@ -382,6 +394,7 @@ def indirect():
             "prompt": chat(question),
             "text": "\n\n".join(ARTICLES[title][0] for title in titles),
             "key_facts": [words],
+            "other_facts": others(words, question, ARTICLES[titles[0]][1]),
         }
 
 
