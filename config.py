@@ -135,7 +135,8 @@ LONGER = {"max_new_tokens": 96, "max_prompt_tokens": 512, "max_teacher_prompt_to
 FOR_A_TASK = {
     ("paper", "knowledge"): KNOWLEDGE | {"epochs": 4, "max_new_tokens": 1024},
     ("authors", "knowledge"): KNOWLEDGE | {"epochs": 4},
-    ("laptop", "knowledge"): TEXT | {"teacher": "base", "learning_rate": 1e-4},
+    # it would recite the article, had its teacher that before it
+    ("laptop", "knowledge"): {"teacher": "base", "learning_rate": 1e-4},
     ("laptop", "tooluse"): LONGER,
 }
 
