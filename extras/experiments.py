@@ -311,9 +311,13 @@ def training_flops(metrics, results):
 
 def best_validation(run):
     """validation_rank of the best validation: that of the weights in best/."""
-    if not run["curve"]:
-        raise ValueError("a run has no validation; a grid needs --eval-every of 1 or more")
-    return max(validation_rank(entry) for entry in run["curve"])
+    ranks = [rank for entry in run["curve"] if (rank := validation_rank(entry)) is not None]
+    if not ranks:
+        raise ValueError(
+            "a run has no validation that was scored; a grid needs --eval-every of 1 or more, "
+            "and with --judge a server that answers"
+        )
+    return max(ranks)
 
 
 def ranking(record):

@@ -316,6 +316,10 @@ def test_the_best_by_validation_comes_first(lab, monkeypatch, capsys):
     assert [line.split()[-1] for line in lines] == ["3e-05", "2e-05", "1e-05"]
     with pytest.raises(ValueError, match="--eval-every of 1 or more"):
         experiments.best_validation({"curve": []})
+    unjudged, judged = {"not_judged": 1.0}, {"not_judged": 0.0, "correct": 0.25, "lenient": 0.5}
+    assert experiments.best_validation({"curve": [judged, unjudged]}) == [0.25, 0.5]
+    with pytest.raises(ValueError, match="a server that answers"):
+        experiments.best_validation({"curve": [unjudged]})
 
 
 # ---- sequences ----
