@@ -101,7 +101,6 @@ RECIPES = {
     "laptop": {  # for the built-in model alone, chosen on validation: docs/experiments.md
         "model": "smollm2",
         "divergence": "forward",
-        "skip_first_tokens": 0,
         "temperature": 0.5,
         "teacher_instruction": "own-words",
         "learning_rate": 5e-5,
