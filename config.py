@@ -86,8 +86,9 @@ class Config:
 # eval_every is not among them: it chooses the best weights
 FREE_ON_RESUME = ["log_every", "sample_every", "save_every", "keep_last"]
 
+TEXT = {"teacher_context": "text+demonstration"}
 # a small model asked for its thinking process talks about it, and the student learns that talk
-KNOWLEDGE = {"teacher_context": "text+demonstration", "teacher_instruction": "plain"}
+KNOWLEDGE = TEXT | {"teacher_instruction": "plain"}
 
 # two to three times faster where the CPU multiplies bfloat16; the trained numbers are exact anyway
 bfloat16_is_fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
@@ -133,8 +134,8 @@ LONGER = {"max_new_tokens": 96, "max_prompt_tokens": 512, "max_teacher_prompt_to
 FOR_A_TASK = {
     ("paper", "knowledge"): KNOWLEDGE | {"epochs": 4, "max_new_tokens": 1024},
     ("authors", "knowledge"): KNOWLEDGE | {"epochs": 4},
-    # with the article before it, a small teacher recites it, and the student learns that
-    ("laptop", "knowledge"): {"teacher": "base", "learning_rate": 1e-4},
+    ("laptop", "knowledge"): TEXT
+    | {"teacher": "base", "learning_rate": 1e-4, "skip_first_tokens": 0},
     ("laptop", "tooluse"): LONGER,
 }
 
