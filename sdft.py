@@ -33,8 +33,7 @@ Choices, and why:
 - An EMA step of rate 0.01 is lost to rounding in bfloat16, which has 8 significant bits. So every
   weight of both models is an exact float32 number, kept in two parts: a bfloat16 weight, which
   computes, and the 16 bits that it lacks, its remainder (optim.py).
-- For --task knowledge the teacher's prompt begins with the article (not in `laptop`: a small
-  model recites it); the student sees x alone.
+- For --task knowledge the teacher's prompt begins with the article; the student sees x alone.
 - Drift, the measure of forgetting, is the mean KL(base || model) per token on the base model's own
   answers to general prompts, never trained on: the same tokens for every model, so runs compare.
 B sequences, T completion tokens, V vocabulary, D hidden. Read next: kl_estimators.py, sampling.py.
