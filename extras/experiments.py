@@ -181,7 +181,7 @@ def run_piece(name, piece, experiments, record, args):
         run = run_sequence(words, experiment, folder)
     elif words[0] in TRAINING:
         train(words, folder)
-        run = read_run(folder)
+        run = read_run(folder, probed="grid" not in experiment)
     else:
         measured = measure(words, folder / "measured.json")
         split = words[words.index("--split") + 1] if "--split" in words else "test"
@@ -265,14 +265,15 @@ def run_script(words, thinned_run=None):
             continue
 
 
-def read_run(folder):
-    """What a finished training run leaves, without weights and paths, and the probe of its last
-    weights: those that the tables show.
+def read_run(folder, probed=True):
+    """What a finished training run leaves, without weights and paths; if probed, the probe of its
+    last weights, those that the tables show. A grid looks at validation alone.
     """
     results = json.loads((folder / "results.json").read_text())
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     config = results["config"] | {"output": None}
-    for when, model in {"before": config["model"], "last": str(folder / "last")}.items():
+    models = {"before": config["model"], "last": str(folder / "last")} if probed else {}
+    for when, model in models.items():
         words = ["eval.py", "--model", model, "--task", "probe"]
         words += ["--dtype", config["dtype"], "--max-new-tokens", str(PROBE_TOKENS)]
         file = folder / f"{when}-probe.json"
@@ -450,15 +451,15 @@ UNITS = {  # of a column: factor, unit, digits; the others are shares, in percen
 
 
 def write_tables(document, experiments, results, check):
-    """Fill <!-- table NAME ... --> and <!-- sequence NAME ... --> up to <!-- end -->."""
+    """Fill <!-- table NAME ... -->, sequence or tries in its place, up to <!-- end -->."""
 
     def fill(match):
         records = {name: read_results(results, name) for name in match[3].split()}
-        rows = {"table": method_rows, "sequence": sequence_rows}[match[2]](records, experiments)
+        rows = ROWS[match[2]](records, experiments)
         return match[1] + "".join(f"| {' | '.join(row)} |\n" for row in rows) + match[4]
 
     old = document.read_text(encoding="utf-8")
-    marked = r"(<!-- (table|sequence) ([\w .-]+) -->\n).*?(<!-- end -->)"
+    marked = r"(<!-- (table|sequence|tries) ([\w .-]+) -->\n).*?(<!-- end -->)"
     new = re.sub(marked, fill, old, flags=re.DOTALL)
     if not check:
         document.write_text(new, encoding="utf-8")
@@ -522,6 +523,23 @@ def sequence_rows(records, experiments):
             drift = cell([s["probe"].get("drift_from_base") for s in scores], "drift from base")
             cells = [*(cell(values, "") for values in sets), drift]
             yield [f"{label}, {when}", str(len(runs)), *cells]
+
+
+def tries_rows(records, experiments):
+    """What a choice by validation sees: a row for each run of the first seed."""
+    yield ["", "right on validation, by step", "drift from base"]
+    yield ["---"] * 3
+    for name, record in records.items():
+        label, runs = experiments.get(name, {}).get("label", name), record["runs"]
+        for run in (run for run in runs if run["seed"] == runs[0]["seed"]):
+            point = [f"`--{flag} {value}`" for flag, value in run.get("point", {}).items()]
+            curve = [entry for entry in run["curve"] if entry["step"] % 10 == 0]
+            steps = ", ".join(f"{entry['correct']:.0%}".rstrip("%") for entry in curve)
+            drifts = ", ".join(f"{entry['drift_from_base']:.3f}" for entry in curve)
+            yield [" ".join([label, *point]), f"{steps} %", drifts]
+
+
+ROWS = {"table": method_rows, "sequence": sequence_rows, "tries": tries_rows}
 
 
 def cell(values, column):

@@ -294,7 +294,8 @@ def test_the_best_by_validation_comes_first(lab, monkeypatch, capsys):
         rate, seed = (words[words.index(flag) + 1] for flag in ("--learning-rate", "--seed"))
         ran.append((float(rate), int(seed)))
 
-    def read_run(folder):
+    def read_run(folder, probed):
+        assert not probed
         score = best.get(ran[-1], 0.625)
         lenient = 1.0 if ran[-1][0] == 3e-5 else 0.5
         first = {"step": 1, "correct": score, "lenient": lenient}
@@ -497,4 +498,33 @@ def test_a_sequences_table(lab):
         "| SDFT, before | 1 | 10.0 % | 20.0 % | 50.0 % | 0.125 |",
         "| SDFT, after science | 1 | 60.0 % | 25.0 % | 50.0 % | 0.125 |",
         "| SDFT, after medical | 1 | 40.0 % | 75.0 % | 50.0 % | 0.125 |",
+    ]
+
+
+def test_a_table_of_tries(lab):
+    """One seed of each point, every tenth step."""
+
+    def run(seed, *correct, **point):
+        curve = [
+            {"step": 5 * i, "correct": right, "drift_from_base": right / 10}
+            for i, right in enumerate(correct, start=1)
+        ]
+        return {"seed": seed, "curve": curve} | ({"point": point} if point else {})
+
+    records = {
+        "science": [run(0, 0.1, 0.2, 0.3, 0.875), run(1, 1.0, 1.0)],
+        "rates": [run(0, 0.0, 0.25, rate=1e-5), run(0, 0.0, 0.5, rate=2e-5)],
+    }
+    (lab.folder / "results").mkdir()
+    for name, runs in records.items():
+        (lab.folder / "results" / f"{name}.json").write_text(json.dumps({"runs": runs}))
+    document = lab.folder / "tables.md"
+    document.write_text("<!-- tries science rates -->\n<!-- end -->\n")
+    lab('[rates]\ncommand = "sdft.py"\nlabel = "SFT"\n', "--tables")
+    assert document.read_text().splitlines()[1:-1] == [
+        "|  | right on validation, by step | drift from base |",
+        "| --- | --- | --- |",
+        "| science | 20, 88 % | 0.020, 0.087 |",
+        "| SFT `--rate 1e-05` | 25 % | 0.025 |",
+        "| SFT `--rate 2e-05` | 50 % | 0.050 |",
     ]
