@@ -42,7 +42,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of sdft.py
 
-from analysis import confidence_interval, read_stored
+from analysis import confidence_interval, drift_at, read_stored
 from plot import of_test
 
 from baselines import METHODS
@@ -526,17 +526,20 @@ def sequence_rows(records, experiments):
 
 
 def tries_rows(records, experiments):
-    """What a choice by validation sees: a row for each run of the first seed."""
-    yield ["", "right on validation, by step", "drift from base"]
-    yield ["---"] * 3
+    """What a choice by validation sees, every 10 steps: a row for each run of the first seed."""
+    levels = (0.5, 0.8)
+    yield ["", "right on validation", "drift from base", *(f"drift at {x:.0%}" for x in levels)]
+    yield ["---"] * 5
     for name, record in records.items():
         label, runs = experiments.get(name, {}).get("label", name), record["runs"]
         for run in (run for run in runs if run["seed"] == runs[0]["seed"]):
             point = [f"`--{flag} {value}`" for flag, value in run.get("point", {}).items()]
             curve = [entry for entry in run["curve"] if entry["step"] % 10 == 0]
-            steps = ", ".join(f"{entry['correct']:.0%}".rstrip("%") for entry in curve)
-            drifts = ", ".join(f"{entry['drift_from_base']:.3f}" for entry in curve)
-            yield [" ".join([label, *point]), f"{steps} %", drifts]
+            right = ", ".join(f"{100 * entry['correct']:.0f}" for entry in curve)
+            drift = ", ".join(f"{entry['drift_from_base']:.3f}" for entry in curve)
+            found = [drift_at(run | {"curve": curve}, level) for level in levels]
+            at_levels = ["never" if x is None else f"{x:.3f}" for x in found]
+            yield [" ".join([label, *point]), f"{right} %", drift, *at_levels]
 
 
 ROWS = {"table": method_rows, "sequence": sequence_rows, "tries": tries_rows}

@@ -502,17 +502,20 @@ def test_a_sequences_table(lab):
 
 
 def test_a_table_of_tries(lab):
-    """One seed of each point, every tenth step."""
+    """One seed of each point, every tenth step; between 20 % at 0.02 and 90 % at 0.09 half of the
+    answers are right at 0.05.
+    """
 
     def run(seed, *correct, **point):
         curve = [
             {"step": 5 * i, "correct": right, "drift_from_base": right / 10}
             for i, right in enumerate(correct, start=1)
         ]
-        return {"seed": seed, "curve": curve} | ({"point": point} if point else {})
+        start = {"student": {"correct": 0.0}}
+        return {"seed": seed, "point": point, "preflight": start, "curve": curve}
 
     records = {
-        "science": [run(0, 0.1, 0.2, 0.3, 0.875), run(1, 1.0, 1.0)],
+        "science": [run(0, 0.1, 0.2, 0.3, 0.9), run(1, 1.0, 1.0)],
         "rates": [run(0, 0.0, 0.25, rate=1e-5), run(0, 0.0, 0.5, rate=2e-5)],
     }
     (lab.folder / "results").mkdir()
@@ -522,9 +525,9 @@ def test_a_table_of_tries(lab):
     document.write_text("<!-- tries science rates -->\n<!-- end -->\n")
     lab('[rates]\ncommand = "sdft.py"\nlabel = "SFT"\n', "--tables")
     assert document.read_text().splitlines()[1:-1] == [
-        "|  | right on validation, by step | drift from base |",
-        "| --- | --- | --- |",
-        "| science | 20, 88 % | 0.020, 0.087 |",
-        "| SFT `--rate 1e-05` | 25 % | 0.025 |",
-        "| SFT `--rate 2e-05` | 50 % | 0.050 |",
+        "|  | right on validation | drift from base | drift at 50% | drift at 80% |",
+        "| --- | --- | --- | --- | --- |",
+        "| science | 20, 90 % | 0.020, 0.090 | 0.050 | 0.080 |",
+        "| SFT `--rate 1e-05` | 25 % | 0.025 | never | never |",
+        "| SFT `--rate 2e-05` | 50 % | 0.050 | 0.050 | never |",
     ]
