@@ -321,11 +321,16 @@ def best_validation(run):
     return max(ranks)
 
 
+def point_flags(run):
+    """["--FLAG VALUE"] of the point of a grid that a run is."""
+    return [f"--{flag} {value}" for flag, value in run.get("point", {}).items()]
+
+
 def ranking(record):
     """The points as lines, the best first; several seeds count by their mean."""
     ranks = {}
     for run in record["runs"]:
-        flags = " ".join(f"--{flag} {value}" for flag, value in run["point"].items())
+        flags = " ".join(point_flags(run))
         ranks.setdefault(flags, []).append(best_validation(run))
     means = {
         flags: [mean(parts) for parts in zip(*seeds, strict=True)] for flags, seeds in ranks.items()
@@ -533,7 +538,7 @@ def tries_rows(records, experiments):
     for name, record in records.items():
         label, runs = experiments.get(name, {}).get("label", name), record["runs"]
         for run in (run for run in runs if run["seed"] == runs[0]["seed"]):
-            point = [f"`--{flag} {value}`" for flag, value in run.get("point", {}).items()]
+            point = [f"`{flag}`" for flag in point_flags(run)]
             curve = [entry for entry in run["curve"] if entry["step"] % 10 == 0]
             right = ", ".join(f"{100 * entry['correct']:.0f}" for entry in curve)
             drift = ", ".join(f"{entry['drift_from_base']:.3f}" for entry in curve)

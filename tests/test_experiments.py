@@ -37,7 +37,19 @@ def lab(tmp_path):
         flags = [word for flag, name in folders.items() for word in (flag, str(tmp_path / name))]
         experiments.main([*arguments, *flags, "--document", str(tmp_path / "tables.md")])
 
-    run.folder = tmp_path
+    def store(**records):
+        (tmp_path / "results").mkdir()
+        for name, record in records.items():
+            (tmp_path / "results" / f"{name}.json").write_text(json.dumps(record))
+
+    def table(mark, toml):
+        """The lines that --tables writes for <!-- mark -->."""
+        document = tmp_path / "tables.md"
+        document.write_text(f"<!-- {mark} -->\n<!-- end -->\n")
+        run(toml, "--tables")
+        return document.read_text().splitlines()[1:-1]
+
+    run.folder, run.store, run.table = tmp_path, store, table
     run.result = lambda name: json.loads((tmp_path / "results" / f"{name}.json").read_text())
     return run
 
@@ -445,9 +457,7 @@ def test_one_row_for_each_method(lab):
         } | more
 
     best = {"best": {"test": report(0.5, 0.04), "probe": {"correct": 0.5}}}
-    (lab.folder / "results").mkdir()
-    for name, runs in {"science": [run(0.5), run(0.7, **best)], "other": [run(0.25)]}.items():
-        (lab.folder / "results" / f"{name}.json").write_text(json.dumps({"runs": runs}))
+    lab.store(science={"runs": [run(0.5), run(0.7, **best)]}, other={"runs": [run(0.25)]})
     document = lab.folder / "tables.md"
     document.write_text("Before.\n<!-- table science other -->\nold\n<!-- end -->\nAfter.\n")
     toml = '[science]\ncommand = "sdft.py"\nlabel = "SDFT"\npaper = "70.2 / 64.5"\n'
@@ -486,13 +496,8 @@ def test_a_sequences_table(lab):
     after = [(1, scores(0.2, 0.3)), (1, scores(0.6, 0.25)), (2, scores(0.4, 0.75))]
     evaluations = [{"stage": stage, "scores": own} for stage, own in after]
     run = {"before": scores(0.1, 0.2), "evaluations": evaluations}
-    (lab.folder / "results").mkdir()
-    record = {"tasks": ["science", "medical"], "runs": [run]}
-    (lab.folder / "results" / "both.json").write_text(json.dumps(record))
-    document = lab.folder / "tables.md"
-    document.write_text("<!-- sequence both -->\n<!-- end -->\n")
-    lab('[both]\ncommand = "sdft.py"\nlabel = "SDFT"\n', "--tables")
-    assert document.read_text().splitlines()[1:-1] == [
+    lab.store(both={"tasks": ["science", "medical"], "runs": [run]})
+    assert lab.table("sequence both", '[both]\ncommand = "sdft.py"\nlabel = "SDFT"\n') == [
         "|  | seeds | science | medical | probe | drift from base |",
         "| --- | --- | --- | --- | --- | --- |",
         "| SDFT, before | 1 | 10.0 % | 20.0 % | 50.0 % | 0.125 |",
@@ -514,17 +519,11 @@ def test_a_table_of_tries(lab):
         start = {"student": {"correct": 0.0}}
         return {"seed": seed, "point": point, "preflight": start, "curve": curve}
 
-    records = {
-        "science": [run(0, 0.1, 0.2, 0.3, 0.9), run(1, 1.0, 1.0)],
-        "rates": [run(0, 0.0, 0.25, rate=1e-5), run(0, 0.0, 0.5, rate=2e-5)],
-    }
-    (lab.folder / "results").mkdir()
-    for name, runs in records.items():
-        (lab.folder / "results" / f"{name}.json").write_text(json.dumps({"runs": runs}))
-    document = lab.folder / "tables.md"
-    document.write_text("<!-- tries science rates -->\n<!-- end -->\n")
-    lab('[rates]\ncommand = "sdft.py"\nlabel = "SFT"\n', "--tables")
-    assert document.read_text().splitlines()[1:-1] == [
+    rates = [run(0, 0.0, 0.25, rate=1e-5), run(0, 0.0, 0.5, rate=2e-5)]
+    science = [run(0, 0.1, 0.2, 0.3, 0.9), run(1, 1.0, 1.0)]
+    lab.store(science={"runs": science}, rates={"runs": rates})
+    toml = '[rates]\ncommand = "sdft.py"\nlabel = "SFT"\n'
+    assert lab.table("tries science rates", toml) == [
         "|  | right on validation | drift from base | drift at 50% | drift at 80% |",
         "| --- | --- | --- | --- | --- |",
         "| science | 20, 90 % | 0.020, 0.090 | 0.050 | 0.080 |",
