@@ -62,7 +62,8 @@ class Config:
     max_grad_norm: float = option(1.0, "gradients are scaled down to this 2-norm")
     weight_decay: float = option(0.0, "decoupled, as in AdamW")
     # lengths, in tokens
-    max_new_tokens: int = option(2048, "longest completion, in training and evaluation")
+    max_new_tokens: int = option(2048, "longest completion in training")
+    eval_new_tokens: int = option(0, "longest answer in evaluation, if longer than that")
     max_prompt_tokens: int = option(2048, "longest student prompt; the blocks of cpt")
     max_teacher_prompt_tokens: int = option(4096, "longest teacher prompt")
     too_long: str = option("drop", "prompts above the limit: never cut", ["drop", "stop"])
@@ -78,6 +79,10 @@ class Config:
     keep_last: int = option(1, "checkpoints to keep; 0: none, only the weights at the end")
     log_every: int = option(1, "steps between log lines; metrics.jsonl has every step")
     sample_every: int = option(10, "steps between printed completions; 0: none")
+
+    @property
+    def answer_tokens(self):
+        return max(self.max_new_tokens, self.eval_new_tokens)
 
     def total_steps(self, n_examples):
         return self.steps or max(1, math.ceil(self.epochs * n_examples / self.batch_size))
@@ -134,6 +139,7 @@ LONGER = {"max_new_tokens": 96, "max_prompt_tokens": 512, "max_teacher_prompt_to
 FOR_A_TASK = {
     ("paper", "knowledge"): KNOWLEDGE | {"epochs": 4, "max_new_tokens": 1024},
     ("authors", "knowledge"): KNOWLEDGE | {"epochs": 4},
+    ("laptop", "science"): {"eval_new_tokens": 40},
     ("laptop", "knowledge"): TEXT
     | {"teacher": "base", "learning_rate": 1e-4, "skip_first_tokens": 0},
     ("laptop", "tooluse"): LONGER,

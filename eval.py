@@ -212,7 +212,7 @@ def preflight(model, tokenizer, examples, config, scorer=scoring.score_by_rule):
     sampling_tokens_per_s, scoring_tokens_per_s   speeds, which price a step
     With --teacher-context none there is no such teacher, and only the student is evaluated.
     """
-    length, started = {"max_new_tokens": config.max_new_tokens}, time.perf_counter()
+    length, started = {"max_new_tokens": config.answer_tokens}, time.perf_counter()
     prompts = [data.encode_prompt(tokenizer, example.messages) for example in examples]
     answers = answer_greedily(model, tokenizer, prompts, **length, description="preflight: student")
     seconds = time.perf_counter() - started  # a judge's time is not part of it
@@ -302,7 +302,7 @@ def rollout_report(tokenizer, batch, rollout):
 def report(run, sets, when):
     """{name: summary} of the weights as they are, drift included; answers go to answers.jsonl."""
     drift, summaries = drift_from_base(run.base, run.student), {}
-    how = {"scorer": run.splits.scorer, "max_new_tokens": run.config.max_new_tokens}
+    how = {"scorer": run.splits.scorer, "max_new_tokens": run.config.answer_tokens}
     with open(run.folder / "answers.jsonl", "a", encoding="utf-8") as file:
         for name, examples in sets.items():
             how["description"] = f"{when}: {name}"
@@ -369,8 +369,8 @@ def main(argv=None):
     for name in ("limit", "max_new_tokens", "batch_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: it must be at least 1")
-    run = config_of_run(args.model)
-    length = args.max_new_tokens or run.get("max_new_tokens", 64)
+    run = {"max_new_tokens": 64} | config_of_run(args.model)
+    length = args.max_new_tokens or max(run["max_new_tokens"], run.get("eval_new_tokens", 0))
     instruction = args.instruction or run.get("teacher_instruction", "thinking")
     try:
         examples = data.load_task(args.task, args.split, args.data)[: args.limit]

@@ -290,16 +290,17 @@ def plan_run(model_config, config, device="cuda", counts=None):
         resident = weights | state
 
     # micro-batches: at most so many rows and so many tokens, and at least one row
-    student = config.max_prompt_tokens + config.max_new_tokens
-    teacher = max(student, config.max_teacher_prompt_tokens + config.max_new_tokens)
+    prompt, new = config.max_prompt_tokens, config.max_new_tokens
+    student, longest = prompt + new, prompt + config.answer_tokens
+    teacher = max(student, config.max_teacher_prompt_tokens + new)
     sampled = config.batch_size * config.rollouts_per_prompt
     rows = min(config.micro_batch_size, sampled)
     student_tokens = min(max(config.micro_batch_tokens, student), rows * student)
     teacher_tokens = min(max(config.micro_batch_tokens, teacher), rows * teacher)
-    positions = min(LOSS_POSITIONS, rows * config.max_new_tokens)
+    positions = min(LOSS_POSITIONS, rows * new)
     layer = student_tokens * layer_bytes(c, c.num_attention_heads * head_dim, K, M, size)
     layers, states = c.num_hidden_layers, student_tokens * c.hidden_size * size
-    inference = 3 * M + 4 * c.hidden_size  # numbers of a token in one layer
+    inference, cache = 3 * M + 4 * c.hidden_size, 2 * layers * K  # numbers of a token
     training = resident | {
         "gradients": 4 * P,
         "activations": layers * (states if config.gradient_checkpointing else layer),
@@ -314,12 +315,11 @@ def plan_run(model_config, config, device="cuda", counts=None):
     }
     most = max(moments_of_a_pass, key=moments_of_a_pass.get)  # never two of them at once
     training[most] = moments_of_a_pass[most]
-    cache = 2 * layers * K
     if device != "cpu":  # a GPU with less memory decodes fewer rows together (sampling.py)
         sampled = min(sampled, PREFILL_ROWS)
     sampling = resident | {
-        "keys and values": cache * size * sampled * student,
-        "prompts' pass": PREFILL_ROWS * config.max_prompt_tokens * (inference + cache) * size,
+        "keys and values": cache * size * sampled * longest,
+        "prompts' pass": PREFILL_ROWS * prompt * (inference + cache) * size,
         "softmax and its float64 sums": 28 * sampled * c.vocab_size,
     }
     if device == "cpu":

@@ -531,8 +531,9 @@ def parse_arguments(argv):
         parser.error(f"--temperature {args.temperature}: it must be above 0")
     if args.measure == "published" and args.task != "tooluse":
         parser.error(f"published scores tool use alone; --task is {args.task}")
-    run = config_of_run(args.model)
-    args.max_new_tokens = args.max_new_tokens or run.get("max_new_tokens", 64)
+    run = {"max_new_tokens": 64} | config_of_run(args.model)
+    longest = max(run["max_new_tokens"], run.get("eval_new_tokens", 0))
+    args.max_new_tokens = args.max_new_tokens or longest
     args.dtype = args.dtype or run.get("dtype", "float32")
     args.instruction = args.instruction or run.get("teacher_instruction", "thinking")
     return args

@@ -376,7 +376,7 @@ def run_sequence(words, experiment, folder):
     sets = {"probe": (load_task("probe", "test"), PROBE_TOKENS)}
     for config in configs:
         for name, examples in load_splits(config).reports.items():
-            sets[f"{config.task}, {name}"] = examples, config.max_new_tokens
+            sets[f"{config.task}, {name}"] = examples, config.answer_tokens
     state = json.loads(file.read_text()) if file.exists() else {"evaluations": []}
     if "before" not in state:
         state["before"] = evaluate_all(first.model, sets, first.dtype, folder, "before", base)

@@ -120,6 +120,9 @@ def test_every_rollout_of_a_step_is_planned_on_a_cpu_and_8_on_a_card():
     row = plan_run(config, once, "cpu")["host"][cache] // 300
     assert plan_run(config, four, "cpu")["host"][cache] == 4 * 300 * row
     assert plan_run(config, four)["sampling"][cache] == 8 * row
+    columns = once.max_prompt_tokens + once.max_new_tokens
+    longer = replace(once, eval_new_tokens=once.max_new_tokens + columns)
+    assert plan_run(config, longer)["sampling"][cache] == 2 * 8 * row
 
     one = plan_run(config, replace(SMALL, micro_batch_size=12))["training"]["activations"]
     more = replace(SMALL, micro_batch_size=12, rollouts_per_prompt=4)

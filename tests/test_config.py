@@ -254,7 +254,7 @@ def test_help_names_defaults(main, capsys):
         main(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "peak; cosine to 0 (default: 1e-05; laptop: 5e-05)" in shown
-    assert "longest completion, in training and evaluation (default: 2048; laptop: 28)" in shown
+    assert "longest completion in training (default: 2048; laptop: 28)" in shown
 
 
 # ---- resuming ----

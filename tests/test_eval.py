@@ -518,6 +518,9 @@ def test_defaults_are_those_of_the_run_that_left_the_model(
     last = shutil.copytree(tiny_folder, tmp_path / "run" / "last")
     saved = {"max_new_tokens": 5, "dtype": "bfloat16", "teacher_instruction": "plain"}
     (tmp_path / "run" / "before.json").write_text(json.dumps({"config": saved}))
+    longer = shutil.copytree(tiny_folder, tmp_path / "longer" / "last")
+    saved = {"max_new_tokens": 5, "eval_new_tokens": 9}
+    (tmp_path / "longer" / "before.json").write_text(json.dumps({"config": saved}))
     seen, load = {}, evaluation.models.load_model
 
     def noted_load(name, device, dtype):
@@ -534,6 +537,7 @@ def test_defaults_are_those_of_the_run_that_left_the_model(
         (last, [], 5, "bfloat16", "plain"),
         (last, ["--dtype", "float32"], 5, "float32", "plain"),
         (last, ["--instruction", "thinking"], 5, "bfloat16", "thinking"),
+        (longer, [], 9, "float32", "thinking"),
         (tiny_folder, [], 64, "float32", "thinking"),
         (tiny_folder, ["--max-new-tokens", "3"], 3, "float32", "thinking"),
     ]:

@@ -251,6 +251,7 @@ def flags(model, output, **more):
         "steps": 6,
         "batch_size": 2,
         "max_new_tokens": 6,
+        "eval_new_tokens": 9,
         "max_prompt_tokens": 1000,
         "max_teacher_prompt_tokens": 1500,
         "train_examples": 8,
@@ -292,6 +293,10 @@ def test_a_run_leaves_its_files(unbroken):
     assert results["config"]["steps"] == 6 and "python sdft.py --force" in results["command"]
     assert results["before"]["test"]["drift_from_base"] == pytest.approx(0, abs=1e-5)
     assert results["last"]["test"]["drift_from_base"] > 0
+    assert max(line["completion_tokens"] for line in metrics) <= 6
+    evaluated = [before["preflight"]["student"], before["before"]["test"], results["last"]["test"]]
+    evaluated += [line["validation"] for line in metrics if "validation" in line]
+    assert all(6 < summary["completion_tokens"] <= 9 for summary in evaluated)
 
 
 def test_answers_of_every_evaluation_are_kept(unbroken):
