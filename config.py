@@ -123,6 +123,7 @@ HARDWARE = {
         "micro_batch_tokens": 4096,
         "gradient_checkpointing": False,
         "max_new_tokens": 28,
+        "eval_new_tokens": 40,
         "max_prompt_tokens": 256,
         "max_teacher_prompt_tokens": 512,
         "eval_examples": 64,
@@ -139,7 +140,6 @@ LONGER = {"max_new_tokens": 96, "max_prompt_tokens": 512, "max_teacher_prompt_to
 FOR_A_TASK = {
     ("paper", "knowledge"): KNOWLEDGE | {"epochs": 4, "max_new_tokens": 1024},
     ("authors", "knowledge"): KNOWLEDGE | {"epochs": 4},
-    ("laptop", "science"): {"eval_new_tokens": 40},
     ("laptop", "knowledge"): TEXT
     | {"teacher": "base", "learning_rate": 1e-4, "skip_first_tokens": 0},
     ("laptop", "tooluse"): LONGER,
