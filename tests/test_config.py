@@ -118,7 +118,7 @@ def test_a_preset_names_its_recipe_and_its_hardware_apart():
     """No field is in both; the hardware's part decides nothing of what is learned."""
     hardware = "dtype batch_size micro_batch_size micro_batch_tokens gradient_checkpointing "
     hardware += "offload_optimizer max_new_tokens max_prompt_tokens max_teacher_prompt_tokens "
-    hardware = (hardware + "eval_examples general_tokens").split()
+    hardware = (hardware + "eval_new_tokens eval_examples general_tokens").split()
     assert all(part.keys() <= set(hardware) for part in HARDWARE.values())
     assert all(not recipe.keys() & set(hardware) for recipe in RECIPES.values())
 
