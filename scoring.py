@@ -282,7 +282,7 @@ def verdict(figures):
     if teacher["finished"] < 0.5:
         return (
             False,
-            f"{no_better}, but most of its answers are cut at --max-new-tokens; raise that",
+            f"{no_better}, but most of its answers are cut off; raise --eval-new-tokens",
         )
     return False, (
         f"{no_better}, so SDFT has nothing to teach. Try a larger --model,\n               another "

@@ -29,7 +29,7 @@ Choices, and why:
   there a teacher expects "Based on the text…", which a student without the text should not say.
 - --temperature (default 1) decides which completions are visited; the loss compares both full
   softmaxes at temperature 1. Estimator `analytic` is right on whatever was visited; `token` and
-  `rb` need y ~ student. `laptop` takes 0.5: a small model's samples at 1 are gibberish.
+  `rb` need y ~ student. `laptop` takes 0.5: a small model's samples at 1 are often gibberish.
 - An EMA step of rate 0.01 is lost to rounding in bfloat16, which has 8 significant bits. So every
   weight of both models is an exact float32 number, kept in two parts: a bfloat16 weight, which
   computes, and the 16 bits that it lacks, its remainder (optim.py).

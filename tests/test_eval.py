@@ -398,7 +398,7 @@ def figures(student, teacher, ended):
     [
         (0.25, 0.5, 0.1, True, "^go: "),
         (0.96, 1.0, 0.9, True, "^go: "),
-        (0.25, 0.25, 0.1, False, "no-go: .* cut at --max-new-tokens"),
+        (0.25, 0.25, 0.1, False, "no-go: .* cut off; raise --eval-new-tokens"),
         (0.25, 0.25, 0.9, False, "no-go: .*larger --model"),
         (0.5, 0.25, 0.9, False, "no-go: .*--teacher-instruction"),
         (1.0, 1.0, 0.9, False, "^nothing to learn: "),  # both at the ceiling
