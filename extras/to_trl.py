@@ -40,8 +40,8 @@ NOT_CARRIED = {
     "weight_decay": ([0], "TRL decays neither norms nor biases, sdft.py every weight"),
     "offload_optimizer": ([False], "choose offloading in `accelerate config`"),
 }
-UNUSED = ["force", "eval_every", "eval_examples", "general_data", "general_tokens", "judge"]
-UNUSED += ["judge_model", "sample_every"]
+UNUSED = ["force", "eval_every", "eval_examples", "eval_new_tokens", "general_data"]
+UNUSED += ["general_tokens", "judge", "judge_model", "sample_every"]
 
 
 def trl_settings(config, steps):
