@@ -14,7 +14,7 @@ import json
 import signal
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -338,11 +338,11 @@ def finish(run):
 
 
 def config_of_run(model):
-    """The configuration of the run whose last/ or best/ a model's folder is; {} for others."""
-    try:
-        return json.loads((Path(model).parent / "before.json").read_text())["config"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    """The configuration of the run whose last/ or best/ a model's folder is; else defaults."""
+    run = {"max_new_tokens": 64, "dtype": "float32", "teacher_instruction": "thinking"}
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        run |= json.loads((Path(model).parent / "before.json").read_text())["config"]
+    return run | {"answer_tokens": max(run["max_new_tokens"], run.get("eval_new_tokens", 0))}
 
 
 def main(argv=None):
@@ -369,16 +369,16 @@ def main(argv=None):
     for name in ("limit", "max_new_tokens", "batch_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: it must be at least 1")
-    run = {"max_new_tokens": 64} | config_of_run(args.model)
-    length = args.max_new_tokens or max(run["max_new_tokens"], run.get("eval_new_tokens", 0))
-    instruction = args.instruction or run.get("teacher_instruction", "thinking")
+    run = config_of_run(args.model)
+    length = args.max_new_tokens or run["answer_tokens"]
+    instruction = args.instruction or run["teacher_instruction"]
     try:
         examples = data.load_task(args.task, args.split, args.data)[: args.limit]
         for example in examples:
             data.check_context(example, args.context)
         judge = args.judge, args.judge_model
         scorer = scoring.choose_scorer(args.task, examples, *judge, args.rule)
-        dtype = args.dtype or run.get("dtype", "float32")
+        dtype = args.dtype or run["dtype"]
         model, tokenizer = models.load_model(args.model, models.best_device(), dtype)
         how = {"max_new_tokens": length, "batch_size": args.batch_size, "description": "answering"}
         how |= {"context": args.context, "instruction": instruction, "scorer": scorer}

@@ -531,11 +531,10 @@ def parse_arguments(argv):
         parser.error(f"--temperature {args.temperature}: it must be above 0")
     if args.measure == "published" and args.task != "tooluse":
         parser.error(f"published scores tool use alone; --task is {args.task}")
-    run = {"max_new_tokens": 64} | config_of_run(args.model)
-    longest = max(run["max_new_tokens"], run.get("eval_new_tokens", 0))
-    args.max_new_tokens = args.max_new_tokens or longest
-    args.dtype = args.dtype or run.get("dtype", "float32")
-    args.instruction = args.instruction or run.get("teacher_instruction", "thinking")
+    run = config_of_run(args.model)
+    args.max_new_tokens = args.max_new_tokens or run["answer_tokens"]
+    args.dtype = args.dtype or run["dtype"]
+    args.instruction = args.instruction or run["teacher_instruction"]
     return args
 
 
