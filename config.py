@@ -260,6 +260,7 @@ def resumed_config(run_folder, given, script):
 
 
 AT_LEAST = {0: "skip_first_tokens eval_every sample_every warmup weight_decay seed keep_last"}
+AT_LEAST[0] += " eval_new_tokens"
 AT_LEAST[1] = """batch_size rollouts_per_prompt micro_batch_size micro_batch_tokens max_new_tokens
     max_prompt_tokens max_teacher_prompt_tokens save_every log_every train_examples
     eval_examples steps general_tokens"""

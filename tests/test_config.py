@@ -206,6 +206,7 @@ RB = "--estimator rb --reduction sum --skip-first-tokens 0"
         ("--temperature 0", "--temperature is 0.0; it must be above 0"),
         ("--steps 0", "--steps is 0; it must be at least 1"),
         ("--save-every 0", "--save-every is 0; it must be at least 1"),
+        ("--eval-new-tokens -1", "--eval-new-tokens is -1; it must be at least 0"),
         ("--learning-rate nan", "--learning-rate is nan"),
         ("--ema-rate 2", "--ema-rate is 2.0; it must be above 0 and at most 1"),
         ("--skip-first-tokens 9 --max-new-tokens 9", "leaves no token of --max-new-tokens 9"),
