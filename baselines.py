@@ -22,21 +22,30 @@ A likelihood loss covers every token: first tokens are masked for the KL alone.
 import argparse
 import dataclasses
 import sys
-import time
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-import eval as evaluation
-from config import load_splits, parse_config, run_folder
-from data import Pair, encode_text, load_task, opens_thoughts
+from config import parse_config
+from data import Pair, load_splits, load_task
+from eval import sample_base_answers, split
 from kl_estimators import REDUCTIONS, completion_logprobs, sequence_mean
-from models import load_model, output_head, read_state, stop_tokens
 from optim import clip_gradients
-from sampling import Rollout, completion_hidden, sample_completions
-from scoring import step_metrics
-from sdft import micro_batches, prepare, sdft_step, stop_if_not_finite, train
+from sampling import Rollout, completion_hidden, output_head, sample_completions, stop_tokens
+from sdft import (
+    TEACHER_ANSWERS,
+    micro_batches,
+    random_stream,
+    sdft_step,
+    stop_if_not_finite,
+    train,
+    update,
+)
+from support.chat import encode_text, opens_thoughts
+from support.checkpoint import read_state
+from support.models import load_model
+from support.preflight import preflight_or_exit
+from support.run import finish, prepare, record_before, run_folder
 
 
 def likelihood_loss(token_logprobs_BT):
@@ -54,7 +63,6 @@ def dynamic_loss(token_logprobs_BT):
 
 def likelihood_step(student, teacher, optimizer, batch, config, loss=likelihood_loss):
     """One step of SFT, CPT or DFT on the completions of the batch; there is no teacher."""
-    started = time.perf_counter()
     rollout = given_rollout(batch, student.device)
     nll_B = torch.zeros(len(batch.pairs), device=student.device)
     for micro in micro_batches(batch, rollout, config):
@@ -67,18 +75,17 @@ def likelihood_step(student, teacher, optimizer, batch, config, loss=likelihood_
     grad_norm = clip_gradients(student, config.max_grad_norm)
     stop_if_not_finite(grad_norm, nll_B, batch)
     optimizer.step(batch.learning_rate)
-    metrics = {"nll": nll_B.mean().item()}
-    return metrics | step_metrics(batch, rollout, grad_norm, started), rollout
+    return {"nll": nll_B.mean().item(), "grad_norm": grad_norm}, rollout
 
 
-def dynamic_step(*arguments):
-    return likelihood_step(*arguments, loss=dynamic_loss)
+def dynamic_step(student, teacher, optimizer, batch, config):
+    return likelihood_step(student, teacher, optimizer, batch, config, loss=dynamic_loss)
 
 
 def given_step(student, teacher, optimizer, batch, config):
-    """SDFT's step on completions that were sampled once, from the base in context."""
+    """SDFT's update on completions that were sampled once, from the base in context."""
     rollout = given_rollout(batch, student.device)
-    return sdft_step(student, teacher, optimizer, batch, config, rollout)
+    return update(student, teacher, optimizer, batch, rollout, config), rollout
 
 
 def given_rollout(batch, device):
@@ -120,29 +127,25 @@ def article_blocks(run):
 
 def teacher_answers(run):
     """What the base in context samples, once for each prompt; for teacher-kd it also scores."""
-    config, written = run.config, []
-    stop = stop_tokens(run.student, run.tokenizer)
-    parts = evaluation.split(run.pairs, config.batch_size)
+    config = run.config
+    ending = stop_tokens(run.student, run.tokenizer)
+    written = []
+    parts = split(run.pairs, config.batch_size)
     for number, part in enumerate(tqdm(parts, desc="the teacher answers", leave=False)):
-        draws = np.random.default_rng([config.seed, 2, number * config.batch_size])
+        draws = random_stream(config.seed, TEACHER_ANSWERS, number * config.batch_size)
         rollout = sample_completions(
             run.student,
             [pair.teacher_prompt for pair in part],
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             uniforms_BT=torch.from_numpy(draws.random((len(part), config.max_new_tokens))),
-            **stop,
+            **ending,
         )
         for row, pair in enumerate(part):
             ids = rollout.completion_ids_BT[row][rollout.completion_mask_BT[row]].tolist()
             seen = [] if config.teacher == "none" else pair.teacher_prompt
             written.append(dataclasses.replace(pair, teacher_prompt=seen, completion=ids))
     return written
-
-
-def student_samples(run):
-    """Re-invocation samples in its steps, as SDFT does."""
-    return run.pairs
 
 
 def eos_token_id(run):
@@ -160,7 +163,8 @@ METHODS = {  # method -> (its completions, its step, the Config fields that it f
     "cpt": (article_blocks, likelihood_step, NO_TEACHER),
     "teacher-sft": (teacher_answers, likelihood_step, NO_TEACHER),
     "teacher-kd": (teacher_answers, given_step, {"teacher": "base", "divergence": "forward"}),
-    "reinvoke": (student_samples, sdft_step, {"teacher": "model", "teacher_context": "none"}),
+    # None: the student samples in each step, as in SDFT
+    "reinvoke": (None, sdft_step, {"teacher": "model", "teacher_context": "none"}),
 }
 
 
@@ -186,13 +190,22 @@ def main(argv=None):
         if method == "reinvoke":
             run.teacher_model = load_teacher(run)
             # drift is measured from the original model, which is the teacher here
-            general = splits.general, config.general_tokens
-            run.base = evaluation.sample_base_answers(run.teacher_model, run.tokenizer, *general)
+            run.base = sample_base_answers(
+                run.teacher_model, run.tokenizer, splits.general, config.general_tokens
+            )
+        # demonstrations and articles cost nothing; the teacher's answers wait for the preflight,
+        # whose estimate counts them
+        samples_once = completions is teacher_answers
+        if completions is not None and not samples_once:
+            run.pairs = completions(run)
         if checkpoint is None:
-            evaluation.preflight_or_exit(run, must_teach=False)
-        run.pairs = completions(run)
+            sampled_before = len(run.pairs) if samples_once else 0
+            figures = preflight_or_exit(run, must_teach=False, sampled_before=sampled_before)
+            record_before(run, figures)
+        if samples_once:
+            run.pairs = completions(run)
         if train(run, step):
-            evaluation.finish(run)
+            finish(run)
 
 
 def load_teacher(run):

@@ -1,33 +1,40 @@
-"""What decides a run: Config, whose fields are the flags, the presets, and what is refused.
-
-Needs torch, and data.py, kl_estimators.py, models.py, optim.py and scoring.py beside it.
-"""
+"""What decides a run: Config, whose fields are the flags; the presets; contradictory flags."""
 
 import argparse
 import dataclasses
 import math
+import shlex
 import sys
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-import data
-from data import CONTEXTS, SAMPLES, TASKS, TEACHER_INSTRUCTIONS, load_task
+from data import CONTEXTS, TASKS, TEACHER_INSTRUCTIONS
 from kl_estimators import DIVERGENCES, ESTIMATORS, REDUCTIONS
-from models import list_checkpoints, read_state
-from optim import GENERAL_PROMPTS
-from scoring import check_unseen, choose_scorer, score_by_rule
+from support.checkpoint import list_checkpoints, read_state
+
+TEACHERS = {  # whose weights teach
+    "ema": "the moving average of the student",
+    "base": "the model as it was before training",
+    "student": "the student itself",
+    "model": "--teacher-model; baselines.py --method reinvoke sets it",
+    "none": "no teacher; baselines.py sets it for likelihood losses",
+}
 
 
-def option(default, help, choices=None):
-    return field(default=default, metadata={"help": help, "choices": choices and list(choices)})
+def option(default, help, choices=None, least=None, above=None):
+    """A field of Config with its help, its choices and its bound: >= least, or > above."""
+    metadata = {"help": help, "choices": choices and list(choices), "least": least, "above": above}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
 class Config:
-    """Everything that decides a run. The defaults are the paper as written, for skills."""
+    """Everything that decides a run.
+
+    The defaults are the paper as written, for skills; the reduction alone is the authors' code's.
+    """
 
     task: str = option("science", "what to learn", [task for task in TASKS if TASKS[task]])
     preset: str = option("paper", "recipe and hardware part, which other flags override")
@@ -35,61 +42,65 @@ class Config:
     model: str = option("Qwen/Qwen2.5-7B-Instruct", "hub id, folder, or smollm2 (135M, from PyPI)")
     dtype: str = option("bfloat16", "of the model's arithmetic", ["float32", "bfloat16"])
     output: str | None = option(None, "folder of the run; else runs/TASK or the next free one")
-    seed: int = option(0, "decides the order of the data and every draw")
+    seed: int = option(0, "decides the order of the data and every draw", least=0)
     force: bool = option(False, "train though the preflight finds nothing to teach")
+    ignore_plan: bool = option(False, "start though the plan exceeds the memory or disk")
     # the method
     divergence: str = option("reverse", "reverse is Eq. 1, forward the authors' code", DIVERGENCES)
     estimator: str = option("analytic", "of A.1; token and rb exist for reverse", ESTIMATORS)
     reduction: str = option("mean", "over tokens; sum is Algorithm 1 as printed", REDUCTIONS)
-    skip_first_tokens: int = option(3, "tokens at the start of a completion without a loss")
-    temperature: float = option(1.0, "of the training rollouts; the loss is always at 1")
-    teacher: str = option("ema", "whose weights teach", ["ema", "base", "student"])
+    skip_first_tokens: int = option(
+        3, "tokens at the start of a completion without a loss", least=0
+    )
+    # a small model's samples at 1 are often gibberish, on which no teacher can teach: laptop 0.5
+    temperature: float = option(1.0, "of the training rollouts; the loss is always at 1", above=0)
+    teacher: str = option("ema", "whose weights teach", TEACHERS)
     teacher_model: str | None = option(None, "for re-invocation: hub id, folder or smollm2")
-    ema_rate: float = option(0.01, "share of the student mixed into the teacher each step")
+    ema_rate: float = option(0.01, "share of the student mixed into the teacher each step", above=0)
     teacher_context: str = option("demonstration", "what the teacher sees beside x", CONTEXTS)
     teacher_instruction: str = option("thinking", "end of its prompt", TEACHER_INSTRUCTIONS)
     # optimisation
-    learning_rate: float = option(1e-5, "peak; cosine to 0")
-    warmup: float = option(10, "steps of linear warm-up; below 1 a share of all steps")
-    epochs: float = option(2, "passes over the training examples")
-    steps: int | None = option(None, "number of steps, instead of epochs")
-    batch_size: int = option(32, "prompts a step")
-    rollouts_per_prompt: int = option(1, "completions sampled for each of them")
-    micro_batch_size: int = option(32, "maximum sequences per forward and backward pass")
-    micro_batch_tokens: int = option(2048, "maximum tokens in one, padding included")
+    learning_rate: float = option(1e-5, "peak; cosine to 0", above=0)
+    warmup: float = option(10, "steps of linear warm-up; below 1 a share of all steps", least=0)
+    epochs: float = option(2, "passes over the training examples", above=0)
+    steps: int | None = option(None, "number of steps, instead of epochs", least=1)
+    batch_size: int = option(32, "prompts a step", least=1)
+    rollouts_per_prompt: int = option(1, "completions sampled for each of them", least=1)
+    micro_batch_tokens: int = option(
+        2048, "maximum tokens of a forward and backward pass, padding included", least=1
+    )
     gradient_checkpointing: bool = option(True, "recompute layers in backward: less memory")
     offload_optimizer: bool = option(False, "moments and remainders in host memory; same bits")
-    max_grad_norm: float = option(1.0, "gradients are scaled down to this 2-norm")
-    weight_decay: float = option(0.0, "decoupled, as in AdamW")
+    max_grad_norm: float = option(1.0, "gradients are scaled down to this 2-norm", above=0)
+    weight_decay: float = option(0.0, "decoupled, as in AdamW", least=0)
     # lengths, in tokens
-    max_new_tokens: int = option(2048, "longest completion in training")
-    eval_new_tokens: int = option(0, "longest answer in evaluation, if longer than that")
-    max_prompt_tokens: int = option(2048, "longest student prompt; the blocks of cpt")
-    max_teacher_prompt_tokens: int = option(4096, "longest teacher prompt")
+    max_new_tokens: int = option(2048, "longest completion in training", least=1)
+    eval_new_tokens: int = option(0, "longest answer in evaluation, if longer than that", least=0)
+    max_prompt_tokens: int = option(2048, "longest student prompt; the blocks of cpt", least=1)
+    max_teacher_prompt_tokens: int = option(4096, "longest teacher prompt", least=1)
     too_long: str = option("drop", "prompts above the limit: never cut", ["drop", "stop"])
     # evaluation and saving
-    train_examples: int | None = option(None, "use only the first N training examples")
-    eval_examples: int | None = option(None, "use only the first N of each evaluation set")
+    eval_examples: int | None = option(None, "use only the first N of each evaluation set", least=1)
     judge: str | None = option(None, "URL of a model that scores knowledge and medical answers")
     judge_model: str | None = option(None, "its name there, if the server needs one")
     general_data: str | None = option(None, "JSONL of up to 32 prompts to measure drift on")
-    general_tokens: int = option(256, "length of the answers that drift is measured on")
-    eval_every: int = option(50, "steps between validations; 0: never, and no best weights")
-    save_every: int = option(50, "steps between checkpoints")
-    keep_last: int = option(1, "checkpoints to keep; 0: none, only the weights at the end")
-    log_every: int = option(1, "steps between log lines; metrics.jsonl has every step")
-    sample_every: int = option(10, "steps between printed completions; 0: none")
+    general_tokens: int = option(256, "length of the answers that drift is measured on", least=1)
+    eval_every: int = option(50, "steps between validations; 0: never, no best weights", least=0)
+    save_every: int = option(50, "steps between checkpoints", least=1)
+    keep_last: int = option(1, "checkpoints to keep; 0: none, only the last weights", least=0)
+    sample_every: int = option(10, "steps between printed completions; 0: none", least=0)
 
     @property
     def answer_tokens(self):
+        """The longest answer in evaluation."""
         return max(self.max_new_tokens, self.eval_new_tokens)
 
     def total_steps(self, n_examples):
         return self.steps or max(1, math.ceil(self.epochs * n_examples / self.batch_size))
 
 
-# eval_every is not among them: it chooses the best weights
-FREE_ON_RESUME = ["log_every", "sample_every", "save_every", "keep_last"]
+# what --resume may change; not eval_every, which chooses the best weights
+FREE_ON_RESUME = ["sample_every", "save_every", "keep_last"]
 
 TEXT = {"teacher_context": "text+demonstration"}
 # a small model asked for its thinking process talks about it, and the student learns that talk
@@ -160,25 +171,21 @@ def parse_config(command, description, fixed=None, parser=None):
     wrong ends the program with one line.
     """
     parser = parser or argparse.ArgumentParser(allow_abbrev=False)
-    parser.description, parser.formatter_class = description, argparse.RawDescriptionHelpFormatter
+    parser.description = description
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     for f in dataclasses.fields(Config):
-        how = {"help": described(f), "default": argparse.SUPPRESS}
-        if f.type is bool:
-            how["action"] = argparse.BooleanOptionalAction
-        else:
-            how["type"] = {int: int, float: float, int | None: int}.get(f.type, str)
-            how["choices"] = list(RECIPES) if f.name == "preset" else f.metadata["choices"]
-        parser.add_argument(flag(f.name), **how)
+        add_flag(parser, f)
     help = f"continue a run as it was configured; only {FREE_FLAGS} may change"
     parser.add_argument("--resume", metavar="RUN", help=help)
     given = vars(parser.parse_args(command[2:]))
-    method, resume = given.pop("method", None), given.pop("resume")
+    method = given.pop("method", None)
+    resume = given.pop("resume")
     try:
         if resume is None:
             config, checkpoint, about = new_config(given, fixed or {}, method)
         else:
-            config, checkpoint, about = resumed_config(Path(resume), given, command[1])
-        check_config(config)
+            config, checkpoint, about = resumed_config(Path(resume).expanduser(), given, command[1])
+        reject_contradictions(config)
     except ValueError as error:
         sys.exit(f"error: {error}")
     print(about)
@@ -189,12 +196,29 @@ def flag(name):
     return "--" + name.replace("_", "-")
 
 
+def add_flag(parser, f):
+    """The flag of a field of Config; one that is not given leaves no trace in the result."""
+    help = described(f)
+    if f.type is bool:
+        switch = argparse.BooleanOptionalAction
+        parser.add_argument(flag(f.name), action=switch, default=argparse.SUPPRESS, help=help)
+        return
+    type_ = {int: int, float: float, int | None: int}.get(f.type, str)
+    choices = list(RECIPES) if f.name == "preset" else f.metadata["choices"]
+    parser.add_argument(
+        flag(f.name), type=type_, choices=choices, default=argparse.SUPPRESS, help=help
+    )
+
+
+# ~ is the home folder in these, also after an =
+PATHS = ["data", "model", "teacher_model", "output", "general_data"]
 FREE_FLAGS = ", ".join(map(flag, FREE_ON_RESUME))
 
 
 def described(f):
     """The help of a flag, with its default and that of the preset laptop if it is another."""
-    laptop, values = preset_values("laptop", Config.task), []
+    laptop = preset_values("laptop", Config.task)
+    values = []
     if f.default is not None:
         values.append(f"default: {f.default}")
     if f.name in laptop:
@@ -207,15 +231,25 @@ def new_config(given, fixed, method):
         if given.get(name, value) != value:
             why = f"--method {method} fixes it to {value}"
             raise ValueError(f"{flag(name)} is {given[name]}; {why}")
+    for name in PATHS:
+        if given.get(name):
+            given[name] = str(Path(given[name]).expanduser())
     preset, values, why = choose_preset(given)
     values = preset_values(preset, given.get("task", Config.task)) | values | fixed | given
+    if method is None and values.get("teacher") in ("model", "none"):
+        raise ValueError(f"--teacher {values['teacher']} is for baselines.py alone")
     samples = "" if "data" in given else "; data: our own small samples, as no --data is given"
     return Config(**{"preset": preset} | values), None, f"preset {preset} ({why}){samples}"
 
 
-# GB of a plan, Qwen2.5's size, offload: python benchmarks/bench_memory.py --table
-CARDS = [(147, "7B", False), (71, "7B", True), (32, "3B", True), (19, "1.5B", True)]
-CARDS += [(13, "0.5B", False), (9, "0.5B", True)]
+CARDS = [  # GB of a plan, Qwen2.5's size, offload: python benchmarks/bench_memory.py --table
+    (147, "7B", False),
+    (71, "7B", True),
+    (32, "3B", True),
+    (19, "1.5B", True),
+    (13, "0.5B", False),
+    (9, "0.5B", True),
+]
 
 
 def choose_preset(given):
@@ -241,11 +275,15 @@ def resumed_config(run_folder, given, script):
     if not checkpoints:
         raise ValueError(f"{run_folder} has no checkpoint to resume from; name the folder of a run")
     state = read_state(checkpoints[-1])
-    saved, writer = state["config"], "sdft.py" if state["method"] == "sdft" else "baselines.py"
+    saved = state["config"]
+    if unknown := saved.keys() - {f.name for f in dataclasses.fields(Config)}:
+        names = ", ".join(sorted(unknown))
+        raise ValueError(f"{checkpoints[-1]} was written by another version, which had {names}")
+    writer = "sdft.py" if state["method"] == "sdft" else "baselines.py"
     if writer != script:
         raise ValueError(
             f"{run_folder} was written by {writer}; continue it with: "
-            f"python {writer} --resume {run_folder}"
+            f"python {writer} --resume {shlex.quote(str(run_folder))}"
         )
     changed = {name: value for name, value in given.items() if saved.get(name) != value}
     changes = [f"{flag(name)} is {value}, was {saved.get(name)}" for name, value in changed.items()]
@@ -259,15 +297,10 @@ def resumed_config(run_folder, given, script):
     return Config(**saved | given), checkpoints[-1], "; ".join(about)
 
 
-AT_LEAST = {0: "skip_first_tokens eval_every sample_every warmup weight_decay seed keep_last"}
-AT_LEAST[0] += " eval_new_tokens"
-AT_LEAST[1] = """batch_size rollouts_per_prompt micro_batch_size micro_batch_tokens max_new_tokens
-    max_prompt_tokens max_teacher_prompt_tokens save_every log_every train_examples
-    eval_examples steps general_tokens"""
-
-
-def check_config(config):
-    """Reject contradictory flags, by name, and values out of range."""
+def reject_contradictions(config):
+    """ValueError for a value out of its bounds, and for flags that contradict each other."""
+    for f in dataclasses.fields(Config):
+        reject_out_of_bounds(f, getattr(config, f.name))
     if (config.teacher == "model") != (config.teacher_model is not None):
         raise ValueError("--teacher-model and baselines.py --method reinvoke need each other")
     if config.estimator != "analytic":
@@ -287,15 +320,7 @@ def check_config(config):
             "--estimator rb needs --reduction sum and --skip-first-tokens 0; "
             "rao_blackwell_surrogate in kl_estimators.py says why"
         )
-    for least, names in AT_LEAST.items():
-        for name in names.split():
-            value = getattr(config, name)
-            if value is not None and not value >= least:
-                raise ValueError(f"{flag(name)} is {value}; it must be at least {least}")
-    for name in ("learning_rate", "epochs", "max_grad_norm", "temperature"):
-        if not 0 < getattr(config, name) < math.inf:
-            raise ValueError(f"{flag(name)} is {getattr(config, name)}; it must be above 0")
-    if not 0 < config.ema_rate <= 1:
+    if config.ema_rate > 1:
         raise ValueError(f"--ema-rate is {config.ema_rate}; it must be above 0 and at most 1")
     if config.skip_first_tokens >= config.max_new_tokens:
         raise ValueError(
@@ -304,97 +329,12 @@ def check_config(config):
         )
 
 
-# ---- around a run ----
-
-
-@dataclass
-class Splits:
-    """The data of a run: lists of Example."""
-
-    train: list
-    validation: list
-    reports: dict  # name -> the examples of a row of the final table
-    general: list  # everyday questions, never trained on, that drift is measured on
-    scorer: object = score_by_rule  # or a judge (scoring.choose_scorer)
-
-
-REPORTS = {  # rows of the final table, {name: split}; all but test.jsonl a folder may lack
-    "science": {"test": "test", "new stems": "test_new_stems"},
-    "knowledge": {
-        "trained wordings": "train",
-        "held-out wordings": "test",
-        "indirect (OOD)": "ood",
-    },
-}
-
-
-def load_splits(config):
-    """Read every file of a run, before the model loads -> Splits; ValueError if one is wrong."""
-    folder, N = config.data, config.eval_examples
-    train = load_task(config.task, "train", folder)[: config.train_examples]
-    validation = load_task(config.task, "validation", folder)[:N]
-    reports = {
-        name: load_task(config.task, split, folder)[:N]
-        for name, split in REPORTS.get(config.task, {"test": "test"}).items()
-        if split == "test" or Path(folder or SAMPLES / config.task, f"{split}.jsonl").exists()
-    }
-    for example in train + validation:
-        data.check_context(example, config.teacher_context)
-    file = config.general_data
-    general = data.read_jsonl(file, "general", False) if file else load_task("general", "test")
-    # re-invocation trains on everyday prompts
-    check_unseen(general, load_task("general", "train") if config.teacher == "model" else train)
-    scored = validation + sum(reports.values(), [])
-    scorer = choose_scorer(config.task, scored, config.judge, config.judge_model)
-    return Splits(train, validation, reports, general[:GENERAL_PROMPTS], scorer)
-
-
-@contextmanager
-def run_folder(config, checkpoint):
-    """with run_folder(...) as folder: errors inside end the program with a line that helps."""
-    try:
-        folder = checkpoint.parent if checkpoint else new_run_folder(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    try:
-        yield folder
-    except KeyboardInterrupt:
-        sys.exit("\nstopped at once; a run that has a checkpoint goes on with --resume")
-    except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
-        message = explain(error, folder)
-        if message is None:
-            raise
-        sys.exit(f"error: {message}")
-    finally:
-        if not any(folder.iterdir()):  # nothing was trained: the same command runs again
-            folder.rmdir()
-
-
-def new_run_folder(config):
-    """Make the folder of a new run; an existing one is never written into."""
-    folder, n = Path(config.output or Path("runs") / config.task), 2
-    while config.output is None and folder.exists():
-        folder, n = Path("runs") / f"{config.task}-{n}", n + 1
-    if folder.exists():
-        raise ValueError(f"{folder} exists; name another --output, or go on with --resume {folder}")
-    folder.mkdir(parents=True)
-    return folder
-
-
-def explain(error, folder):
-    """A line, or two with a remedy, for an error that a user can do something about; else None."""
-    kept = list_checkpoints(folder)
-    resume = (
-        f"--resume {folder} goes on from {kept[-1].name}" if kept else "No checkpoint was saved"
-    )
-    if isinstance(error, FloatingPointError):
-        return f"{error}\n{resume}. The usual remedy is a new run with a lower --learning-rate"
-    if isinstance(error, (ValueError, OSError)):  # wrong input, a damaged checkpoint, a full disk
-        return str(error)
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-        return (
-            f"{str(error).splitlines()[0]}\nA new run takes less memory with a smaller "
-            "--micro-batch-tokens or --max-new-tokens, with --gradient-checkpointing, or with "
-            f"--dtype bfloat16. {resume}, with its flags as they are"
-        )
-    return None
+def reject_out_of_bounds(f, value):
+    """ValueError for a number below the bound that its field names, infinite, or no number."""
+    least, above = f.metadata["least"], f.metadata["above"]
+    if value is None:
+        return
+    if least is not None and not least <= value < math.inf:
+        raise ValueError(f"{flag(f.name)} is {value}; it must be at least {least}")
+    if above is not None and not above < value < math.inf:
+        raise ValueError(f"{flag(f.name)} is {value}; it must be above {above}")

@@ -1,4 +1,7 @@
-"""Examples, our one JSONL format, and the prompts of student and teacher. Needs no package.
+"""From a file to training pairs: our JSONL format, and the prompts of student and teacher.
+
+Needs no package, and support/chat.py beside it. In this order: the teacher's prompt, pairs of
+token ids, the files of a run, and the format that is checked line by line.
 
 A line of a file is one JSON object (docs/reference.md has examples of each task):
 
@@ -23,9 +26,10 @@ field is an error that names file, line and field: a typo must not train a model
 
 import json
 import re
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
+
+from support.chat import encode_prompt, shorten
 
 SAMPLES = Path(__file__).resolve().parent / "samples"
 TASKS = {  # the fields that each line needs beside `prompt`
@@ -98,130 +102,7 @@ def check_context(example, context):
             )
 
 
-def encode_prompt(tokenizer, messages):
-    """Chat turns -> token ids, up to and with the header of the assistant's turn.
-
-    They equal apply_chat_template's, except that a control token typed inside a turn, such as
-    <|im_end|>, stays text.
-    """
-    if tokenizer.chat_template is None:
-        raise ValueError("the tokenizer has no chat template; choose an instruction-tuned model")
-    from jinja2 import TemplateError  # here: reading data alone needs no package
-
-    typed = _typed_control_tokens(tokenizer, messages)
-    parts = check_template(tokenizer)
-    try:
-        if not any(typed):
-            return _apply_template(tokenizer, messages, parts, tokenize=True)
-        return _encode_typed(tokenizer, messages, typed, parts)
-    except TemplateError as error:  # some templates take no system turn, for example
-        roles = ", ".join(turn["role"] for turn in messages)
-        what = f"the chat template refuses a prompt with the turns {roles}"
-        raise ValueError(f"{what}: {error}") from None
-
-
-def check_template(tokenizer):
-    """Whether the chat template reads content as a list of parts, and not as a string.
-
-    Raises ValueError if two different questions give the same prompt either way.
-    """
-    from jinja2 import TemplateError
-
-    for parts in (False, True):
-        try:
-            first, second = (
-                _apply_template(tokenizer, [{"role": "user", "content": text}], parts)
-                for text in ("Which planet is largest?", "Who wrote Hamlet?")
-            )
-        except (TemplateError, TypeError):
-            continue
-        if first != second:
-            return parts
-    raise ValueError(
-        "the chat template gives the same prompt for two different questions, or none; it begins "
-        f"{_short(tokenizer.chat_template)}. Repair it in chat_template.jinja"
-    )
-
-
-def _apply_template(tokenizer, messages, parts, tokenize=False):
-    if parts:
-        contents = [[{"type": "text", "text": turn["content"]}] for turn in messages]
-        messages = [turn | {"content": c} for turn, c in zip(messages, contents, strict=True)]
-    return tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=tokenize, return_dict=False
-    )
-
-
-def _typed_control_tokens(tokenizer, messages):
-    """For each turn the control tokens whose text stands in its content, the longest first.
-
-    Control tokens are the special ones and the added ones that the template writes: some models
-    mark <|user|> as not special. Other added tokens, such as runs of blanks or <b>, are ordinary
-    text. An assistant's turn keeps its <think>: the model wrote it, and templates look for it.
-    """
-    added = [token for token in tokenizer.added_tokens_decoder.values() if token.content.strip()]
-    special = {token.content for token in added if token.special}
-    written = {token.content for token in added if token.content in str(tokenizer.chat_template)}
-    typed = []
-    for turn in messages:
-        control = special if turn["role"] == "assistant" else special | written
-        found = [token for token in control if token in turn["content"]]
-        typed.append(sorted(found, key=lambda token: (-len(token), token)))
-    return typed
-
-
-def _encode_typed(tokenizer, messages, typed, parts):
-    """Token ids of a prompt whose turn i contains the control tokens typed[i] as text.
-
-    Replaces each by a mark that no text contains, renders the template and cuts the result at the
-    marks. The text between them is encoded as usual, the control tokens as plain text.
-    """
-    tokens = sorted(set().union(*typed))
-    mark_of = {token: f"mark{uuid.uuid4().hex}" for token in tokens}
-    token_of = {mark: token for token, mark in mark_of.items()}
-    marked = []
-    for turn, found in zip(messages, typed, strict=True):
-        pattern = "|".join(map(re.escape, found)) or "(?!)"  # (?!) matches nowhere
-        content = re.sub(pattern, lambda match: mark_of[match[0]], turn["content"])
-        marked.append(turn | {"content": content})
-    rendered = _apply_template(tokenizer, marked, parts)
-    pieces = [token_of.get(piece, piece) for piece in re.split(f"({'|'.join(token_of)})", rendered)]
-    # a template that looks for the token in the content would write another prompt around a mark
-    if "".join(pieces) != _apply_template(tokenizer, messages, parts):
-        raise ValueError(
-            f"the chat template treats turns that contain {', '.join(tokens)} in another way; "
-            f"take it out of the prompt that ends with {_short(messages[-1]['content'][-60:])}"
-        )
-    return _encode_pieces(tokenizer, pieces)
-
-
-def encode_text(tokenizer, text, role):
-    """Token ids of a text by "user" or "assistant"; a control token typed in it stays text."""
-    [typed] = _typed_control_tokens(tokenizer, [{"role": role, "content": text}])
-    pieces = re.split(f"({'|'.join(map(re.escape, typed))})", text) if typed else [text]
-    return _encode_pieces(tokenizer, pieces)
-
-
-def _encode_pieces(tokenizer, pieces):
-    """Token ids of a text in pieces, of which every second one is a control token to keep as text.
-
-    A control token cut after its first character is no longer recognised as one.
-    """
-    parts = [part for i, x in enumerate(pieces) for part in ((x[:1], x[1:]) if i % 2 else (x,))]
-    # sentencepiece puts a blank ("▁") before a text: encode all parts but the first behind a
-    # character that merges with nothing, and drop what that one gives
-    anchor = tokenizer.encode("\x01", add_special_tokens=False)
-    adds_blank = tokenizer.convert_ids_to_tokens(anchor[:1]) == ["▁"]
-    ids = []
-    for part in parts:
-        before, dropped = ("\x01", len(anchor)) if adds_blank and ids else ("", 0)
-        ids += tokenizer.encode(before + part, add_special_tokens=False)[dropped:]
-    return ids
-
-
-def opens_thoughts(tokenizer, prompt):
-    """Whether a prompt (token ids) ends with a <think> that the template writes before answers."""
-    return tokenizer.decode(prompt[-16:]).rstrip().endswith("<think>")
+# ---- pairs: what training sees of an example, as token ids ----
 
 
 @dataclass
@@ -234,7 +115,105 @@ class Pair:
     completion: list | None = None  # what a baseline trains on; None if the student samples it
 
 
-# ---- reading ----
+def encode_pair(tokenizer, example, config):
+    """The student sees the question alone, the teacher what teacher_messages puts around it."""
+    teacher_turns = teacher_messages(example, config.teacher_context, config.teacher_instruction)
+    student_prompt = encode_prompt(tokenizer, example.messages)
+    return Pair(example.id, student_prompt, encode_prompt(tokenizer, teacher_turns))
+
+
+def encode_pairs(tokenizer, examples, config):
+    """The examples whose prompts fit the limits -> list of Pair; prints how many, and which do not.
+
+    Nothing is ever cut: half a question is another question. ValueError if none fits, or if one
+    does not and --too-long is stop.
+    """
+    pairs = [encode_pair(tokenizer, example, config) for example in examples]
+    longest_student = max(len(pair.student_prompt) for pair in pairs)
+    longest_teacher = max(len(pair.teacher_prompt) for pair in pairs)
+    fitting = [
+        pair
+        for pair in pairs
+        if len(pair.student_prompt) <= config.max_prompt_tokens
+        and len(pair.teacher_prompt) <= config.max_teacher_prompt_tokens
+    ]
+    report = (
+        f"{len(fitting)} of {len(pairs)} fit; longest student prompt {longest_student} tokens "
+        f"(limit {config.max_prompt_tokens}), longest teacher prompt {longest_teacher} "
+        f"(limit {config.max_teacher_prompt_tokens})"
+    )
+    fitting_ids = {pair.id for pair in fitting}
+    too_long = [pair.id for pair in pairs if pair.id not in fitting_ids]
+    if too_long:
+        more = " …" if len(too_long) > 5 else ""
+        report += f"; left out: {', '.join(too_long[:5])}{more}"
+    if not fitting or (too_long and config.too_long == "stop"):
+        remedy = "Raise --max-prompt-tokens or --max-teacher-prompt-tokens, or shorten these"
+        drop = ", or leave them out with --too-long drop" if fitting else ""
+        raise ValueError(f"prompts: {report}\n{remedy}{drop}")
+    print(f"prompts: {report}")
+    return fitting
+
+
+# ---- the files of a run ----
+
+
+@dataclass
+class Splits:
+    """The data of a run: lists of Example."""
+
+    train: list
+    validation: list
+    reports: dict  # name -> the examples of a row of the final table
+    general: list  # everyday questions, never trained on, that drift is measured on
+
+
+REPORTS = {  # rows of the final table, {name: split}; all but test.jsonl a folder may lack
+    "science": {"test": "test", "new stems": "test_new_stems"},
+    "knowledge": {
+        "trained wordings": "train",
+        "held-out wordings": "test",
+        "indirect (OOD)": "ood",
+    },
+}
+GENERAL_PROMPTS = 32  # that drift is measured on, at most
+
+
+def load_splits(config):
+    """Read every file of a run, before the model loads -> Splits; ValueError if one is wrong."""
+    folder, limit = config.data, config.eval_examples
+    train = load_task(config.task, "train", folder)
+    validation = load_task(config.task, "validation", folder)[:limit]
+    reports = {
+        name: load_task(config.task, split, folder)[:limit]
+        for name, split in REPORTS.get(config.task, {"test": "test"}).items()
+        if split == "test" or Path(folder or SAMPLES / config.task, f"{split}.jsonl").exists()
+    }
+    for example in train + validation:
+        check_context(example, config.teacher_context)
+    if config.general_data:
+        general = read_jsonl(config.general_data, "general", needs_demonstration=False)
+    else:
+        general = load_task("general", "test")
+    # re-invocation trains on everyday prompts
+    trained = load_task("general", "train") if config.teacher == "model" else train
+    check_unseen(general, trained)
+    return Splits(train, validation, reports, general[:GENERAL_PROMPTS])
+
+
+def check_unseen(general, train):
+    """ValueError if a prompt that drift is measured on is also trained on."""
+    source_of = {_prompt_text(example): example.source for example in train}
+    for example in general:
+        if source := source_of.get(_prompt_text(example)):
+            remedy = "leave it out there, or name other prompts with --general-data"
+            raise ValueError(f"{example.source}: {source} trains on this prompt; {remedy}")
+
+
+def _prompt_text(example):
+    """All turns of a prompt in a form that ignores case and white space."""
+    turns = [f"{turn['role']} {turn['content']}" for turn in example.messages]
+    return " ".join("\n".join(turns).casefold().split())
 
 
 def load_task(name, split, path=None):
@@ -250,6 +229,9 @@ def load_task(name, split, path=None):
         files = "train.jsonl, validation.jsonl and test.jsonl"
         raise ValueError(f"{folder} is not a folder; a data set is a folder with {files}")
     return read_jsonl(folder / f"{split}.jsonl", name, split in ("train", "validation"))
+
+
+# ---- the format, line by line ----
 
 
 def read_jsonl(file, task, needs_demonstration=True):
@@ -354,7 +336,7 @@ def _check(value, shape, place, example):
         right = isinstance(value, dict) and value.keys() == shape.keys()
         wanted = f"an object with {' and '.join(shape)}"
     if not right:
-        raise ValueError(f"{place} must be {wanted}, as in {example}; it is {_short(value)}")
+        raise ValueError(f"{place} must be {wanted}, as in {example}; it is {shorten(value)}")
     if isinstance(shape, list) and isinstance(value, list):
         for i, part in enumerate(value):
             _check(part, shape[0], f"{place}, item {i}", example)
@@ -370,12 +352,13 @@ def _check_record(record, task, source):
         if not (field == "prompt" and isinstance(value, str) and value.strip()):
             _check(value, *FORMS[field][:1], place, FORMS[field][1])
         _check_characters(value, place)
-    if record["prompt"][-1] != record["prompt"][-1:] and record["prompt"][-1]["role"] != "user":
+    prompt = record["prompt"]
+    if isinstance(prompt, list) and prompt[-1]["role"] != "user":
         raise ValueError(f'{source}: field "prompt": its last turn must be the user\'s question')
     answer, options = record.get("answer", "A"), record.get("options", ["A", "B", "C", "D"])
     if task == "science" and sum(answer in variants for variants in options) != 1:
         choices = 'in one of "options" alone' if "options" in record else "one letter, A to D"
-        raise ValueError(f'{source}: field "answer" is {_short(answer)}; it must be {choices}')
+        raise ValueError(f'{source}: field "answer" is {shorten(answer)}; it must be {choices}')
     try:
         re.compile(record.get("pattern", ""))
     except re.error as error:
@@ -393,8 +376,3 @@ def _check_characters(value, place):
             parts += part
         elif isinstance(part, str) and re.search("[\ud800-\udfff\0]", part):
             raise ValueError(f"{place} holds NUL or half of a surrogate pair, which no text has")
-
-
-def _short(value):
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

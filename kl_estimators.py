@@ -25,6 +25,7 @@ def reverse_kl(student_logprobs_BTV, teacher_logprobs_BTV):
     """KL(student || teacher) = sum_v p_S(v) [log p_S(v) - log p_T(v)] -> [B, T].  Eq. 1, one step.
 
     Mode seeking: its gradient is weighted by p_S, and hardly reaches what the student never says.
+    The paper's objective, and the default.
     """
     return _kl(student_logprobs_BTV, teacher_logprobs_BTV)
 
@@ -32,7 +33,8 @@ def reverse_kl(student_logprobs_BTV, teacher_logprobs_BTV):
 def forward_kl(student_logprobs_BTV, teacher_logprobs_BTV):
     """KL(teacher || student) = sum_v p_T(v) [log p_T(v) - log p_S(v)] -> [B, T].  Authors' code.
 
-    Mass covering: its gradient by the student's logits is p_S - p_T, whoever says the token.
+    Mass covering: its gradient by the student's logits is p_S - p_T, whoever says the token. The
+    paper's figures were made with it.
     """
     return _kl(teacher_logprobs_BTV, student_logprobs_BTV)
 
@@ -89,6 +91,7 @@ def token_surrogate(kl_BT, student_token_logprobs_BT, teacher_token_logprobs_BT)
 def rao_blackwell_surrogate(kl_BT, student_token_logprobs_BT, teacher_token_logprobs_BT):
     """The second term charges a token with all the divergence that comes after it.
 
+    - k_t has no gradient in the second term: it only weighs the score of the earlier tokens.
     - The inner sum runs over ALL earlier tokens: mask padding in the result alone.
     - Reduce with sequence_sum: a mean divides by a length that later tokens decide.
     - Skip no first tokens: ending among them would cost nothing, and the model would learn to.
@@ -123,6 +126,8 @@ REDUCTIONS = {"mean": sequence_mean, "sum": sequence_sum}
 
 # ---- from hidden states: vocabulary projection and divergence, a chunk of positions at a time ----
 
+CHUNK_SIZE = 256  # positions
+
 
 def compare_completions(
     student_hidden_BTD,
@@ -131,7 +136,7 @@ def compare_completions(
     teacher_head,
     completion_ids_BT,
     divergence,
-    chunk_size=256,
+    chunk_size=CHUNK_SIZE,
 ):
     """Divergence at each position, and both models' log-probability of the token that stands there.
 
@@ -142,7 +147,8 @@ def compare_completions(
     returns kl_BT, student_token_logprobs_BT, teacher_token_logprobs_BT, unmasked, float32
 
     One float32 [T, V] tensor takes 1.2 GB at T = 2048 and V = 152,000, and a loss needs several.
-    Here a chunk's logits are freed, and projected again in the backward pass.
+    So each chunk's logits are computed twice: freed after the forward pass, and projected again in
+    the backward pass.
     """
     if divergence not in DIVERGENCES:
         choices = ", ".join(DIVERGENCES)
@@ -164,7 +170,7 @@ def compare_completions(
     return compared_3N.view(3, *completion_ids_BT.shape).unbind()
 
 
-def completion_logprobs(hidden_BTD, head, completion_ids_BT, chunk_size=256):
+def completion_logprobs(hidden_BTD, head, completion_ids_BT, chunk_size=CHUNK_SIZE):
     """Log-probability of each given token under one model -> [B, T], chunked in the same way."""
 
     def chunk_logprobs(hidden_ND, ids_N):

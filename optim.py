@@ -14,13 +14,9 @@ second would: 0.999 v rounds back to v. With offload the middle columns live in 
 fetches a slice of them, updates it and writes it back: the same bits, in the same checkpoints.
 """
 
+import copy
 import mmap
-import re
-import shutil
 import weakref
-from dataclasses import replace
-from itertools import combinations, product
-from pathlib import Path
 
 import torch
 
@@ -52,8 +48,9 @@ def join_float32(weight, remainder):
 def prepare_for_training(model, offload=False):
     """Give bfloat16 parameters float32 gradients, and remainders: model.remainders {name: int16}.
 
-    New remainders are 0; existing ones keep their values. copy.deepcopy(model) copies them too, so
-    copy the teacher afterwards. Raises ValueError unless weights are bfloat16, float32 or float64.
+    Call it before AdamW(model), and before copy_model(model) makes the teacher. New remainders are
+    0; existing ones keep their values. offload puts them, and AdamW's moments, in host memory.
+    ValueError unless weights are bfloat16, float32 or float64.
     """
     old, model.remainders, model.offload = getattr(model, "remainders", {}), {}, offload
     for name, parameter in model.named_parameters():  # tied weights appear once, by the first name
@@ -67,13 +64,23 @@ def prepare_for_training(model, offload=False):
             raise ValueError(f"{name} is {parameter.dtype}; load the model in float32 or bfloat16")
 
 
-def _remainder(model, name, p):
+def copy_model(model):
+    """A model of its own with the same exact numbers: the teacher, l. 1 of Algorithm 1."""
+    copied = copy.deepcopy(model)
+    if model.offload:  # trap: deepcopy's remainders are not page-locked
+        for name, parameter in copied.named_parameters():
+            if name in copied.remainders:
+                pinned = _zeros(parameter, torch.int16, offload=True)
+                copied.remainders[name] = pinned.copy_(copied.remainders[name])
+    return copied
+
+
+def _remainder(model, name, parameter):
+    """The remainder of a parameter, None for a float32 one."""
     remainder = getattr(model, "remainders", {}).get(name)
-    if remainder is None and p.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"{name} is {p.dtype} without a remainder; copy the teacher after AdamW()")
-    if remainder is not None and p.is_cuda and model.offload and not remainder.is_pinned():
-        # trap: copy.deepcopy, which made the teacher, does not page-lock its copy
-        remainder = model.remainders[name] = _zeros(p, torch.int16, offload=True).copy_(remainder)
+    if remainder is None and parameter.dtype == torch.bfloat16:
+        remedy = "call prepare_for_training(student) before AdamW() and before copying the teacher"
+        raise ValueError(f"{name} is bfloat16 without a remainder; {remedy}")
     return remainder
 
 
@@ -150,39 +157,47 @@ class AdamW:
         m = b1 m + (1 - b1) g        v = b2 v + (1 - b2) g^2
         w = (1 - lr decay) w - lr (m / (1 - b1^n)) / (sqrt(v / (1 - b2^n)) + eps)
 
-    The schedule is the caller's. m has the model's dtype unless first_moment_dtype names another,
-    and is rounded after its use; v is float32. offload: remainders and moments in host memory.
+    The schedule is the caller's. m has the model's dtype, and is rounded after its use; v is
+    float32. The model comes from prepare_for_training, which decides where m and v live.
     """
 
-    def __init__(self, model, *, weight_decay=0.0, first_moment_dtype=None, offload=False):
-        prepare_for_training(model, offload)
-        self.model, self.offload, self.weight_decay = model, offload, weight_decay
-        self.updates, self.moments = 0, {}
+    def __init__(self, model, *, weight_decay=0.0):
+        self.model = model
+        self.offload = model.offload
+        self.weight_decay = weight_decay
+        self.updates = 0
+        self.moments = {}
         for name, p in model.named_parameters():
             v_dtype = torch.promote_types(p.dtype, torch.float32)
-            self.moments[f"first_moment.{name}"] = _zeros(p, first_moment_dtype or p.dtype, offload)
-            self.moments[f"second_moment.{name}"] = _zeros(p, v_dtype, offload)
+            self.moments[f"first_moment.{name}"] = _zeros(p, p.dtype, self.offload)
+            self.moments[f"second_moment.{name}"] = _zeros(p, v_dtype, self.offload)
 
     @torch.no_grad()
     def step(self, learning_rate):
         """Update every parameter from its .grad, then free the gradients."""
         self.updates += 1
         beta1, beta2, eps, n = 0.9, 0.999, 1e-8, self.updates
-        rows = []
-        for name, p in self.model.named_parameters():
-            if p.grad is not None:
-                m, v = self.moments[f"first_moment.{name}"], self.moments[f"second_moment.{name}"]
-                rows.append([p, p.grad, _remainder(self.model, name, p), m, v])
-        for weight, gradient, remainder, moment, v in _slices(rows, self.offload, written=3):
-            w, m = join_float32(weight, remainder), moment.to(v.dtype)  # themselves in float32
+
+        def adamw_(w, gradient, m, v):
             m.lerp_(gradient, 1 - beta1)
             v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             denominator = v.sqrt().div_((1 - beta2**n) ** 0.5).add_(eps)
             w.mul_(1 - learning_rate * self.weight_decay)
             w.addcdiv_(m, denominator, value=-learning_rate / (1 - beta1**n))
-            moment.copy_(m)
-            if remainder is not None:
-                split_float32(w, weight, remainder)
+
+        rows = []
+        for name, p in self.model.named_parameters():
+            if p.grad is not None:
+                m, v = self.moments[f"first_moment.{name}"], self.moments[f"second_moment.{name}"]
+                rows.append([p, p.grad, _remainder(self.model, name, p), m, v])
+        for weight, gradient, remainder, m, v in _slices(rows, self.offload, written=3):
+            if remainder is None:  # float32: updated in place
+                adamw_(weight, gradient, m, v)
+            else:  # bfloat16: join the exact numbers, update them, split them again
+                exact, exact_m = join_float32(weight, remainder), m.float()
+                adamw_(exact, gradient, exact_m, v)
+                split_float32(exact, weight, remainder)
+                m.copy_(exact_m)
         self.model.zero_grad()
 
     def state_tensors(self):
@@ -215,9 +230,11 @@ def clip_gradients(model, max_norm):
 def update_ema(teacher, student, rate):
     """teacher += rate (student - teacher) for every parameter.  Algorithm 1, l. 19; rate: alpha."""
     for t_weight, s_weight, t_remainder, s_remainder in _pairs(teacher, student, written=1):
-        exact = join_float32(t_weight, t_remainder)
-        exact.lerp_(join_float32(s_weight, s_remainder), rate)
-        if t_remainder is not None:
+        if t_remainder is None:  # float32: averaged in place
+            t_weight.lerp_(s_weight, rate)
+        else:  # bfloat16: average the exact numbers
+            exact = join_float32(t_weight, t_remainder)
+            exact.lerp_(join_float32(s_weight, s_remainder), rate)
             split_float32(exact, t_weight, t_remainder)
 
 
@@ -238,163 +255,3 @@ def _pairs(teacher, student, written):
     for (name, t), s in zip(teacher.named_parameters(), student.parameters(), strict=True):
         rows.append([t, s, _remainder(teacher, name, t), _remainder(student, name, s)])
     return _slices(rows, getattr(student, "offload", False), written)
-
-
-# ---- the plan of a run: bytes on the card, the host and the disk, before anything is loaded ----
-
-PREFILL_ROWS, LOSS_POSITIONS = 8, 256  # of sampling.py and kl_estimators.py
-GENERAL_PROMPTS = 32  # of samples/general/test.jsonl
-LIBRARIES = 10**9  # allowance: the CUDA context on a card, Python's libraries on a host
-STAGING = {device: 16 * size for device, size in SLICE.items()}  # two buffers, 8 bytes a number
-# float32 tensors [positions, vocabulary] at once in the loss: 6 in results/bench-memory.json;
-# bfloat16 adds both models' logits and a gradient, of half the size
-LOSS_TENSORS = {"float32": 6, "bfloat16": 8}
-
-
-def count_parameters(model_config):
-    """(all parameters, those of the largest tensor), without memory; tied ones count once."""
-    from transformers import AutoModelForCausalLM  # here: copied alone, this file needs torch only
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config)
-    sizes = [parameter.numel() for parameter in model.parameters()]
-    return sum(sizes), max(sizes)
-
-
-def plan_run(model_config, config, device="cuda", counts=None):
-    """{"training", "sampling", "host", "disk"}: {part: bytes}, and "parameters", "needs".
-
-    training and sampling are the two phases of a step, on the card or, with device "cpu", in host
-    memory. needs has the sums {"card", "host", "disk"}. Lengths are the longest that config allows.
-    """
-    c, size = model_config.get_text_config(), {"bfloat16": 2, "float32": 4}[config.dtype]
-    P, largest = counts or count_parameters(model_config)
-    head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-    M = getattr(c, "intermediate_size", None) or 4 * c.hidden_size
-    K = (getattr(c, "num_key_value_heads", None) or c.num_attention_heads) * head_dim
-    copied = config.teacher in ("ema", "base")  # a copy of the student, with its remainders
-    weights = {"weights": size * P}
-    if copied or config.teacher == "model":
-        weights["teacher"] = size * P
-    state = {"first moment": size * P, "second moment": 4 * P}  # the table in optim.py
-    if size == 2:
-        state["remainders"] = 2 * P * (1 + copied)
-    if config.general_tokens:
-        answers = GENERAL_PROMPTS * config.general_tokens + c.vocab_size
-        weights["drift: head and states of the base"] = size * answers * c.hidden_size
-    host = {"libraries": LIBRARIES}
-    if config.offload_optimizer:
-        host |= state
-        resident = weights | {"slices of the state": STAGING[device]}
-    else:
-        resident = weights | state
-
-    # micro-batches: at most so many rows and so many tokens, and at least one row
-    prompt, new = config.max_prompt_tokens, config.max_new_tokens
-    student, longest = prompt + new, prompt + config.answer_tokens
-    teacher = max(student, config.max_teacher_prompt_tokens + new)
-    sampled = config.batch_size * config.rollouts_per_prompt
-    rows = min(config.micro_batch_size, sampled)
-    student_tokens = min(max(config.micro_batch_tokens, student), rows * student)
-    teacher_tokens = min(max(config.micro_batch_tokens, teacher), rows * teacher)
-    positions = min(LOSS_POSITIONS, rows * new)
-    layer = student_tokens * layer_bytes(c, c.num_attention_heads * head_dim, K, M, size)
-    layers, states = c.num_hidden_layers, student_tokens * c.hidden_size * size
-    inference, cache = 3 * M + 4 * c.hidden_size, 2 * layers * K  # numbers of a token
-    training = resident | {
-        "gradients": 4 * P,
-        "activations": layers * (states if config.gradient_checkpointing else layer),
-        "final states and their gradient": 3 * states,
-    }
-    moments_of_a_pass = {
-        # one use of the head, and the sum over its uses, before .grad has them
-        "loss, and gradients of the head": LOSS_TENSORS[config.dtype] * 4 * positions * c.vocab_size
-        + (size + 8 if size == 2 else 8) * largest,
-        "one layer and its gradients": 2 * layer,
-        "teacher's pass": teacher_tokens * size * inference,
-    }
-    most = max(moments_of_a_pass, key=moments_of_a_pass.get)  # never two of them at once
-    training[most] = moments_of_a_pass[most]
-    if device != "cpu":  # a GPU with less memory decodes fewer rows together (sampling.py)
-        sampled = min(sampled, PREFILL_ROWS)
-    sampling = resident | {
-        "keys and values": cache * size * sampled * longest,
-        "prompts' pass": PREFILL_ROWS * prompt * (inference + cache) * size,
-        "softmax and its float64 sums": 28 * sampled * c.vocab_size,
-    }
-    if device == "cpu":
-        host |= max(training, sampling, key=lambda parts: sum(parts.values()))
-        training, sampling = {}, {}
-    else:
-        training["CUDA context"] = sampling["CUDA context"] = LIBRARIES
-        files = weights["weights"], *(() if config.offload_optimizer else (6 * P,))
-        host["a file's tensors on their way to the disk"] = max(files)
-
-    checkpoint = size * P * (1 + copied) + sum(state.values()) if config.keep_last else 0
-    disk = {
-        "checkpoints": config.keep_last * checkpoint,
-        "best/": size * P,
-        "the next checkpoint, or last/": max(checkpoint, size * P),
-    }
-    needs = {"card": max(sum(training.values()), sum(sampling.values()))}
-    needs |= {"host": sum(host.values()), "disk": sum(disk.values())}
-    parts = {"training": training, "sampling": sampling, "host": host, "disk": disk}
-    return {"parameters": P, **parts, "needs": needs}
-
-
-def layer_bytes(c, Q, K, M, size):
-    """What one decoder layer keeps of a token for its backward pass; Q, K, M are its widths."""
-    D = c.hidden_size
-    # two norms: input in float32, normalised, output, one number; rotated queries and keys, values,
-    # attention and one number a head; gate, its activation, up and their product
-    numbers = 4 * D + 2 * Q + 2 * K + 4 * M
-    return 4 * (2 * D + 2 + c.num_attention_heads) + size * numbers
-
-
-def free_bytes(device, folder):
-    meminfo = Path("/proc/meminfo").read_text() if Path("/proc/meminfo").exists() else ""
-    available = re.findall(r"MemAvailable: *(\d+) kB", meminfo)
-    free = {"host": 1024 * int(available[0])} if available else {}
-    free["disk"] = shutil.disk_usage(folder).free
-    return free | ({"card": torch.cuda.mem_get_info()[0]} if device == "cuda" else {})
-
-
-def check_plan(model_config, config, device, folder):
-    """The plan in one line; ValueError, with what would fit, if it exceeds what is free."""
-    free = free_bytes(device, folder)
-    plan = plan_run(model_config, config, device)
-    needs = {place: plan["needs"][place] / 1e9 for place in free}
-    line = "; ".join(f"{place} {needs[place]:.1f} of {free[place] / 1e9:.1f} GB" for place in free)
-    if not fits(plan, free) and not config.force:
-        remedy = what_would_fit(model_config, config, device, free)
-        raise ValueError(f"this run does not fit: {line}. It would with {remedy}; --force tries")
-    return f"plan: {plan['parameters'] / 1e9:.2f} B parameters; {line}"
-
-
-def fits(plan, free):
-    """Whether a plan needs no more than free has; free may lack some of "card", "host", "disk"."""
-    return all(plan["needs"][place] <= bytes_ for place, bytes_ in free.items())
-
-
-def what_would_fit(model_config, config, device, free):
-    """What would make a run fit: the cheapest flags, as few as possible, or a smaller model."""
-    counts, tokens = count_parameters(model_config), config.micro_batch_tokens
-    halves = [tokens >> i for i in range(1, tokens.bit_length())]
-    choices = [
-        [("--gradient-checkpointing", {"gradient_checkpointing": True})],
-        [(f"--micro-batch-tokens {n}", {"micro_batch_tokens": n}) for n in halves],
-        [("--offload-optimizer", {"offload_optimizer": True})],
-    ]
-    if "disk" in free:  # weights at the end, but no checkpoints
-        choices.append([("--keep-last 0", {"keep_last": 0})])
-    for count in range(1, len(choices) + 1):
-        for some in combinations(choices, count):
-            for changes in product(*some):
-                values = {name: value for _, change in changes for name, value in change.items()}
-                plan = plan_run(model_config, replace(config, **values), device, counts)
-                if fits(plan, free):
-                    return " ".join(flag for flag, _ in changes)
-    share = min(bytes_ / plan["needs"][place] for place, bytes_ in free.items())
-    return f"a model of about {share * counts[0] / 1e9:.1f} B parameters, with " + " ".join(
-        flag for flag, _ in changes
-    )

@@ -1,10 +1,14 @@
-"""A KV-cached sampler in five plain parts, to read and to copy. Needs torch and transformers.
+"""Tokens, and the hidden states that predict them: a KV-cached sampler in five plain parts.
+
+Needs torch and transformers, and nothing of ours: copy it as it is.
 
     CacheLayer           one layer's keys and values, in buffers of full length
     prefill              the pass over the prompts, which fills the cache
     draw                 logits -> tokens: argmax, or inverse-CDF sampling
     sample_completions   prefill; then draw, store, drop the rows that ended, decode
     completion_hidden    one pass over prompt and completion, without a cache, with gradients
+
+Beside them output_head, from hidden states to logits, and stop_tokens, what ends a completion.
 
 The checkpoint's generation_config is never read: its top_k or repetition penalty would sample from
 another distribution than the one that the loss differentiates.
@@ -18,6 +22,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
+
+PREFILL_ROWS = 8  # prompts that run through the model together
 
 
 @dataclass
@@ -51,7 +57,7 @@ class CacheLayer(DynamicLayer):
         return self.columns
 
 
-def prefill(model, prompt_ids, max_new_tokens, group_size=8):
+def prefill(model, prompt_ids, max_new_tokens, group_size=PREFILL_ROWS):
     """Run the prompts -> (cache with max_new_tokens free columns, mask_BP, logits_BV).
 
     Prompts of similar length go together, padded on the left to their longest; in the cache all
@@ -122,41 +128,58 @@ def sample_completions(
 
     prompt_ids      a list of B lists of token ids, of any lengths
     eos_token_ids   any of them ends a row; the EOS belongs to the completion
-    uniforms_BT     [B, max_new_tokens] numbers in [0, 1), one for each token: a row's draws then do
-                    not depend on the rows beside it; temperature 0 needs none
+    uniforms_BT     [B, max_new_tokens] numbers in [0, 1), one for each token, so that a row's draws
+                    do not depend on the rows beside it; equal prompts differ by their numbers
+                    alone; temperature 0 needs none
     check_every     how often to look for finished rows and drop them: each step on a CPU, every 16
                     on a GPU, where looking makes Python wait for the device
     rows_at_once    rows decoded together: on a CPU all, on a GPU as many as its free memory holds;
-                    where memory runs out all the same, half as many go on
+                    if memory runs out, half as many are tried again
     Raises ValueError, with the figures, for prompts that the model cannot take.
     """
-    B, T, L = len(prompt_ids), max_new_tokens, max(map(len, prompt_ids)) + max_new_tokens
-    if temperature > 0 and (uniforms_BT is None or uniforms_BT.shape != (B, T)):
+    B, T = len(prompt_ids), max_new_tokens
+    longest = max(map(len, prompt_ids)) + max_new_tokens
+    if uniforms_BT is None and temperature == 0:
+        uniforms_BT = torch.zeros(B, T)
+    if uniforms_BT is None or uniforms_BT.shape != (B, T):
         raise ValueError(f"temperature {temperature} needs uniforms_BT of shape {(B, T)}")
-    _check_prompts(model, prompt_ids, L)
+    _check_prompts(model, prompt_ids, longest)
     on_gpu = model.device.type == "cuda"
     check_every = check_every or (16 if on_gpu else 1)
-    rows_at_once = rows_at_once or (rows_that_fit(model, L) if on_gpu else B)
-    uniforms_BT = (torch.zeros(B, T) if uniforms_BT is None else uniforms_BT).to(model.device)
+    rows_at_once = rows_at_once or (rows_that_fit(model, longest) if on_gpu else B)
+    uniforms_BT = uniforms_BT.to(model.device)
     eos_ids = torch.tensor(eos_token_ids, device=model.device)
-    ids_BT, done = torch.full((B, T), pad_token_id, device=model.device), 0
+    ids_BT = torch.full((B, T), pad_token_id, device=model.device)
+    done = 0
     while done < B:
         part = slice(done, done + rows_at_once)
-        rows = prompt_ids[part], uniforms_BT[part], ids_BT[part]
         try:
-            decode(model, *rows, eos_ids, temperature, top_p, check_every)
+            decode(
+                model,
+                prompt_ids[part],
+                uniforms_BT[part],
+                ids_BT[part],
+                eos_ids,
+                temperature,
+                top_p,
+                check_every,
+            )
             done += rows_at_once
         except torch.OutOfMemoryError:  # whose tensors are freed when this block ends
             if rows_at_once == 1:
                 raise
             rows_at_once //= 2
-            print(f"out of memory: sampling goes on with {rows_at_once} rows at a time")
-    # the mask comes from the position of the EOS, never from ids != pad: pad may equal EOS
+            print(f"out of memory: sampling continues with {rows_at_once} rows at a time")
+    # trap: pad may equal EOS. A mask made by ids != pad would leave the EOS out of the loss, and
+    # the model would never learn to stop. So the mask runs through the first EOS; a completion
+    # that the limit cut off has none, and all of its tokens count.
     is_eos_BT = torch.isin(ids_BT, eos_ids)
     mask_BT = (is_eos_BT.cumsum(1) - is_eos_BT.int()) == 0  # no EOS before this token
-    T = int(mask_BT.sum(1).max())
     ids_BT = ids_BT.masked_fill(~mask_BT, pad_token_id)  # a row drew on until it was dropped
-    return Rollout(ids_BT[:, :T], mask_BT[:, :T], is_eos_BT.any(1))
+    longest_completion = int(mask_BT.sum(1).max())
+    return Rollout(
+        ids_BT[:, :longest_completion], mask_BT[:, :longest_completion], is_eos_BT.any(1)
+    )
 
 
 def decode(model, prompt_ids, uniforms_BT, ids_BT, eos_ids, temperature, top_p, check_every):
@@ -218,3 +241,45 @@ def completion_hidden(model, prompt_ids, completion_ids_BT, completion_mask_BT):
     prompt_length_B1 = torch.tensor([[len(prompt)] for prompt in prompt_ids], device=device)
     index_BT = prompt_length_B1 - 1 + torch.arange(completion_ids_BT.shape[1], device=device)
     return hidden_BLD.take_along_dim(index_BT.clamp(max=ids_BL.shape[1] - 1)[:, :, None], dim=1)
+
+
+# ---- what the sampler and the loss ask of a model ----
+
+
+class OutputHead(torch.nn.Module):
+    """logits = scale * embedding(hidden), then cap * tanh(logits / cap) if there is a cap."""
+
+    def __init__(self, embedding, scale, cap):
+        super().__init__()
+        self.embedding, self.scale, self.cap = embedding, scale, cap
+
+    def forward(self, hidden):
+        logits = self.embedding(hidden) * self.scale
+        return self.cap * torch.tanh(logits / self.cap) if self.cap else logits
+
+
+def output_head(model):
+    """The module from final hidden states to logits; copy.deepcopy freezes it as it is now.
+
+    The output embedding, with the scale of Granite and Cohere or the cap of Gemma after it.
+    """
+    embedding, config = model.get_output_embeddings(), model.config.get_text_config(decoder=True)
+    scale = getattr(config, "logit_scale", None) or 1.0
+    scale /= getattr(config, "logits_scaling", None) or 1.0
+    cap = getattr(config, "final_logit_softcapping", None)
+    return embedding if scale == 1 and not cap else OutputHead(embedding, scale, cap)
+
+
+def stop_tokens(model, tokenizer):
+    """{"eos_token_ids": all of them, "pad_token_id": one}, arguments of sample_completions.
+
+    The EOS ids are the one thing taken from a checkpoint's generation_config.
+    """
+    eos_token_ids = set()
+    for source in (model.generation_config, model.config, tokenizer):
+        ids = getattr(source, "eos_token_id", None)
+        eos_token_ids |= set(ids) if isinstance(ids, (list, tuple)) else {ids} - {None}
+    if not eos_token_ids:
+        raise ValueError("neither model nor tokenizer names an EOS token; no completion would end")
+    pad, first = tokenizer.pad_token_id, min(eos_token_ids)
+    return {"eos_token_ids": sorted(eos_token_ids), "pad_token_id": first if pad is None else pad}

@@ -3,46 +3,13 @@
 import json
 import math
 import re
-import sys
-import time
 from collections import Counter
-from pathlib import Path
 
 # ---- scorers of a list of answers: scorer(examples, answers) -> a dict of booleans for each ----
 
 
-def choose_scorer(task, examples, judge=None, judge_model=None, rule="calls"):
-    """A judge at a URL, the rule of the task or the authors' rule -> scorer(examples, answers).
-
-    Raises ValueError, before any model loads, if it cannot score these examples.
-    """
-    if rule == "published" and task != "tooluse":
-        raise ValueError(f"--rule published scores tool use; --task is {task}")
-    if judge is None and judge_model is not None:
-        raise ValueError(f"--judge-model {judge_model} needs --judge URL")
-    if judge is not None:
-        extras = Path(__file__).resolve().parent / "extras"
-        if not (extras / "judge.py").is_file():
-            raise ValueError(f"--judge needs the file {extras / 'judge.py'}, which is not there")
-        sys.path.insert(0, str(extras))
-        from judge import judge_scorer
-
-        return judge_scorer(task, examples, judge, judge_model)
-    for example in examples:
-        if task in ("knowledge", "medical") and not example.key_facts:
-            remedy = "without them only a judge can score it: --judge URL"
-            raise ValueError(f'{example.source}: field "key_facts" is missing; {remedy}')
-    return score_by_rule if rule == "calls" else score_as_published
-
-
 def score_by_rule(examples, answers):
     return [score(answer.text, e) for answer, e in zip(answers, examples, strict=True)]
-
-
-def score_as_published(examples, answers):
-    """Tool use by the rule of the authors' code."""
-    pairs = zip(answers, examples, strict=True)
-    return [{"correct": score_published(final_answer(answer.text), e.calls)} for answer, e in pairs]
 
 
 def score(text, example):
@@ -163,8 +130,7 @@ def score_tooluse(text, calls):
     """correct: the text makes the golden calls [{"name", "arguments"}], no more and no fewer.
 
     Calls are compared as a multiset; the order of arguments is free, and numbers are equal as
-    numbers. well_formed: the text makes a call that can be parsed. score_published is the authors'
-    rule, for comparison with published figures.
+    numbers. well_formed: the text makes a call that can be parsed.
     """
     made = tool_calls(text)
     golden = Counter((call["name"], canonical(call["arguments"])) for call in calls)
@@ -206,42 +172,6 @@ def canonical(arguments):
     return json.dumps(json.loads(json.dumps(arguments), parse_float=number), sort_keys=True)
 
 
-def score_published(text, calls):
-    """Whether a text is right by the rule of the authors' code.
-
-    The multiset of names must be the golden one, and so must all arguments merged into one dict.
-    The rule reads an input up to the first "}" and a name as one word: nested JSON and names with
-    brackets fail even when right. It never sees which call an argument belongs to.
-    """
-    inputs = []
-    for block in re.findall(r"Action Input:\s*(\{[^}]*\})", text):
-        try:
-            inputs.append(json.loads(block))
-        except (ValueError, RecursionError):
-            continue  # skipped: part of the rule
-    names = Counter(re.findall(r"Action:\s*(\w+)", text))
-    golden_names = Counter(call["name"] for call in calls)
-    golden = merge(call["arguments"] for call in calls)
-    return names == golden_names and merge(inputs) == golden
-
-
-def merge(dicts):
-    """One dict; a later value of a key hides an earlier one."""
-    return {key: value for arguments in dicts for key, value in arguments.items()}
-
-
-# ---- drift ----
-
-
-def check_unseen(general, train):
-    """ValueError if a prompt that drift is measured on is also trained on."""
-    trained = {normalise(example.messages[-1]["content"]): example.source for example in train}
-    for example in general:
-        if source := trained.get(normalise(example.messages[-1]["content"])):
-            remedy = "leave it out there, or name other prompts with --general-data"
-            raise ValueError(f"{example.source}: {source} trains on this prompt; {remedy}")
-
-
 # ---- artefacts: what a student learns from a teacher that speaks of its context ----
 
 _SOURCES = ["text", "article", "passage", "example"]
@@ -264,137 +194,3 @@ def artefact_rate(texts):
     """Share of texts that open with one of ARTEFACTS, whatever the case; tags may come before."""
     opening = re.compile(r"(?:<\w+>|\W)*(?:" + "|".join(map(re.escape, ARTEFACTS)) + r")(?!\w)")
     return sum(opening.match(normalise(text)) is not None for text in texts) / len(texts)
-
-
-# ---- what is printed and logged ----
-
-
-def verdict(figures):
-    """(whether the teacher can teach, why) from the figures of `preflight`."""
-    student, teacher = figures["student"], figures["teacher"]
-    if "correct" not in student or "correct" not in teacher:
-        return False, "no-go: the judge judged no answer; try another --judge-model"
-    if teacher["correct"] > student["correct"]:
-        return True, "go: with its context the model can do what it cannot do alone"
-    no_better = "no-go: the teacher is no better than the student"
-    if student["correct"] >= 0.95:
-        return False, "nothing to learn: the student already answers nearly everything right"
-    if teacher["finished"] < 0.5:
-        return (
-            False,
-            f"{no_better}, but most of its answers are cut off; raise --eval-new-tokens",
-        )
-    return False, (
-        f"{no_better}, so SDFT has nothing to teach. Try a larger --model,\n               another "
-        "--teacher-instruction, or demonstrations in a form that this model would say anyway"
-    )
-
-
-def format_preflight(figures, context, why):
-    def scores(summary):
-        names = {"correct": "right", "not_judged": "not judged"}
-        names |= {"well_formed": "well formed", "finished": "ended"}
-        return ", ".join(f"{summary[k]:.1%} {name}" for k, name in names.items() if k in summary)
-
-    lines = [
-        f"preflight on {figures['student']['n']} validation examples",
-        f"  student      {scores(figures['student'])}",
-    ]
-    if "teacher" in figures:
-        lines += [
-            f"  teacher      {scores(figures['teacher'])}; context: {context}; "
-            f"{figures['copied']:.0%} of its answers copy the demonstration verbatim",
-            f"  to learn     KL(teacher || student) = {figures['kl_teacher_student']:.2f} nats a "
-            "token on the teacher's answers",
-        ]
-    return "\n".join([*lines, f"  verdict      {why}"])
-
-
-def estimate(figures, pairs, config, method):
-    """How long the steps will take, from the speeds that the preflight measured."""
-    T, row_seconds = figures["student"]["completion_tokens"], 0
-    for pair in pairs:
-        tokens = 3 * (len(pair.student_prompt) + T)  # forward, and a backward that costs two
-        if config.teacher != "none":
-            tokens += len(pair.teacher_prompt) + T
-        row_seconds += tokens / figures["scoring_tokens_per_s"] / len(pairs)
-    if method in ("sdft", "reinvoke"):
-        row_seconds += T / figures["sampling_tokens_per_s"]
-    rows = config.batch_size * config.rollouts_per_prompt
-    steps = config.total_steps(len(pairs))
-    minutes = steps * rows * row_seconds / 60
-    line = f"{steps} steps of about {rows * row_seconds:.0f} s = {minutes:.0f} minutes"
-    if 1 <= config.warmup >= steps:
-        line += f"; all of them warm up (--warmup {config.warmup:g}), so it learns little: --steps"
-    return line
-
-
-def step_metrics(batch, rollout, grad_norm, started):
-    """What the log says of every step; docs/reference.md explains each."""
-    lengths_B, seconds = rollout.completion_mask_BT.sum(1).float(), time.perf_counter() - started
-    n = len(batch.pairs)
-    return {
-        "grad_norm": grad_norm,
-        "completion_tokens": lengths_B.mean().item(),
-        "finished": rollout.finished_B.float().mean().item(),
-        "tokens_per_s": lengths_B.sum().item() / seconds,
-        "learning_rate": batch.learning_rate,
-        "seconds": seconds,
-        "prompt_tokens": sum(len(pair.student_prompt) for pair in batch.pairs) / n,
-        "teacher_prompt_tokens": sum(len(pair.teacher_prompt) for pair in batch.pairs) / n,
-    }
-
-
-def start_log(file, step):
-    """Open a .jsonl for appending, without the lines after `step` or cut off by a full disk."""
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    file.write_text("".join(whole))
-    return open(file, "a", buffering=1)
-
-
-def log_line(step, metrics, label=""):
-    shown = {"kl": ".4f", "nll": ".4f", "grad_norm": ".2f", "correct": ".1%", "lenient": ".1%"}
-    shown |= {"not_judged": ".1%", "well_formed": ".1%", "completion_tokens": ".1f"}
-    shown |= {"finished": ".0%", "drift_from_base": ".3f", "teacher_gap": ".1e"}
-    shown |= {"tokens_per_s": ".1f"}
-    cells = [f"  {name} {metrics[name]:{form}}" for name, form in shown.items() if name in metrics]
-    return f"step {step:>4}{label}" + "".join(cells)
-
-
-def format_results(record):
-    rows = []
-    for name in record["before"]:
-        for when in ("before", "best", "last"):
-            if when in record:
-                step = f" (step {record['best_step']}, by validation)" if when == "best" else ""
-                rows.append((f"{name}, {when}{step}", record[when][name]))
-    if "teacher" in record["preflight"]:
-        context = record["config"]["teacher_context"]
-        rows.append((f"validation, teacher with {context}", record["preflight"]["teacher"]))
-    return format_table(rows)
-
-
-def format_table(rows):
-    """[(label, summary)] as lines of text; what a summary lacks is left blank."""
-    forms = {
-        "correct": "{:.1%}",
-        "lenient": "{:.1%}",
-        "recites": "{:.1%}",
-        "not_judged": "{:.1%}",
-        "well_formed": "{:.1%}",
-        "finished": "{:.1%}",
-    }
-    forms |= {"completion_tokens": "{:.1f}", "drift_from_base": "{:.3f} nats"}
-    names = [name for name in forms if any(name in summary for _, summary in rows)]
-    width = max(len(label) for label, _ in rows)
-    lines = [" " * width + "     n" + "".join(f"{name.replace('_', ' '):>18}" for name in names)]
-    for label, summary in rows:
-        cells = [forms[name].format(summary[name]) if name in summary else "" for name in names]
-        if "correct" in summary:
-            cells[0] += f" ± {summary['standard_error']:.1%}"
-        lines.append(f"{label:{width}}  {summary['n']:>4}" + "".join(f"{c:>18}" for c in cells))
-    lines.append("± is one standard error over the questions")
-    if "not_judged" in names:
-        lines.append("right and wrong by the judge, over the answers that it judged")
-    return "\n".join(lines)

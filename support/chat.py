@@ -1,0 +1,145 @@
+"""Chat turns -> token ids by the model's own template, with what is typed in a turn kept as text.
+
+data.py needs it: copy the two together. Works on any tokenizer of transformers.
+"""
+
+import re
+import uuid
+from functools import lru_cache
+
+
+def encode_prompt(tokenizer, messages):
+    """Chat turns -> token ids, up to and with the header of the assistant's turn.
+
+    They equal apply_chat_template's, except that a control token typed inside a turn, such as
+    <|im_end|>, stays text.
+    """
+    if tokenizer.chat_template is None:
+        raise ValueError("the tokenizer has no chat template; choose an instruction-tuned model")
+    from jinja2 import TemplateError  # here: reading data alone needs no package
+
+    typed = _typed_control_tokens(tokenizer, messages)
+    parts = reads_parts(tokenizer)
+    try:
+        if not any(typed):
+            return _apply_template(tokenizer, messages, parts, tokenize=True)
+        return _encode_typed(tokenizer, messages, typed, parts)
+    except TemplateError as error:  # some templates take no system turn, for example
+        roles = ", ".join(turn["role"] for turn in messages)
+        what = f"the chat template refuses a prompt with the turns {roles}"
+        raise ValueError(f"{what}: {error}") from None
+
+
+def reads_parts(tokenizer):
+    """Whether the chat template reads content as a list of parts, and not as a string.
+
+    Raises ValueError if two different questions give the same prompt either way.
+    """
+    return _reads_parts(tokenizer, tokenizer.chat_template)
+
+
+@lru_cache(maxsize=8)  # two renderings of the template: once a tokenizer, not once a prompt
+def _reads_parts(tokenizer, template):
+    from jinja2 import TemplateError
+
+    for parts in (False, True):
+        try:
+            first, second = (
+                _apply_template(tokenizer, [{"role": "user", "content": text}], parts)
+                for text in ("Which planet is largest?", "Who wrote Hamlet?")
+            )
+        except (TemplateError, TypeError):
+            continue
+        if first != second:
+            return parts
+    raise ValueError(
+        "the chat template gives the same prompt for two different questions, or none; it begins "
+        f"{shorten(template)}. Repair it in chat_template.jinja"
+    )
+
+
+def _apply_template(tokenizer, messages, parts, tokenize=False):
+    if parts:
+        contents = [[{"type": "text", "text": turn["content"]}] for turn in messages]
+        messages = [turn | {"content": c} for turn, c in zip(messages, contents, strict=True)]
+    return tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=tokenize, return_dict=False
+    )
+
+
+def _typed_control_tokens(tokenizer, messages):
+    """For each turn the control tokens whose text stands in its content, the longest first.
+
+    Control tokens are the special ones and the added ones that the template writes: some models
+    mark <|user|> as not special. Other added tokens, such as runs of blanks or <b>, are ordinary
+    text. An assistant's turn keeps its <think>: the model wrote it, and templates look for it.
+    """
+    added = [token for token in tokenizer.added_tokens_decoder.values() if token.content.strip()]
+    special = {token.content for token in added if token.special}
+    written = {token.content for token in added if token.content in str(tokenizer.chat_template)}
+    typed = []
+    for turn in messages:
+        control = special if turn["role"] == "assistant" else special | written
+        found = [token for token in control if token in turn["content"]]
+        typed.append(sorted(found, key=lambda token: (-len(token), token)))
+    return typed
+
+
+def _encode_typed(tokenizer, messages, typed, parts):
+    """Token ids of a prompt whose turn i contains the control tokens typed[i] as text.
+
+    Replaces each by a mark that no text contains, renders the template and cuts the result at the
+    marks. The text between them is encoded as usual, the control tokens as plain text.
+    """
+    tokens = sorted(set().union(*typed))
+    mark_of = {token: f"mark{uuid.uuid4().hex}" for token in tokens}
+    token_of = {mark: token for token, mark in mark_of.items()}
+    marked = []
+    for turn, found in zip(messages, typed, strict=True):
+        pattern = "|".join(map(re.escape, found)) or "(?!)"  # (?!) matches nowhere
+        content = re.sub(pattern, lambda match: mark_of[match[0]], turn["content"])
+        marked.append(turn | {"content": content})
+    rendered = _apply_template(tokenizer, marked, parts)
+    pieces = [token_of.get(piece, piece) for piece in re.split(f"({'|'.join(token_of)})", rendered)]
+    # a template that looks for the token in the content would write another prompt around a mark
+    if "".join(pieces) != _apply_template(tokenizer, messages, parts):
+        raise ValueError(
+            f"the chat template treats turns that contain {', '.join(tokens)} in another way; "
+            f"take it out of the prompt that ends with {shorten(messages[-1]['content'][-60:])}"
+        )
+    return _encode_pieces(tokenizer, pieces)
+
+
+def encode_text(tokenizer, text, role):
+    """Token ids of a text by "user" or "assistant"; a control token typed in it stays text."""
+    [typed] = _typed_control_tokens(tokenizer, [{"role": role, "content": text}])
+    pieces = re.split(f"({'|'.join(map(re.escape, typed))})", text) if typed else [text]
+    return _encode_pieces(tokenizer, pieces)
+
+
+def _encode_pieces(tokenizer, pieces):
+    """Token ids of a text in pieces, of which every second one is a control token to keep as text.
+
+    A control token cut after its first character is no longer recognised as one.
+    """
+    parts = [part for i, x in enumerate(pieces) for part in ((x[:1], x[1:]) if i % 2 else (x,))]
+    # sentencepiece puts a blank ("▁") before a text: encode all parts but the first behind a
+    # character that merges with nothing, and drop what that one gives
+    anchor = tokenizer.encode("\x01", add_special_tokens=False)
+    adds_blank = tokenizer.convert_ids_to_tokens(anchor[:1]) == ["▁"]
+    ids = []
+    for part in parts:
+        before, dropped = ("\x01", len(anchor)) if adds_blank and ids else ("", 0)
+        ids += tokenizer.encode(before + part, add_special_tokens=False)[dropped:]
+    return ids
+
+
+def opens_thoughts(tokenizer, prompt):
+    """Whether a prompt (token ids) ends with a <think> that the template writes before answers."""
+    return tokenizer.decode(prompt[-16:]).rstrip().endswith("<think>")
+
+
+def shorten(value):
+    """The repr of a value, of at most 60 characters, for an error message."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

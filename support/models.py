@@ -1,0 +1,204 @@
+"""Load a model (hub id, folder or smollm2), check that it can be trained, and describe it.
+
+Needs torch and transformers; gguf and accelerate for the built-in model alone.
+"""
+
+import os
+import platform
+import re
+from pathlib import Path
+
+import torch
+import transformers
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.cache_utils import get_layer_types_and_kwargs
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import find_adapter_config_file, logging
+
+from sampling import completion_hidden, output_head, sample_completions
+from support.chat import reads_parts
+from support.smollm2 import builtin_smollm2
+
+logging.disable_progress_bar()  # its bars would break up ours
+logging.set_verbosity_error()  # what it would warn of stops the load here
+
+
+def load_model(name, device="cpu", dtype="float32"):
+    """(model, tokenizer) from a hub id, a folder, or "smollm2"; in eval mode, so without dropout.
+
+    Reads safetensors only and runs no code that comes with a model. Raises ValueError if the model
+    cannot be loaded, or could not be sampled, scored, saved and resumed exactly.
+    """
+    folder = builtin_smollm2() if name == "smollm2" else name
+    try:
+        read_architecture(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if tokenizer.chat_template is not None:
+            reads_parts(tokenizer)  # raises for a template that drops the question
+        model = read_weights(folder, dtype=getattr(torch, dtype)).to(device).eval()
+        check_head(model)
+        check_saved_names(model)
+        check_sampling(model)
+    except Exception as error:  # a library may raise anything on a damaged or unknown model
+        where = "a folder with config.json and safetensors, a hub id within reach, or smollm2"
+        what = f'model "{name}" cannot be loaded: {reason(error)}. Choose {where}'
+        raise ValueError(what) from None
+    return model, tokenizer
+
+
+def read_config(name):
+    """The configuration of a model, without its weights; ValueError if it cannot be trained."""
+    try:
+        return read_architecture(builtin_smollm2() if name == "smollm2" else name)
+    except Exception as error:
+        raise ValueError(f'model "{name}" cannot be loaded: {reason(error)}') from None
+
+
+def read_architecture(folder):
+    """config.json of a folder; ValueError for what is no full model with plain attention."""
+    if find_adapter_config_file(folder):
+        merge = "PeftModel.from_pretrained(base, adapter).merge_and_unload()"
+        raise ValueError(f"it holds an adapter; merge it with peft, {merge}, and save the result")
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    text_config, family = config.get_text_config(decoder=True), config.model_type
+    if getattr(config, "quantization_config", None):
+        raise ValueError("it is quantised; training needs the full weights that it was made from")
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)}
+    for kind in kinds & {"dynamic", "longrope"}:
+        why = "depend on the longest sequence, so cached keys would not fit later tokens"
+        raise ValueError(f"the rotary frequencies of {family} ({kind}) {why}")
+    layers = set(get_layer_types_and_kwargs(text_config)[0])
+    if unknown := layers - {"full_attention", "sliding_attention"}:
+        names = ", ".join(unknown).replace("dummy", "layers without keys and values of their own")
+        raise ValueError(f"{family} has layers that the sampler has no cache for: {names}")
+    return config
+
+
+def read_weights(folder, reader=AutoModelForCausalLM, **options):
+    """The model of a folder or hub id; ValueError unless each weight is there, in its shape."""
+    options |= {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+    # "ignore" lists mismatched sizes with the rest instead of raising
+    model, keys = reader.from_pretrained(folder, ignore_mismatched_sizes=True, **options)
+    # old GPT files carry their causal mask as if it were a weight
+    mask = re.compile(r"\.attn(\.attention)?\.(masked_)?bias$")
+    found = {
+        "unexpected": [name for name in keys["unexpected_keys"] if not mask.search(name)],
+        "of another shape": [name for name, *_ in keys["mismatched_keys"]],
+        "missing": keys["missing_keys"],
+    }
+    wrong = [f"{kind}: {', '.join(sorted(names)[:3])}" for kind, names in found.items() if names]
+    if any("_orig_mod." in name for name in found["unexpected"]):
+        wrong.append("torch.compile added _orig_mod., so save model._orig_mod")
+    if wrong:
+        raise ValueError(f"weights do not fit config.json; {'; '.join(wrong)}")
+    return model
+
+
+def check_saved_names(model):
+    """ValueError unless the names that the model is saved under are read back as its own.
+
+    Some families are saved under the names of their first release, and renamed when loaded. On the
+    meta device names and shapes are checked, and no weight is copied.
+    """
+    own = {name: weight.to("meta") for name, weight in model.state_dict().items()}
+    saved = revert_weight_conversion(model, dict(own))  # as save_pretrained does
+    if saved.keys() != own.keys():
+        read_weights(None, type(model), config=model.config, state_dict=saved, device_map="meta")
+
+
+@torch.no_grad()
+def check_sampling(model):
+    """ValueError unless sampling with a cache, and scoring, agree with full forward passes.
+
+    Two prompts share their start and differ in length: one is padded beside the other.
+    """
+    family, V = model.config.model_type, model.get_input_embeddings().weight.shape[0]
+    if model.num_parameters() > 10**9:
+        print(f"checking that the sampler fits {family} …", flush=True)
+    prompts = [[i % V for i in [*range(10, 19), *end]] for end in ([], range(40, 43))]
+    options = {"max_new_tokens": 2, "temperature": 0, "eos_token_ids": [-1], "pad_token_id": 0}
+    tolerance = 1e-4 if model.dtype == torch.float32 else 0.5  # nats; bfloat16 has eight bits
+    try:
+        rollout, errors = sample_completions(model, prompts, **options), []
+        ids_BT, mask_BT = rollout.completion_ids_BT, rollout.completion_mask_BT
+        logits_BTV = output_head(model)(completion_hidden(model, prompts, ids_BT, mask_BT))
+        for prompt, ids_T, logits_TV in zip(prompts, ids_BT, logits_BTV, strict=True):
+            whole_1L = torch.tensor([prompt + ids_T.tolist()], device=model.device)
+            full_TV = model(input_ids=whole_1L, use_cache=False).logits[0, len(prompt) - 1 : -1]
+            full_TV, scored_TV = full_TV.float().log_softmax(-1), logits_TV.float().log_softmax(-1)
+            errors.append((full_TV.exp() * (scored_TV - full_TV).abs()).sum(-1))
+            errors.append(full_TV.amax(-1) - full_TV.gather(-1, ids_T[:, None])[:, 0])  # greedy?
+        error = torch.stack(errors).max().item()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        reason = f"cached sampling or scoring of {family} does not run ({type(error).__name__})"
+        raise ValueError(reason) from None
+    if not error < tolerance:  # nor NaN
+        reason = f"differ from a full pass by {error:.1e} nats"
+        raise ValueError(f"cached sampling and scoring of {family} {reason}")
+
+
+@torch.no_grad()
+def check_head(model):
+    """ValueError if the model does more to its logits than output_head."""
+    ids = torch.arange(1, 5, device=model.device)[None]
+    logits, hidden = model(input_ids=ids).logits, model.base_model(input_ids=ids).last_hidden_state
+    if not torch.allclose(output_head(model)(hidden), logits, rtol=1e-3, atol=1e-3):
+        raise ValueError(f"{type(model).__name__} changes its logits in a way output_head lacks")
+
+
+def reason(error):
+    """The first line of an exception, with its type where the text alone says too little."""
+    line = (str(error).strip() or "no text").splitlines()[0].rstrip(".")
+    if "trust_remote_code" in str(error):
+        return "it needs program code of its own, which is never run"
+    return line if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {line}"
+
+
+# ---- the device ----
+
+
+def best_device():
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def configure_cuda():
+    """Settings of the process; call it before anything is put on a GPU."""
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # fragments less
+    # cuDNN's attention plans anew at every length of decoding, and on Hopper its gradients are NaN
+    # with a mask at some lengths (torch 2.11 and newer, github.com/pytorch/pytorch/issues/196678)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def checkpoint_layers(model):
+    """Keep one state a layer and recompute the rest in backward: a third more work, less memory.
+
+    Hugging Face's own switch would disable the cache in sampling. Copy a teacher before: a later
+    copy would run the student's layers.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    if not layers:
+        family = model.config.model_type
+        raise ValueError(f"--gradient-checkpointing finds no layers in {family}; leave it out")
+    for layer in layers:
+
+        def forward(*args, plain=layer.forward, **kwargs):
+            if not torch.is_grad_enabled():
+                return plain(*args, **kwargs)
+            return checkpoint(plain, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+        layer.forward = forward
+
+
+def describe_machine():
+    """What a result was measured on: processor or GPU, cores, versions."""
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    name = (re.findall(r"model name\s*: (.*)", cpuinfo) or [platform.processor() or "a CPU"])[0]
+    threads = f"{torch.get_num_threads()} threads of {name}"
+    processor = torch.cuda.get_device_name(0) if torch.cuda.is_available() else threads
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {"processor": processor, "python": platform.python_version()} | versions

@@ -1,0 +1,251 @@
+"""Does a run fit: bytes on the card, the host and the disk, before anything is loaded.
+
+Lengths are the longest that the configuration allows. The table of optim.py has the bytes of a
+parameter; docs/cost.md compares the plan with measured peaks.
+"""
+
+import re
+import shutil
+from dataclasses import dataclass, replace
+from itertools import combinations, product
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from data import GENERAL_PROMPTS
+from kl_estimators import CHUNK_SIZE
+from optim import SLICE
+from sampling import PREFILL_ROWS
+
+LIBRARIES = 10**9  # allowance: the CUDA context on a card, Python's libraries on a host
+STAGING = {device: 16 * size for device, size in SLICE.items()}  # two buffers, 8 bytes a number
+# float32 tensors [positions, vocabulary] at once in the loss: 6 in results/bench-memory.json;
+# bfloat16 adds both models' logits and a gradient, of half the size
+LOSS_TENSORS = {"float32": 6, "bfloat16": 8}
+BYTES = {"bfloat16": 2, "float32": 4}  # of a number of the model
+
+
+def count_parameters(model_config):
+    """(all parameters, those of the largest tensor), without memory; tied ones count once."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config)
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    return sum(sizes), max(sizes)
+
+
+def plan_run(model_config, config, device="cuda", counts=None):
+    """{"training", "sampling", "host", "disk"}: {part: bytes}, and "parameters", "needs".
+
+    training and sampling are the two phases of a step, on the card or, with device "cpu", in host
+    memory. needs has the sums {"card", "host", "disk"}. counts is what count_parameters returns.
+    """
+    parameters, largest_tensor = counts or count_parameters(model_config)
+    shape = layer_shape(model_config)
+    weights = plan_weights(parameters, shape, config)
+    state = plan_state(parameters, config)
+    host = {"libraries": LIBRARIES}
+    if config.offload_optimizer:
+        host |= state
+        resident = weights | {"slices of the state": STAGING[device]}
+    else:
+        resident = weights | state
+    training = resident | plan_training(parameters, largest_tensor, shape, config)
+    sampling = resident | plan_sampling(shape, config, device)
+    if device == "cpu":
+        host |= max(training, sampling, key=lambda parts: sum(parts.values()))
+        training, sampling = {}, {}
+    else:
+        training["CUDA context"] = sampling["CUDA context"] = LIBRARIES
+        optimizer_file = 0 if config.offload_optimizer else 6 * parameters
+        host["a file's tensors on their way to the disk"] = max(weights["weights"], optimizer_file)
+    disk = plan_disk(parameters, state, config)
+    return {
+        "parameters": parameters,
+        "training": training,
+        "sampling": sampling,
+        "host": host,
+        "disk": disk,
+        "needs": {
+            "card": max(sum(training.values()), sum(sampling.values())),
+            "host": sum(host.values()),
+            "disk": sum(disk.values()),
+        },
+    }
+
+
+@dataclass
+class LayerShape:
+    """The widths that decide a model's activations."""
+
+    layers: int
+    heads: int
+    hidden: int
+    queries: int  # heads x head dimension
+    keys: int  # key-value heads x head dimension
+    intermediate: int
+    vocabulary: int
+
+
+def layer_shape(model_config):
+    c = model_config.get_text_config()
+    head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    key_heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
+    return LayerShape(
+        layers=c.num_hidden_layers,
+        heads=c.num_attention_heads,
+        hidden=c.hidden_size,
+        queries=c.num_attention_heads * head_dim,
+        keys=key_heads * head_dim,
+        intermediate=getattr(c, "intermediate_size", None) or 4 * c.hidden_size,
+        vocabulary=c.vocab_size,
+    )
+
+
+def has_copied_teacher(config):
+    """Whether the teacher is a copy of the student, with remainders of its own."""
+    return config.teacher in ("ema", "base")
+
+
+def plan_weights(parameters, shape, config):
+    """Both models, and what drift is measured against."""
+    size = BYTES[config.dtype]
+    weights = {"weights": size * parameters}
+    if has_copied_teacher(config) or config.teacher == "model":
+        weights["teacher"] = size * parameters
+    if config.general_tokens:
+        states = GENERAL_PROMPTS * config.general_tokens
+        head_and_states = (states + shape.vocabulary) * shape.hidden
+        weights["drift: head and states of the base"] = size * head_and_states
+    return weights
+
+
+def plan_state(parameters, config):
+    """Moments and remainders: the table in optim.py."""
+    size = BYTES[config.dtype]
+    state = {"first moment": size * parameters, "second moment": 4 * parameters}
+    if config.dtype == "bfloat16":
+        owners = 2 if has_copied_teacher(config) else 1
+        state["remainders"] = 2 * parameters * owners
+    return state
+
+
+def plan_training(parameters, largest_tensor, shape, config):
+    """Gradients, activations, and the largest of the short-lived tensors of a pass."""
+    size = BYTES[config.dtype]
+    student_length = config.max_prompt_tokens + config.max_new_tokens
+    teacher_length = max(student_length, config.max_teacher_prompt_tokens + config.max_new_tokens)
+    # a micro-batch has at most micro_batch_tokens, and at least one row
+    rows = config.batch_size * config.rollouts_per_prompt
+    student_tokens = min(max(config.micro_batch_tokens, student_length), rows * student_length)
+    teacher_tokens = min(max(config.micro_batch_tokens, teacher_length), rows * teacher_length)
+    positions = min(CHUNK_SIZE, rows * config.max_new_tokens)
+    final_states = student_tokens * shape.hidden * size
+    layer = student_tokens * layer_bytes(shape, size)
+    # one use of the output head, and the sum over its uses, before .grad has them
+    head_gradients = (size + 8 if config.dtype == "bfloat16" else 8) * largest_tensor
+    loss_tensors = LOSS_TENSORS[config.dtype] * 4 * positions * shape.vocabulary
+    short_lived = {
+        "loss, and gradients of the head": loss_tensors + head_gradients,
+        "one layer and its gradients": 2 * layer,
+        "teacher's pass": teacher_tokens * size * inference_numbers(shape),
+    }
+    largest = max(short_lived, key=short_lived.get)  # never two of them at once
+    return {
+        "gradients": 4 * parameters,
+        "activations": shape.layers * (final_states if config.gradient_checkpointing else layer),
+        "final states and their gradient": 3 * final_states,
+        largest: short_lived[largest],
+    }
+
+
+def plan_sampling(shape, config, device):
+    """The cache, the pass over the prompts, and the softmax that tokens are drawn from."""
+    size = BYTES[config.dtype]
+    rows = config.batch_size * config.rollouts_per_prompt
+    if device != "cpu":  # a GPU with less memory decodes fewer rows together (sampling.py)
+        rows = min(rows, PREFILL_ROWS)
+    cache_numbers = 2 * shape.layers * shape.keys
+    longest = config.max_prompt_tokens + config.answer_tokens
+    prompt_numbers = inference_numbers(shape) + cache_numbers
+    return {
+        "keys and values": cache_numbers * size * rows * longest,
+        "prompts' pass": PREFILL_ROWS * config.max_prompt_tokens * prompt_numbers * size,
+        "softmax and its float64 sums": 28 * rows * shape.vocabulary,
+    }
+
+
+def plan_disk(parameters, state, config):
+    size = BYTES[config.dtype]
+    models = 2 if has_copied_teacher(config) else 1
+    checkpoint = size * parameters * models + sum(state.values()) if config.keep_last else 0
+    return {
+        "checkpoints": config.keep_last * checkpoint,
+        "best/": size * parameters,
+        "the next checkpoint, or last/": max(checkpoint, size * parameters),
+    }
+
+
+def inference_numbers(shape):
+    """Numbers of a token that stand at once in a pass without gradients."""
+    return 3 * shape.intermediate + 4 * shape.hidden
+
+
+def layer_bytes(shape, size):
+    """Bytes of a token that one decoder layer keeps for its backward pass."""
+    # two norms: input in float32, normalised, output, one number; rotated queries and keys, values,
+    # attention and one number a head; gate, its activation, up and their product
+    numbers = 4 * shape.hidden + 2 * shape.queries + 2 * shape.keys + 4 * shape.intermediate
+    return 4 * (2 * shape.hidden + 2 + shape.heads) + size * numbers
+
+
+def free_bytes(device, folder):
+    meminfo = Path("/proc/meminfo").read_text() if Path("/proc/meminfo").exists() else ""
+    available = re.findall(r"MemAvailable: *(\d+) kB", meminfo)
+    free = {"host": 1024 * int(available[0])} if available else {}
+    free["disk"] = shutil.disk_usage(folder).free
+    return free | ({"card": torch.cuda.mem_get_info()[0]} if device == "cuda" else {})
+
+
+def check_plan(model_config, config, device, folder):
+    """The plan in one line; ValueError, with what would fit, if it exceeds what is free."""
+    free = free_bytes(device, folder)
+    plan = plan_run(model_config, config, device)
+    needs = {place: plan["needs"][place] / 1e9 for place in free}
+    line = "; ".join(f"{place} {needs[place]:.1f} of {free[place] / 1e9:.1f} GB" for place in free)
+    if not fits(plan, free) and not config.ignore_plan:
+        remedy = what_would_fit(model_config, config, device, free)
+        raise ValueError(
+            f"this run does not fit: {line}. It would with {remedy}; "
+            "--ignore-plan tries all the same"
+        )
+    return f"plan: {plan['parameters'] / 1e9:.2f} B parameters; {line}"
+
+
+def fits(plan, free):
+    """Whether a plan needs no more than free has; free may lack some of "card", "host", "disk"."""
+    return all(plan["needs"][place] <= bytes_ for place, bytes_ in free.items())
+
+
+def what_would_fit(model_config, config, device, free):
+    """What would make a run fit: the cheapest flags, as few as possible, or a smaller model."""
+    counts, tokens = count_parameters(model_config), config.micro_batch_tokens
+    halves = [tokens >> i for i in range(1, tokens.bit_length())]
+    choices = [
+        [("--gradient-checkpointing", {"gradient_checkpointing": True})],
+        [(f"--micro-batch-tokens {n}", {"micro_batch_tokens": n}) for n in halves],
+        [("--offload-optimizer", {"offload_optimizer": True})],
+    ]
+    if "disk" in free:  # weights at the end, but no checkpoints
+        choices.append([("--keep-last 0", {"keep_last": 0})])
+    for count in range(1, len(choices) + 1):
+        for some in combinations(choices, count):
+            for changes in product(*some):
+                values = {name: value for _, change in changes for name, value in change.items()}
+                plan = plan_run(model_config, replace(config, **values), device, counts)
+                if fits(plan, free):
+                    return " ".join(flag for flag, _ in changes)
+    share = min(bytes_ / plan["needs"][place] for place, bytes_ in free.items())
+    return f"a model of about {share * counts[0] / 1e9:.1f} B parameters, with " + " ".join(
+        flag for flag, _ in changes
+    )

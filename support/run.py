@@ -1,0 +1,218 @@
+"""Around the loop: what a run consists of, its folder, its signals and logs, what it leaves."""
+
+import dataclasses
+import json
+import shlex
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from config import Config
+from data import Splits, encode_pairs
+from eval import BaseAnswers, drift_from_base, evaluate, sample_base_answers
+from support.checkpoint import list_checkpoints, load_weights, save_model
+from support.judge import choose_scorer
+from support.models import (
+    best_device,
+    configure_cuda,
+    describe_machine,
+    load_model,
+    read_config,
+)
+from support.plan import check_plan
+from support.tables import format_results
+
+
+@dataclass
+class Run:
+    """What the parts of main hand on to each other."""
+
+    command: list  # as typed: python, sdft.py (or another script), its flags
+    config: Config
+    folder: Path
+    checkpoint: Path | None  # to resume from
+    student: torch.nn.Module
+    tokenizer: object
+    splits: Splits  # the data as text
+    scorer: object  # the rule of the task, or a judge
+    pairs: list  # of data.Pair: the training data as token ids
+    base: BaseAnswers  # what drift is measured on
+    method: str = "sdft"  # a baseline has its own, and may have another model as its teacher
+    teacher_model: torch.nn.Module | None = None
+    steps: int = 0
+    best: dict | None = None  # {"step", "rank"} of the weights in best/
+    started: float = field(default_factory=time.perf_counter)
+
+    def how_to_continue(self):
+        if not self.config.keep_last:
+            return "With --keep-last 0 nothing was saved"
+        return f"Continue with: python {self.command[1]} --resume {shlex.quote(str(self.folder))}"
+
+
+def prepare(command, config, splits, folder, checkpoint):
+    """Check the plan, load the model, encode the data -> Run; ValueError for what cannot work."""
+    scored = splits.validation + sum(splits.reports.values(), [])
+    scorer = choose_scorer(config.task, scored, config.judge, config.judge_model)
+    configure_cuda()
+    device = best_device()
+    print(check_plan(read_config(config.model), config, device, folder))
+    student, tokenizer = load_model(config.model, device, config.dtype)
+    pairs = encode_pairs(tokenizer, splits.train, config)
+    base = sample_base_answers(student, tokenizer, splits.general, config.general_tokens)
+    return Run(command, config, folder, checkpoint, student, tokenizer, splits, scorer, pairs, base)
+
+
+# ---- the folder of a run ----
+
+
+@contextmanager
+def run_folder(config, checkpoint):
+    """with run_folder(...) as folder: errors inside end the program with a line that helps."""
+    try:
+        folder = checkpoint.parent if checkpoint else new_run_folder(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    try:
+        yield folder
+    except KeyboardInterrupt:
+        sys.exit("\nstopped at once; a run that has a checkpoint goes on with --resume")
+    except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
+        message = explain(error, folder)
+        if message is None:
+            raise
+        sys.exit(f"error: {message}")
+    finally:
+        if not any(folder.iterdir()):  # nothing was trained: the same command runs again
+            folder.rmdir()
+
+
+def new_run_folder(config):
+    """Make the folder of a new run; an existing one is never written into."""
+    folder = Path(config.output or Path("runs") / config.task)
+    number = 2
+    while config.output is None and folder.exists():
+        folder = Path("runs") / f"{config.task}-{number}"
+        number += 1
+    if folder.exists():
+        remedy = f"name another --output, or go on with --resume {shlex.quote(str(folder))}"
+        raise ValueError(f"{folder} exists; {remedy}")
+    folder.mkdir(parents=True)
+    return folder
+
+
+def explain(error, folder):
+    """A line, or two with a remedy, for an error that a user can do something about; else None."""
+    resume = "No checkpoint was saved"
+    if kept := list_checkpoints(folder):
+        resume = f"--resume {shlex.quote(str(folder))} goes on from {kept[-1].name}"
+    if isinstance(error, FloatingPointError):
+        return f"{error}\n{resume}. The usual remedy is a new run with a lower --learning-rate"
+    if isinstance(error, (ValueError, OSError)):  # wrong input, a damaged checkpoint, a full disk
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return (
+            f"{str(error).splitlines()[0]}\nA new run takes less memory with a smaller "
+            "--micro-batch-tokens or --max-new-tokens, with --gradient-checkpointing, or with "
+            f"--dtype bfloat16. {resume}, with its flags as they are"
+        )
+    return None
+
+
+# ---- signals and logs ----
+
+
+@contextmanager
+def catch_signals():
+    """Yield a list that the first Ctrl-C or SIGTERM fills; a second one stops at once."""
+    interrupted = []
+    numbers = signal.SIGINT, signal.SIGTERM
+    previous = [signal.getsignal(number) for number in numbers]
+
+    def restore():
+        for number, handler in zip(numbers, previous, strict=True):
+            signal.signal(number, handler)
+
+    def note(number, _frame):
+        interrupted.append(number)
+        restore()
+        print("\nstopping: this step is finished and saved first", flush=True)
+
+    for number in numbers:
+        signal.signal(number, note)
+    try:
+        yield interrupted
+    finally:
+        restore()
+
+
+def start_log(file, step):
+    """Open a .jsonl for appending, without the lines after `step` or cut off by a full disk."""
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    file.write_text("".join(whole))
+    return open(file, "a", buffering=1)
+
+
+def rollout_report(tokenizer, batch, rollout):
+    """The first completion of a batch; extras/plot.py shows where the teacher disagrees."""
+    pair, mask_T = batch.pairs[0], rollout.completion_mask_BT[0]
+    ids = rollout.completion_ids_BT[0][mask_T].tolist()
+    return {"id": pair.id, "completion": tokenizer.decode(ids), "completion_ids": ids}
+
+
+# ---- what a run measures of its weights, and what it leaves ----
+
+
+def report(run, sets, when):
+    """{name: summary} of the weights as they are, drift included; answers go to answers.jsonl."""
+    drift = drift_from_base(run.base, run.student)
+    summaries = {}
+    with open(run.folder / "answers.jsonl", "a", encoding="utf-8") as file:
+        for name, examples in sets.items():
+            summaries[name], answers = evaluate(
+                run.student,
+                run.tokenizer,
+                examples,
+                scorer=run.scorer,
+                max_new_tokens=run.config.answer_tokens,
+                description=f"{when}: {name}",
+            )
+            summaries[name]["drift_from_base"] = drift
+            for example, answer in zip(examples, answers, strict=True):
+                line = {"when": when, "set": name, "id": example.id} | dataclasses.asdict(answer)
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return summaries
+
+
+def record_before(run, preflight_figures):
+    """before.json: what was asked for, the preflight, and what the untrained model scores."""
+    record = {
+        "command": " ".join(run.command),
+        "config": dataclasses.asdict(run.config),
+        "preflight": preflight_figures,
+        "before": report(run, run.splits.reports, "before"),
+    }
+    (run.folder / "before.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def finish(run):
+    """After the last step: the weights, what they and the best ones score, and the table."""
+    save_model(run.folder / "last", run.student, run.tokenizer)
+    record = json.loads((run.folder / "before.json").read_text())
+    record |= {"config": dataclasses.asdict(run.config), "method": run.method}
+    record["last"] = report(run, run.splits.reports, "last")
+    if run.best is not None and run.best["step"] < run.steps:
+        load_weights(run.student, run.folder / "best")
+        record["best"] = report(run, run.splits.reports, "best")
+    record["best_step"] = run.best and run.best["step"]
+    record["parameters"] = sum(parameter.numel() for parameter in run.student.parameters())
+    record["seconds"] = time.perf_counter() - run.started
+    record["machine"] = describe_machine()
+    (run.folder / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+    best = f", {run.folder}/best" if run.best else ""
+    print(f"\n{format_results(record)}\nweights: {run.folder}/last{best}")
