@@ -1,6 +1,6 @@
 """Examples, our one JSONL format, and the prompts of student and teacher. Needs no package.
 
-A line of a file is one JSON object (docs/reference.md has examples of each task):
+A line of a file is one JSON object (docs/data.md has examples of each task):
 
     prompt         the question: a string, or a list of {"role": "system" | "user" | "assistant",
                    "content": string} that ends with the user's turn              always

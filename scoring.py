@@ -330,7 +330,7 @@ def estimate(figures, pairs, config, method):
 
 
 def step_metrics(batch, rollout, grad_norm, started):
-    """What the log says of every step; docs/reference.md explains each."""
+    """What the log says of every step; docs/flags.md explains each."""
     lengths_B, seconds = rollout.completion_mask_BT.sum(1).float(), time.perf_counter() - started
     n = len(batch.pairs)
     return {

@@ -583,7 +583,7 @@ def mean_and_range(values):
 
 
 def step_rows(records, _):
-    """benchmarks/bench_step.py: time and memory of a step; the ratios compare the time of a token."""
+    """benchmarks/bench_step.py: time and memory of a step; ratios compare the time of a token."""
     labels = {
         "ours": "an SDFT step of ours",
         "lean": "the same, one sequence in a micro-batch",
