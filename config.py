@@ -115,7 +115,7 @@ fast_dtype = "bfloat16" if bfloat16_is_fast else "float32"
 RECIPES = {
     "paper": {},
     "authors": {"divergence": "forward", "learning_rate": 5e-5, "warmup": 0.1},
-    "laptop": {  # for the built-in model alone, chosen on validation: docs/experiments.md
+    "laptop": {  # for the built-in model alone, chosen on validation: docs/lab-log.md
         "model": "smollm2",
         "divergence": "forward",
         "temperature": 0.5,

@@ -3,7 +3,7 @@
 Needs no package, and support/chat.py beside it. In this order: the teacher's prompt, pairs of
 token ids, the files of a run, and the format that is checked line by line.
 
-A line of a file is one JSON object (docs/reference.md has examples of each task):
+A line of a file is one JSON object (docs/data.md has examples of each task):
 
     prompt         the question: a string, or a list of {"role": "system" | "user" | "assistant",
                    "content": string} that ends with the user's turn              always

@@ -2,8 +2,8 @@
 
     python extras/experiments.py                        list the experiments, and what is done
     python extras/experiments.py science knowledge-sft  run those whose names begin so
-    python extras/experiments.py --tables               write docs/experiments.md between its marks
-    python extras/experiments.py --tables --check       only say whether it is up to date
+    python extras/experiments.py --tables               write the tables of all documents in docs/
+    python extras/experiments.py --tables --check       only say whether they are up to date
 
 results/experiments.toml holds the experiments. One is a name and these keys:
     command  a script with its flags: "sdft.py --task science --preset laptop"; {NAME} in it is the
@@ -68,11 +68,11 @@ def main(argv=None):
     parser.add_argument("--keep-weights", action="store_true", help="of every run")
     parser.add_argument("--tables", action="store_true", help="write the tables, and run nothing")
     parser.add_argument("--check", action="store_true", help="with --tables: only compare")
-    parser.add_argument("--document", type=Path, default=ROOT / "docs" / "experiments.md")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of documents")
     args = parser.parse_args(argv)
     experiments = read_experiments(args.list)
     if args.tables:
-        return write_tables(args.document, experiments, args.results, args.check)
+        return write_tables(args.docs, experiments, args.results, args.check)
     chosen = [name for name in experiments if name.startswith(tuple(args.names or [""]))]
     if not chosen:
         raise ValueError(f"no name in {args.list} begins with {' or '.join(args.names)}")
@@ -455,23 +455,32 @@ UNITS = {  # of a column: factor, unit, digits; the others are shares, in percen
 }
 
 
-def write_tables(document, experiments, results, check):
-    """Fill <!-- table NAME ... -->, sequence or tries in its place, up to <!-- end -->."""
+MARKED = r"(<!-- (table|sequence|tries|drift|steps|sampling) ([\w .-]+) -->\n).*?(<!-- end -->)"
+
+
+def write_tables(docs, experiments, results, check):
+    """Fill the tables of each document in a folder, from one mark to the next <!-- end -->.
+
+    A mark is <!-- KIND NAME ... -->: a KIND of ROWS, and the results files that it shows. With
+    `check` nothing is written; ValueError if a document is not what would be written, or if no
+    document has a mark.
+    """
 
     def fill(match):
         records = {name: read_results(results, name) for name in match[3].split()}
         rows = ROWS[match[2]](records, experiments)
         return match[1] + "".join(f"| {' | '.join(row)} |\n" for row in rows) + match[4]
 
-    old = document.read_text(encoding="utf-8")
-    marked = r"(<!-- (table|sequence|tries) ([\w .-]+) -->\n).*?(<!-- end -->)"
-    new = re.sub(marked, fill, old, flags=re.DOTALL)
-    if not check:
-        document.write_text(new, encoding="utf-8")
-    elif new != old:
-        raise ValueError(
-            f"{document} is older than {results}: python extras/experiments.py --tables"
-        )
+    old = {file: file.read_text(encoding="utf-8") for file in sorted(docs.glob("*.md"))}
+    new = {file: re.sub(MARKED, fill, text, flags=re.DOTALL) for file, text in old.items()}
+    if not any(re.search(MARKED, text, flags=re.DOTALL) for text in old.values()):
+        raise ValueError(f"{docs}: no .md file has a mark such as <!-- table science -->")
+    stale = [file for file in old if new[file] != old[file]]
+    if check and stale:
+        names = ", ".join(map(str, stale))
+        raise ValueError(f"{names}: older than {results}: python extras/experiments.py --tables")
+    for file in stale:
+        file.write_text(new[file], encoding="utf-8")
 
 
 def read_results(results, name):
@@ -547,7 +556,74 @@ def tries_rows(records, experiments):
             yield [" ".join([label, *point]), f"{right} %", drift, *at_levels]
 
 
-ROWS = {"table": method_rows, "sequence": sequence_rows, "tries": tries_rows}
+def drift_rows(records, experiments):
+    """Drift at which a run first passes an accuracy on validation, over the seeds of each point."""
+    columns = {}
+    for name, record in records.items():
+        label = experiments.get(name, {}).get("label", name)
+        for run in record["runs"]:
+            point = [f"`{flag}`" for flag in point_flags(run)]
+            columns.setdefault(" ".join([label, *point]), []).append(run)
+    yield ["right on validation", *columns]
+    yield ["---"] * (len(columns) + 1)
+    for level in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
+        found = [[drift_at(run, level) for run in runs] for runs in columns.values()]
+        yield [f"{level:.0%}", *map(mean_and_range, found)]
+
+
+def mean_and_range(values):
+    """ "0.044 (0.041 to 0.048)", and how many values there are if some are None."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "never"
+    text = f"{mean(known):.3f}"
+    if len(known) > 1:
+        text += f" ({min(known):.3f} to {max(known):.3f})"
+    return text + (f", {len(known)} of {len(values)} seeds" if len(known) < len(values) else "")
+
+
+def step_rows(records, _):
+    """benchmarks/bench_step.py: time and memory of a step; ratios compare the time of a token."""
+    labels = {
+        "ours": "an SDFT step of ours",
+        "lean": "the same, one sequence in a micro-batch",
+        "trl": "TRL's `SDFTTrainer`, all equal",
+        "sft": "an SFT step of ours, same lengths",
+        "products": "the matrix products alone, without sampling's single tokens",
+    }
+    yield ["", "s a step", "s a completion token", "of TRL's", "of SFT's", "peak memory, MiB"]
+    yield ["---"] * 6
+    [record] = records.values()
+    medians = {name: record["medians"][name] for name in labels if name in record["medians"]}
+    per_token = {name: measured["seconds_per_token"] for name, measured in medians.items()}
+    for name, measured in medians.items():
+        ratios = [
+            f"{per_token[name] / per_token[other]:.2f}" if other in per_token else ""
+            for other in ("trl", "sft")
+        ]
+        seconds = f"{measured['seconds']:.1f}", f"{per_token[name]:.3f}"
+        yield [labels[name], *seconds, *ratios, f"{measured['peak_mib']:,.0f}"]
+
+
+def sampling_rows(records, _):
+    """benchmarks/bench_sampling.py: new tokens a second, for each number of rows at a time."""
+    yield ["rows", "ours, tokens/s", "Hugging Face's `generate`, tokens/s", "ratio"]
+    yield ["---"] * 4
+    [record] = records.values()
+    for rows, measured in record["rows"].items():
+        speeds = measured["tokens_per_s"]
+        ours, theirs = f"{speeds['ours']:.0f}", f"{speeds['generate']:.0f}"
+        yield [rows, ours, theirs, f"{measured['ratio']:.2f}"]
+
+
+ROWS = {
+    "table": method_rows,
+    "sequence": sequence_rows,
+    "tries": tries_rows,
+    "drift": drift_rows,
+    "steps": step_rows,
+    "sampling": sampling_rows,
+}
 
 
 def cell(values, column):

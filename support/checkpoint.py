@@ -128,9 +128,8 @@ def _whole_or_absent(folder, tensors):
             raise OSError(f"it takes {needed / 1e6:,.1f} MB of disk, {free / 1e6:,.1f} are free")
         yield scratch
         for file in filter(Path.is_file, scratch.rglob("*")):
-            file.chmod(
-                0o666 & ~_umask()
-            )  # safetensors makes its files readable by their owner alone
+            # safetensors makes its files readable by their owner alone
+            file.chmod(0o666 & ~_umask())
             with open(file, "rb") as opened:  # on the disk before the rename: power may fail
                 os.fsync(opened.fileno())
         if folder.exists():  # "best" is replaced; the old one goes last

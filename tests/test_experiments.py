@@ -4,6 +4,7 @@ hand; the sizes of the paper's grids; what each stage's own run reports of the s
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 
@@ -35,7 +36,7 @@ def lab(tmp_path):
         (tmp_path / "list.toml").write_text(toml)
         folders = {"--list": "list.toml", "--results": "results", "--runs": "runs"}
         flags = [word for flag, name in folders.items() for word in (flag, str(tmp_path / name))]
-        experiments.main([*arguments, *flags, "--document", str(tmp_path / "tables.md")])
+        experiments.main([*arguments, *flags, "--docs", str(tmp_path)])
 
     def store(**records):
         (tmp_path / "results").mkdir()
@@ -461,7 +462,7 @@ def test_one_row_for_each_method(lab):
     document = lab.folder / "tables.md"
     document.write_text("Before.\n<!-- table science other -->\nold\n<!-- end -->\nAfter.\n")
     toml = '[science]\ncommand = "sdft.py"\nlabel = "SDFT"\npaper = "70.2 / 64.5"\n'
-    with pytest.raises(ValueError, match="tables.md is older than .*results"):
+    with pytest.raises(ValueError, match="tables.md: older than .*results"):
         lab(toml, "--tables", "--check")
     lab(toml, "--tables")
     assert document.read_text().splitlines() == [
@@ -478,6 +479,18 @@ def test_one_row_for_each_method(lab):
         "After.",
     ]
     lab(toml, "--tables", "--check")
+
+    other = lab.folder / "other.md"  # each document of the folder is looked at
+    other.write_text("<!-- table other -->\n<!-- end -->\n")
+    with pytest.raises(ValueError, match="other.md: older than .*results"):
+        lab(toml, "--tables", "--check")
+    lab(toml, "--tables")
+    assert other.read_text().count("| 25.0 % |") == 1
+    lab(toml, "--tables", "--check")
+    other.unlink()
+    document.write_text("No mark.\n")
+    with pytest.raises(ValueError, match="no .md file has a mark"):
+        lab(toml, "--tables", "--check")
     document.write_text("<!-- table nothing -->\n<!-- end -->\n")
     with pytest.raises(ValueError, match="nothing.json does not exist; python extras/experiments"):
         lab(toml, "--tables")
@@ -530,3 +543,54 @@ def test_a_table_of_tries(lab):
         "| SFT `--rate 1e-05` | 25 % | 0.025 | never | never |",
         "| SFT `--rate 2e-05` | 50 % | 0.050 | 0.050 | never |",
     ]
+
+
+def test_a_table_of_drift_at_equal_accuracy(lab):
+    """Between 20 % at 0.02 and 60 % at 0.06 half of the answers are right at 0.05; the second seed
+    is at 90 % at once, with 0.09: half right at 0.05 too, and 80 % at 0.08.
+    """
+
+    def run(seed, *correct, **point):
+        curve = [
+            {"step": i, "correct": right, "drift_from_base": right / 10}
+            for i, right in enumerate(correct, start=1)
+        ]
+        start = {"student": {"correct": 0.0}}
+        return {"seed": seed, "point": point, "preflight": start, "curve": curve}
+
+    two = [run(0, 0.2, 0.6), run(1, 0.9)]
+    lab.store(two={"runs": two}, rates={"runs": [run(0, 0.5, rate=1e-5), run(0, 0.1, rate=2e-5)]})
+    table = lab.table("drift two rates", '[rates]\ncommand = "sdft.py"\nlabel = "SFT"\n')
+    assert table[0] == "| right on validation | two | SFT `--rate 1e-05` | SFT `--rate 2e-05` |"
+    assert table[4] == "| 50% | 0.050 (0.050 to 0.050) | 0.050 | never |"
+    assert table[7] == "| 80% | 0.080, 1 of 2 seeds | never | never |"
+    assert len(table) == 2 + 7
+
+
+def test_tables_of_the_benchmarks(lab):
+    """2 s for 10 tokens is 0.2 s a token: half of TRL's 0.4, twice SFT's 0.1."""
+
+    def measured(seconds, tokens, peak):
+        return {"seconds": seconds, "seconds_per_token": seconds / tokens, "peak_mib": peak}
+
+    medians = {"ours": measured(2, 10, 1000), "trl": measured(4, 10, 2), "sft": measured(1, 10, 3)}
+    speeds = {"tokens_per_s": {"ours": 96.4, "generate": 55.2}, "ratio": 1.746}
+    lab.store(step={"medians": medians}, draws={"rows": {"32": speeds}})
+    assert lab.table("steps step", "")[2:] == [
+        "| an SDFT step of ours | 2.0 | 0.200 | 0.50 | 2.00 | 1,000 |",
+        "| TRL's `SDFTTrainer`, all equal | 4.0 | 0.400 | 1.00 | 4.00 | 2 |",
+        "| an SFT step of ours, same lengths | 1.0 | 0.100 | 0.25 | 1.00 | 3 |",
+    ]
+    assert lab.table("sampling draws", "")[2:] == ["| 32 | 96 | 55 | 1.75 |"]
+
+
+def test_the_documents_are_as_new_as_the_results_files():
+    """Every table of docs/ is what its results files give, and no mark is misspelt."""
+    experiments.main(["--tables", "--check"])
+    kinds = []
+    for file in (ROOT / "docs").glob("*.md"):
+        text = file.read_text(encoding="utf-8")
+        found = [kind for _, kind, *_ in re.findall(experiments.MARKED, text, re.DOTALL)]
+        assert len(found) == text.count("<!-- end -->"), file.name
+        kinds += found
+    assert set(kinds) == experiments.ROWS.keys()

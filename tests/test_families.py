@@ -1,7 +1,7 @@
 """Model families: each is right in all that a run does, or refused when it loads.
 
 Oracles: full forward passes of one unpadded row without a cache, Hugging Face's own generate, and
-autograd through those passes. `python tests/test_families.py` writes docs/reference.md.
+autograd through those passes. `python tests/test_families.py` writes docs/families.md.
 """
 
 import sys
@@ -303,8 +303,8 @@ def test_a_family_is_right_or_refused(family, tmp_path):
     assert found == "right" if expected == "right" else expected in found, found
 
 
-def write_table(file=ROOT / "docs" / "reference.md"):
-    """The verdicts as a table, between the two marks of docs/reference.md."""
+def write_table(file=ROOT / "docs" / "families.md"):
+    """The verdicts as a table, between the two marks of docs/families.md."""
     lines = ["| family | its trait | verdict |", "|---|---|---|"]
     for family, (trait, *_) in FAMILIES.items():
         with tempfile.TemporaryDirectory() as scratch:
