@@ -11,13 +11,13 @@ import socket
 import sys
 from functools import partial
 
+import models
 import pytest
 from conftest import KEY, ROOT
 from test_sdft import flags, read_lines
 
 import baselines
 import eval as evaluation
-import models
 import scoring
 import sdft
 from data import Example
