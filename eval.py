@@ -36,7 +36,7 @@ from sampling import completion_hidden, sample_completions
 class Answer:
     """One answer, greedy or sampled."""
 
-    text: str  # thoughts included, also if the template wrote the <think> before them
+    text: str  # thoughts and their markers included, also if the template wrote the first marker
     ids: list  # through the EOS, if there is one
     finished: bool
     scores: dict | None = None  # {"correct": …}; a judge that failed gives {"not_judged": True}
@@ -89,13 +89,26 @@ def answer_greedily(model, tokenizer, prompts, max_new_tokens, batch_size=32, de
 
 
 def answers_of(rollout, prompts, tokenizer):
-    """The completions of a rollout as a list of Answer."""
+    """The completions of a rollout as a list of Answer.
+
+    Special tokens are left out, but not those that mark thoughts: final_answer looks for them.
+    """
+    special = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    markers = scoring.thought_markers(special.values())
+    marker_of = {i: content for i, content in special.items() if content in markers}
     answers = []
     for row, prompt in enumerate(prompts):
         ids = rollout.completion_ids_BT[row][rollout.completion_mask_BT[row]].tolist()
         # or thoughts that the length limit cut off would look like an answer
-        opened = "<think>" if data.opens_thoughts(tokenizer, prompt) else ""
-        text = opened + tokenizer.decode(ids, skip_special_tokens=True)
+        text = scoring.opened_thought(tokenizer.decode(prompt[-16:]))
+        piece = []
+        for i in ids:
+            if i in marker_of:
+                text += tokenizer.decode(piece, skip_special_tokens=True) + marker_of[i]
+                piece = []
+            else:
+                piece.append(i)
+        text += tokenizer.decode(piece, skip_special_tokens=True)
         answers.append(Answer(text, ids, bool(rollout.finished_B[row])))
     return answers
 
