@@ -358,6 +358,18 @@ def config_of_run(model):
     return run | {"answer_tokens": max(run["max_new_tokens"], run.get("eval_new_tokens", 0))}
 
 
+def new_file(path):
+    """A path with its ~ and its folder made, or ValueError if it cannot be written."""
+    path = path.expanduser()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}; name another file") from None
+    return path
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -385,12 +397,15 @@ def main(argv=None):
     run = config_of_run(args.model)
     length = args.max_new_tokens or run["answer_tokens"]
     instruction = args.instruction or run["teacher_instruction"]
+    sys.stdout.reconfigure(errors="backslashreplace")  # a console may lack some characters
     try:
-        examples = data.load_task(args.task, args.split, args.data)[: args.limit]
+        folder = args.data and Path(args.data).expanduser()
+        examples = data.load_task(args.task, args.split, folder)[: args.limit]
         for example in examples:
             data.check_context(example, args.context)
         judge = args.judge, args.judge_model
         scorer = scoring.choose_scorer(args.task, examples, *judge, args.rule)
+        json_file = args.json and new_file(args.json)
         dtype = args.dtype or run["dtype"]
         model, tokenizer = models.load_model(args.model, models.best_device(), dtype)
         how = {"max_new_tokens": length, "batch_size": args.batch_size, "description": "answering"}
@@ -401,12 +416,12 @@ def main(argv=None):
     label = f"{args.task} {args.split}, context {args.context}, at most {length} tokens"
     label += ", by the published rule" if args.rule == "published" else ""
     print(scoring.format_table([(label, summary)]))
-    if args.json:
+    if json_file:
         command = " ".join(["python", "eval.py", *(argv or sys.argv[1:])])
         record = {"command": command, "summary": summary, "machine": models.describe_machine()}
         pairs = zip(examples, answers, strict=True)
         record["answers"] = [{"id": e.id, "answer": a.text, "scores": a.scores} for e, a in pairs]
-        args.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        json_file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
