@@ -342,7 +342,7 @@ def _numbers(text):
 
 def _ends_operand(character):
     """Whether a "-" after it is a hyphen or a minus between two things, and no sign."""
-    word = _in_words(character) and not _without_blanks(character)
+    word = _in_words(character) and not without_blanks(character)
     return word or character in ")]}%°-"
 
 
@@ -382,7 +382,7 @@ def _cuts_word(text, i):
         after = text[i + 1 : i + 2]
     if not _in_words(before) or not _in_words(after):
         return False
-    if _without_blanks(before) or _without_blanks(after):
+    if without_blanks(before) or without_blanks(after):
         return False
     return _hangul(before) == _hangul(after)  # Korean goes on after a word of another script
 
@@ -392,7 +392,8 @@ def _in_words(character):
     return character != "" and unicodedata.category(character)[:2].startswith(("L", "M", "Nd"))
 
 
-def _without_blanks(character):
+def without_blanks(character):
+    """Whether a character belongs to a script that writes no blanks between words."""
     return unicodedata.name(character, "").startswith(SCRIPTS_WITHOUT_BLANKS)
 
 
