@@ -11,6 +11,7 @@ import argparse
 import copy
 import dataclasses
 import json
+import os
 import signal
 import sys
 import time
@@ -358,13 +359,16 @@ def config_of_run(model):
     return run | {"answer_tokens": max(run["max_new_tokens"], run.get("eval_new_tokens", 0))}
 
 
-def new_file(path):
-    """A path with its ~ and its folder made, or ValueError if it cannot be written."""
+def file_to_write(path):
+    """A path with its ~, whose folder now exists; ValueError if no file can be written there."""
     path = path.expanduser()
+    is_new = not path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8"):
             pass
+        if is_new:
+            path.unlink()
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror}; name another file") from None
     return path
@@ -394,7 +398,7 @@ def main(argv=None):
     for name in ("limit", "max_new_tokens", "batch_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: it must be at least 1")
-    run = config_of_run(args.model)
+    run = config_of_run(os.path.expanduser(args.model))
     length = args.max_new_tokens or run["answer_tokens"]
     instruction = args.instruction or run["teacher_instruction"]
     sys.stdout.reconfigure(errors="backslashreplace")  # a console may lack some characters
@@ -405,9 +409,10 @@ def main(argv=None):
             data.check_context(example, args.context)
         judge = args.judge, args.judge_model
         scorer = scoring.choose_scorer(args.task, examples, *judge, args.rule)
-        json_file = args.json and new_file(args.json)
+        json_file = args.json and file_to_write(args.json)
         dtype = args.dtype or run["dtype"]
-        model, tokenizer = models.load_model(args.model, models.best_device(), dtype)
+        folder_or_name = os.path.expanduser(args.model)
+        model, tokenizer = models.load_model(folder_or_name, models.best_device(), dtype)
         how = {"max_new_tokens": length, "batch_size": args.batch_size, "description": "answering"}
         how |= {"context": args.context, "instruction": instruction, "scorer": scorer}
         summary, answers = evaluate(model, tokenizer, examples, **how)

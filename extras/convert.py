@@ -403,16 +403,29 @@ def letter(record, name, place):
 
 def messages(record, name, place):
     """A string or a list of turns -> turns of role and content; Arrow adds columns of null."""
-    if isinstance(record.get(name), str):
+    if not isinstance(record.get(name), list):
         return [{"role": "user", "content": field(record, name, place)}]
     places = [
         (f'{place}: field "{name}", turn {i}', turn)
         for i, turn in enumerate(field(record, name, place, list), start=1)
     ]
     return [
-        {"role": field(turn, "role", here), "content": field(turn, "content", here)}
+        {"role": field(turn, "role", here), "content": content_of(turn, here)}
         for here, turn in places
     ]
+
+
+def content_of(turn, place):
+    """A turn's text; servers write it as a list of parts, {"type": "text", "text": ...}, too."""
+    parts = turn.get("content") if isinstance(turn, dict) else None
+    if not isinstance(parts, list):
+        return field(turn, "content", place)
+    texts = []
+    for i, part in enumerate(parts, start=1):
+        if not isinstance(part, dict) or part.get("type") != "text":
+            raise ValueError(f'{place}: field "content", part {i} is no text: {repr(part)[:60]}')
+        texts.append(field(part, "text", f'{place}: field "content", part {i}'))
+    return text("".join(texts), f'{place}: field "content"')
 
 
 def turns(record, name, place):

@@ -138,7 +138,7 @@ def cut_passages(text, most_tokens, cuts=CUTS):
 
 
 def characters(text):
-    """The pieces of a word that may be parted, in scripts without blanks: a character, its marks."""
+    """A text in pieces: each character of a script without blanks, with its marks, is one."""
     starts = [
         i
         for i in range(1, len(text))
