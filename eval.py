@@ -362,7 +362,7 @@ def config_of_run(model):
 def file_to_write(path):
     """A path with its ~, whose folder now exists; ValueError if no file can be written there."""
     path = path.expanduser()
-    is_new = not path.exists()
+    is_new = not path.exists() and not path.is_symlink()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8"):

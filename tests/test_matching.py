@@ -186,3 +186,7 @@ def test_an_option_inside_a_longer_one_is_not_named(text, correct, well_formed):
     acids = [["acid"], ["amino acid", "amino acids"]]
     assert score_option("An amino acid.", "amino acid", acids)["correct"]
     assert not score_option("An amino acid, or another acid.", "amino acid", acids)["correct"]
+
+
+def test_an_accent_alone_stays_a_character():
+    assert found("¨", "The sign ¨ is a diaeresis.") and normalise("a¨") == "a¨" != normalise("ä")
