@@ -629,9 +629,13 @@ def test_names_without_splits_are_split_together(tmp_path):
     counts, _ = convert([source], tmp_path / "out")  # the folder's own name does not count
     assert sum(counts.values()) == 8 and counts["train"] == 6
     for name in ("train_data", "eval_data"):
-        folder_of(tmp_path / name, {"0.jsonl": lines_of(rows_of(name))})
+        folder_of(tmp_path / name, {"0.jsonl": lines_of(rows_of(name, 20))})
     convert([tmp_path / "train_data", tmp_path / "eval_data"], tmp_path / "two")  # but of two
-    assert names_in(tmp_path / "two")["test"] == {"eval_data"}
+    assert names_in(tmp_path / "two") == {
+        "train": {"train_data"},
+        "validation": {"train_data"},
+        "test": {"eval_data"},
+    }
 
 
 def test_what_is_passed_over_and_what_is_not(tmp_path, capsys):
@@ -666,7 +670,7 @@ def test_links_to_folders_are_followed(tmp_path):
     source = folder_of(tmp_path / "in", dict.fromkeys(["test.jsonl"]))
     (source / "train").symlink_to(tmp_path / "far")
     (source / "up").symlink_to(source)
-    convert([source], tmp_path / "out")
+    assert convert([source], tmp_path / "out")[1] == {}  # nothing was read twice
     assert names_in(tmp_path / "out")["train"] == {"0.jsonl"}
 
 
@@ -939,3 +943,11 @@ def test_the_home_folder_in_paths(tmp_path, monkeypatch):
     folder_of(tmp_path / "in", dict.fromkeys(["test.jsonl", "x.jsonl"]))
     convert(["~/in/test.jsonl", "train=~/in/x.jsonl"], "~/new/out")
     assert (tmp_path / "new/out/test.jsonl").exists() and not (tmp_path / "~").exists()
+
+
+def test_a_document_in_a_cell(tmp_path):
+    """200,000 characters; Python's csv reads cells of 131,072."""
+    table = "prompt,completion\nq?," + "long " * 40_000
+    convert([folder_of(tmp_path / "in", {"test.csv": table})], tmp_path / "out")
+    [row] = written(tmp_path / "out")
+    assert len(row["demonstration"]) == 200_000
