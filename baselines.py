@@ -32,6 +32,7 @@ from eval import sample_base_answers, split
 from kl_estimators import REDUCTIONS, completion_logprobs, sequence_mean
 from optim import clip_gradients
 from sampling import Rollout, completion_hidden, output_head, sample_completions, stop_tokens
+from scoring import THOUGHTS, opened_thought
 from sdft import (
     TEACHER_ANSWERS,
     micro_batches,
@@ -41,7 +42,7 @@ from sdft import (
     train,
     update,
 )
-from support.chat import encode_answer, encode_text, opens_thoughts, turn_end
+from support.chat import encode_answer, encode_text, turn_end
 from support.checkpoint import read_state
 from support.console import replace_unprintable
 from support.models import load_model, model_positions
@@ -125,9 +126,11 @@ def demonstrations(run):
 def plain_answer(run, pair, example):
     """The demonstration and an EOS, where the template cannot say what a turn looks like."""
     text = example.demonstration
-    if opens_thoughts(run.tokenizer, pair.student_prompt) and "</think>" not in text:
+    opened = opened_thought(run.tokenizer.decode(pair.student_prompt[-16:]))
+    closing = THOUGHTS.get(opened)
+    if closing and closing not in text:
         # or the whole demonstration would be a thought, and no answer
-        text = f"\n</think>\n\n{text}"
+        text = f"\n{closing}\n\n{text}"
     return encode_text(run.tokenizer, text, "assistant") + [end_of_answer(run)]
 
 

@@ -6,7 +6,8 @@
 FOLDER holds .txt and .md files in UTF-8; any other file is named and skipped. DATA gets train.jsonl
 and, with held-out wordings of the same questions, validation.jsonl and test.jsonl; ood.jsonl has
 questions over two articles. Long articles are cut at paragraphs into passages, whose tokens are
-counted as 1.3 a word: near enough for English, and it needs no tokenizer.
+counted as 1.3 a word, and as 1 a character of a script without blanks: near enough for English and
+Chinese, and it needs no tokenizer.
 
 --url takes any OpenAI-compatible server, which sees the articles. Its key is read from the
 environment variable --key-env and is written to no file or message; redirects are refused, so that
@@ -21,6 +22,7 @@ import math
 import os
 import re
 import sys
+import unicodedata
 from collections import Counter, namedtuple
 from functools import partial
 from pathlib import Path
@@ -30,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of
 from judge import ask_all, ask_server, local_model  # noqa: E402
 
 from data import load_task, parse_line  # noqa: E402
-from scoring import final_answer, score_reference  # noqa: E402
+from scoring import final_answer, normalise, score_reference, without_blanks  # noqa: E402
 
 PROMPT = """Write exam questions about the article below, for people who have read it once and \
 do not have it before them.
@@ -104,20 +106,46 @@ def read_passages(file, passage_tokens):
 
 
 def count_tokens(text):
-    return 1.3 * len(text.split())
+    """1.3 a word; in scripts without blanks, such as Chinese or Thai, 1 a character."""
+    characters = sum(map(without_blanks, text))
+    words = "".join(" " if without_blanks(character) else character for character in text)
+    return 1.3 * len(words.split()) + characters
 
 
-def cut_passages(text, most_tokens, cuts=(r"\n\s*\n", r"(?<=[.!?])\s+", r"\s+")):
-    """A text in passages of at most most_tokens, cut at paragraphs; else sentences; else words."""
-    passages, glue = [], "\n\n" if len(cuts) == 3 else " "
-    for piece in re.split(cuts[0], text):
-        fits = count_tokens(piece) <= most_tokens or len(cuts) == 1
+CUTS = (r"\n\s*\n", r"(?<=[.!?])\s+|(?<=[。！？｡។။])\s*", r"\s+")  # paragraphs; sentences; words
+
+
+def cut_passages(text, most_tokens, cuts=CUTS):
+    """A text in passages of at most most_tokens, cut at paragraphs; else at sentences; else at
+    words; else at the characters of scripts without blanks.
+    """
+    if cuts:
+        pieces = re.split(f"({cuts[0]})", text)
+        blanks, pieces = ["", *pieces[1::2]], pieces[::2]
+    else:
+        pieces = characters(text)
+        blanks = [""] * len(pieces)
+    passages = []
+    for blank, piece in zip(blanks, pieces, strict=True):
+        fits = count_tokens(piece) <= most_tokens or not cuts
         for part in [piece] if fits else cut_passages(piece, most_tokens, cuts[1:]):
             if passages and count_tokens(passages[-1]) + count_tokens(part) <= most_tokens:
+                glue = "\n\n" if cuts == CUTS else " " if blank else ""
                 passages[-1] += glue + part
             else:
                 passages.append(part)
     return passages
+
+
+def characters(text):
+    """A text in pieces: each character of a script without blanks, with its marks, is one."""
+    starts = [
+        i
+        for i in range(1, len(text))
+        if not unicodedata.category(text[i]).startswith("M")
+        and (without_blanks(text[i - 1]) or without_blanks(text[i]))
+    ]
+    return [text[a:b] for a, b in zip([0, *starts], [*starts, len(text)], strict=True)]
 
 
 def pair_passages(articles):
@@ -187,7 +215,8 @@ def check_item(item, passages, fewest, seen):
 
 def plain_words(question):
     """What two wordings must differ in: their words, whatever the case and the punctuation."""
-    return " ".join(re.findall(r"\w+", question.casefold()))
+    kept = (c if unicodedata.category(c)[0] in "LMN" else " " for c in normalise(question))
+    return " ".join("".join(kept).split())
 
 
 def to_record(id, passages, item, wording):

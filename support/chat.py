@@ -121,11 +121,18 @@ def _apply_template(tokenizer, messages, parts, generation_prompt, tokenize=Fals
     moment = getattr(tokenizer, "template_moment", STARTED)
     return tokenizer.apply_chat_template(
         messages,
+        chat_template=_dated(tokenizer.chat_template, moment),
         add_generation_prompt=generation_prompt,
         tokenize=tokenize,
         return_dict=False,
-        strftime_now=moment.strftime,
     )
+
+
+@lru_cache(maxsize=8)
+def _dated(template, moment):
+    """A template in which each strftime_now("…") is the text that it gives at that moment."""
+    call = r"strftime_now\(\s*(['\"])(.*?)\1\s*\)"
+    return re.sub(call, lambda match: repr(moment.strftime(match[2])), template)
 
 
 def _typed_control_tokens(tokenizer, messages):
@@ -207,11 +214,6 @@ def _encode_pieces(tokenizer, pieces):
         before, dropped = ("\x01", len(anchor)) if adds_blank and ids else ("", 0)
         ids += tokenizer.encode(before + part, add_special_tokens=False)[dropped:]
     return ids
-
-
-def opens_thoughts(tokenizer, prompt):
-    """Whether a prompt (token ids) ends with a <think> that the template writes before answers."""
-    return tokenizer.decode(prompt[-16:]).rstrip().endswith("<think>")
 
 
 def shorten(value):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import unicodedata
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -483,3 +484,41 @@ def test_folders_that_are_refused(teacher, tmp_path):
     (tmp_path / "a.txt").write_text("One short text.")
     with pytest.raises(SystemExit, match="1 article in one passage"):
         questions.main([str(tmp_path), *only])
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "灯塔建于一九〇三年，由渔民看守。",
+        "とうだいは1903ねんにたてられました。",
+        "ประภาคารสร้างเมื่อปี",
+        "ប្រទីបបានសាងសង់",
+    ],
+)
+@pytest.mark.parametrize("between", ["", " ", "\n\n"])
+def test_articles_without_blanks_are_cut_at_characters(sentence, between):
+    """Nothing is lost, each passage keeps the limit, and no mark stands at the start of one."""
+    text = between.join([sentence] * 40)
+    passages = questions.cut_passages(text, 50)
+    assert "".join("".join(passages).split()) == "".join(text.split())
+    assert len(passages) > 1 and all(20 < len(passage) <= 60 for passage in passages[:-1])
+    assert not any(unicodedata.category(passage[0]).startswith("M") for passage in passages)
+    if sentence.endswith("。"):  # whole sentences, where they fit
+        assert all(passage.endswith("。") for passage in passages)
+
+
+def test_a_long_word_with_blanks_is_never_cut():
+    assert questions.cut_passages("a" * 500 + " b", 50) == ["a" * 500 + " b"]
+
+
+@pytest.mark.parametrize(
+    "one, other, same",
+    [
+        ("谁建了灯塔？", "谁建了灯塔?", True),
+        ("谁建了灯塔？", "谁拆了灯塔？", False),
+        ("दिल कहाँ है?", "दाल कहाँ है?", False),  # two words that differ in a vowel sign
+        ("Who painted it?", "WHO painted it", True),
+    ],
+)
+def test_wordings_are_compared_in_any_script(one, other, same):
+    assert (questions.plain_words(one) == questions.plain_words(other)) is same
