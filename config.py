@@ -18,7 +18,8 @@ from data import CONTEXTS, SAMPLES, TASKS, TEACHER_INSTRUCTIONS, load_task
 from kl_estimators import DIVERGENCES, ESTIMATORS, REDUCTIONS
 from models import list_checkpoints, read_state
 from optim import GENERAL_PROMPTS
-from scoring import check_unseen, choose_scorer, score_by_rule
+from scoring import check_unseen, score_by_rule
+from support.judge import choose_scorer
 
 
 def option(default, help, choices=None):
@@ -72,6 +73,8 @@ class Config:
     eval_examples: int | None = option(None, "use only the first N of each evaluation set")
     judge: str | None = option(None, "URL of a model that scores knowledge and medical answers")
     judge_model: str | None = option(None, "its name there, if the server needs one")
+    judge_timeout: float = option(60, "seconds for a verdict")
+    judge_repeats: int = option(1, "verdicts for each answer; their spread widens standard_error")
     general_data: str | None = option(None, "JSONL of up to 32 prompts to measure drift on")
     general_tokens: int = option(256, "length of the answers that drift is measured on")
     eval_every: int = option(50, "steps between validations; 0: never, and no best weights")
@@ -249,7 +252,7 @@ def resumed_config(run_folder, given, script):
         )
     changed = {name: value for name, value in given.items() if saved.get(name) != value}
     changes = [f"{flag(name)} is {value}, was {saved.get(name)}" for name, value in changed.items()]
-    moved = {"judge"} if saved.get("judge") and given.get("judge") else set()  # its server
+    moved = {"judge", "judge_timeout"} if saved.get("judge") and given.get("judge") else set()
     if changed.keys() - set(FREE_ON_RESUME) - moved:
         raise ValueError(
             f"a resumed run keeps its configuration; {'; '.join(changes)}. Leave these flags out, "
@@ -315,7 +318,7 @@ class Splits:
     validation: list
     reports: dict  # name -> the examples of a row of the final table
     general: list  # everyday questions, never trained on, that drift is measured on
-    scorer: object = score_by_rule  # or a judge (scoring.choose_scorer)
+    scorer: object = score_by_rule  # or a judge (support/judge.py)
 
 
 REPORTS = {  # rows of the final table, {name: split}; all but test.jsonl a folder may lack
@@ -345,7 +348,8 @@ def load_splits(config):
     # re-invocation trains on everyday prompts
     check_unseen(general, load_task("general", "train") if config.teacher == "model" else train)
     scored = validation + sum(reports.values(), [])
-    scorer = choose_scorer(config.task, scored, config.judge, config.judge_model)
+    judge = config.judge, config.judge_model, config.judge_timeout, config.judge_repeats
+    scorer = choose_scorer(config.task, scored, *judge)
     return Splits(train, validation, reports, general[:GENERAL_PROMPTS], scorer)
 
 

@@ -28,6 +28,7 @@ import scoring
 from kl_estimators import compare_completions
 from models import output_head
 from sampling import completion_hidden, sample_completions
+from support.judge import choose_scorer
 
 # ---- greedy accuracy ----
 
@@ -54,7 +55,7 @@ def evaluate(
 ):
     """Greedy accuracy -> (summary dict, list of Answer).
 
-    scorer(examples, answers) is the rule or a judge (scoring.choose_scorer). summary: n; the share
+    scorer(examples, answers) is the rule or a judge (support/judge.py). summary: n; the share
     of each score ("correct", "lenient", "well_formed", "not_judged"); standard_error of "correct";
     finished, the share that reached an EOS; completion_tokens, their mean number; artefacts, the
     share that opens with words about what only a teacher sees. how are the max_new_tokens,
@@ -356,10 +357,10 @@ def main(argv=None):
     add("--data", help="folder with our JSONL files (default: our own samples)")
     add("--context", default="none", choices=data.CONTEXTS, help="what stands beside the question")
     add("--instruction", choices=list(data.TEACHER_INSTRUCTIONS), help="end of a teacher's prompt")
-    rules = {"choices": ["calls", "published"], "default": "calls"}
-    add("--rule", **rules, help="of tool use: ours (default), or that of the authors' code")
     add("--judge", metavar="URL", help="a model at this server scores knowledge and medical")
     add("--judge-model", metavar="NAME", help="its name there, if the server needs one")
+    add("--judge-timeout", type=float, default=60, help="seconds for a verdict (default: 60)")
+    add("--judge-repeats", type=int, default=1, metavar="N", help="verdicts for each answer")
     add("--limit", type=int, help="only the first N examples")
     add("--max-new-tokens", type=int, help="longest answer (default: its run's, else 64)")
     add("--dtype", choices=["float32", "bfloat16"], help="(default: its run's, else float32)")
@@ -376,8 +377,8 @@ def main(argv=None):
         examples = data.load_task(args.task, args.split, args.data)[: args.limit]
         for example in examples:
             data.check_context(example, args.context)
-        judge = args.judge, args.judge_model
-        scorer = scoring.choose_scorer(args.task, examples, *judge, args.rule)
+        judge = args.judge, args.judge_model, args.judge_timeout, args.judge_repeats
+        scorer = choose_scorer(args.task, examples, *judge)
         dtype = args.dtype or run["dtype"]
         model, tokenizer = models.load_model(args.model, models.best_device(), dtype)
         how = {"max_new_tokens": length, "batch_size": args.batch_size, "description": "answering"}
@@ -386,7 +387,6 @@ def main(argv=None):
     except ValueError as error:
         sys.exit(f"error: {error}")
     label = f"{args.task} {args.split}, context {args.context}, at most {length} tokens"
-    label += ", by the published rule" if args.rule == "published" else ""
     print(scoring.format_table([(label, summary)]))
     if args.json:
         command = " ".join(["python", "eval.py", *(argv or sys.argv[1:])])

@@ -3,46 +3,14 @@
 import json
 import math
 import re
-import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 # ---- scorers of a list of answers: scorer(examples, answers) -> a dict of booleans for each ----
 
 
-def choose_scorer(task, examples, judge=None, judge_model=None, rule="calls"):
-    """A judge at a URL, the rule of the task or the authors' rule -> scorer(examples, answers).
-
-    Raises ValueError, before any model loads, if it cannot score these examples.
-    """
-    if rule == "published" and task != "tooluse":
-        raise ValueError(f"--rule published scores tool use; --task is {task}")
-    if judge is None and judge_model is not None:
-        raise ValueError(f"--judge-model {judge_model} needs --judge URL")
-    if judge is not None:
-        extras = Path(__file__).resolve().parent / "extras"
-        if not (extras / "judge.py").is_file():
-            raise ValueError(f"--judge needs the file {extras / 'judge.py'}, which is not there")
-        sys.path.insert(0, str(extras))
-        from judge import judge_scorer
-
-        return judge_scorer(task, examples, judge, judge_model)
-    for example in examples:
-        if task in ("knowledge", "medical") and not example.key_facts:
-            remedy = "without them only a judge can score it: --judge URL"
-            raise ValueError(f'{example.source}: field "key_facts" is missing; {remedy}')
-    return score_by_rule if rule == "calls" else score_as_published
-
-
 def score_by_rule(examples, answers):
     return [score(answer.text, e) for answer, e in zip(answers, examples, strict=True)]
-
-
-def score_as_published(examples, answers):
-    """Tool use by the rule of the authors' code."""
-    pairs = zip(answers, examples, strict=True)
-    return [{"correct": score_published(final_answer(answer.text), e.calls)} for answer, e in pairs]
 
 
 def score(text, example):
@@ -74,8 +42,11 @@ def summarise(answers):
             found.setdefault(name, []).append(value)
     summary = {"n": n} | {name: sum(values) / len(values) for name, values in found.items()}
     if "correct" in summary:
-        p = summary["correct"]
-        summary["standard_error"] = math.sqrt(p * (1 - p) / len(found["correct"]))
+        values = found["correct"]
+        spread = sum((value - summary["correct"]) ** 2 for value in values) / len(values)
+        # of a judge that was asked repeatedly: what it may say another time
+        variance = spread + summary.get("judge_variance", 0)
+        summary["standard_error"] = math.sqrt(variance / len(values))
     summary["finished"] = sum(answer.finished for answer in answers) / n
     summary["completion_tokens"] = sum(len(answer.ids) for answer in answers) / n
     summary["artefacts"] = artefact_rate([answer.text for answer in answers])

@@ -94,7 +94,7 @@ def test_with_a_server(server, questions, tmp_path, capsys):
         "gpt",
         "--samples",
         "2",
-        "--workers",
+        "--concurrency",
         "1",
         "--cache",
         str(tmp_path / "cache.jsonl"),
@@ -129,7 +129,7 @@ def test_with_a_server(server, questions, tmp_path, capsys):
     demonstrate.main([str(questions), str(tmp_path / "again.jsonl")] + command)
     assert (tmp_path / "again.jsonl").read_bytes() == before == output.read_bytes() and len(
         server.asked
-    ) == 5, "the second run reads the cache"
+    ) == 6, "the second run reads the cache, and asks again where there was no text"
 
 
 def test_with_a_model(tiny_folder, tmp_path):

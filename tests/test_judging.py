@@ -9,7 +9,6 @@ import json
 import re
 import socket
 import sys
-from functools import partial
 
 import pytest
 from conftest import KEY, ROOT
@@ -22,7 +21,10 @@ import scoring
 import sdft
 from data import Example
 from eval import Answer
-from scoring import choose_scorer, format_table, log_line, validation_rank, verdict
+from scoring import format_table, log_line, validation_rank, verdict
+from support import judge as judging
+from support import server as client
+from support.judge import choose_scorer
 
 sys.path.insert(0, str(ROOT / "extras"))
 
@@ -36,7 +38,7 @@ DENIAL = "It is not the heart, the liver, the skin or the lung."
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(judge, "ask_server", partial(judge.ask_server, sleep=lambda _: None))
+    monkeypatch.setitem(judging.SERVER, "sleep", lambda _: None)
 
 
 @pytest.fixture
@@ -194,7 +196,7 @@ def test_a_dead_judge_is_not_waited_for_at_every_answer(server):
     server.reply = lambda _: (500, {}, "")
     scores = scorer(examples, [Answer("a", [], True)] * 40)
     assert scores == [{"not_judged": True}] * 40
-    assert 4 * judge.WAITING["attempts"] <= len(server.asked) <= 7 * judge.WAITING["attempts"]
+    assert 4 * judging.SERVER["attempts"] <= len(server.asked) <= 7 * judging.SERVER["attempts"]
     server.reply = lambda _: (200, {}, "CORRECT")
     scores = scorer(examples, [Answer("a", [], True)] * 40)
     assert scores == [{"correct": True, "not_judged": False}] * 40, "it is asked again later"
@@ -224,7 +226,6 @@ def test_a_judge_that_cannot_judge_stops_before_the_model_loads(
 
 
 def test_a_redirect_to_another_host_is_refused_and_the_key_stays(folder, server, monkeypatch):
-    monkeypatch.setitem(judge.WAITING, "timeout", 1)
     with socket.create_server(("127.0.0.1", 0)) as other:
         other.setblocking(False)
         elsewhere = f"http://localhost:{other.getsockname()[1]}/v1/chat/completions"
@@ -232,7 +233,7 @@ def test_a_redirect_to_another_host_is_refused_and_the_key_stays(folder, server,
             server.reply = lambda _, status=status: (status, {"Location": elsewhere}, "CORRECT")
             with pytest.raises(SystemExit, match=f"refused the request: HTTP {status}") as end:
                 command = f"--model nowhere --task medical --data {folder} --judge {server.url}"
-                evaluation.main(command.split())
+                evaluation.main([*command.split(), "--judge-timeout", "1"])
             assert KEY not in end.value.code
         with pytest.raises(BlockingIOError):
             other.accept()
@@ -242,19 +243,11 @@ def test_a_redirect_to_another_host_is_refused_and_the_key_stays(folder, server,
 # ---- what is refused, and what the core does alone ----
 
 
-def test_the_judge_is_found_in_extras_from_anywhere(monkeypatch):
-    monkeypatch.setattr(sys, "path", [path for path in sys.path if not path.endswith("extras")])
-    monkeypatch.delitem(sys.modules, "judge")
-    with pytest.raises(ValueError, match="^--judge: the address ftp://x must begin with http"):
-        choose_scorer("medical", [], "ftp://x")
-
-
-def test_without_extras_one_line_says_what_is_missing(folder, tmp_path, monkeypatch):
-    """The rule needs no extras/; --judge does."""
-    monkeypatch.setattr(scoring, "__file__", str(tmp_path / "scoring.py"))
-    monkeypatch.setitem(sys.modules, "judge", None)
+def test_without_openai_one_line_says_what_to_install(folder, monkeypatch):
+    """The rule needs no package; --judge does."""
+    monkeypatch.setattr(client, "openai", None)
     assert choose_scorer("science", []) is scoring.score_by_rule
-    with pytest.raises(SystemExit, match=f"^error: --judge needs the file {tmp_path}/extras/judge"):
+    with pytest.raises(SystemExit, match="^error: --judge: .* openai; pip install -U openai$"):
         command = f"--model nowhere --task medical --data {folder} --judge http://127.0.0.1:9"
         evaluation.main(command.split())
 
@@ -263,9 +256,7 @@ def test_without_extras_one_line_says_what_is_missing(folder, tmp_path, monkeypa
     "command, message",
     [
         ("--task science --judge URL", "--judge scores medical and knowledge, .* is science"),
-        ("--task tooluse --judge URL --rule published", "--judge scores medical and knowledge"),
         ("--task medical --judge-model NAME", "--judge-model NAME needs --judge URL"),
-        ("--task science --rule published", "--rule published scores tool use; --task is science"),
         ("--task medical --judge ftp://x", "--judge: the address ftp://x must begin with http"),
     ],
 )

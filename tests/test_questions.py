@@ -21,8 +21,9 @@ from scoring import score
 
 sys.path.insert(0, str(ROOT / "extras"))
 
-import judge  # noqa: E402
+import journal  # noqa: E402
 import questions  # noqa: E402
+from support.server import Server  # noqa: E402
 
 ARTICLES = ROOT / "samples" / "articles"
 LINES = (ROOT / "tests" / "fixtures" / "replies.jsonl").read_text().splitlines()
@@ -72,7 +73,7 @@ def teacher(monkeypatch):
     here.url = f"http://127.0.0.1:{here.server_port}/v1"
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr(questions, "ask_server", partial(judge.ask_server, sleep=lambda _: None))
+    monkeypatch.setattr(journal, "Server", partial(Server, sleep=lambda _: None))
     with serving(here):
         yield here
 
@@ -169,16 +170,17 @@ def test_no_question_is_asked_twice_and_none_is_lost(teacher, tmp_path, monkeypa
     def hang_up(handler, title):
         handler.close_connection = True
 
-    def interrupted(*args, n, **how):
-        started.append(1)
-        if len(started) > n:
-            raise KeyboardInterrupt
-        return ask(*args, **how)
+    class Interrupted(Server):
+        def ask(self, messages):
+            started.append(1)
+            if len(started) > n:
+                raise KeyboardInterrupt
+            return super().ask(messages)
 
-    ask = partial(judge.ask_server, attempts=1)
+    once = partial(Server, attempts=1)
     for n in range(13):
         teacher.asked.clear(), teacher.answered.clear()
-        monkeypatch.setattr(questions, "ask_server", ask)
+        monkeypatch.setattr(journal, "Server", once)
         teacher.reply = lambda number, n=n: good if number < n else hang_up
         assert attempt(teacher, tmp_path / f"gone-{n}") == (n == 12)
         teacher.reply = lambda number: good
@@ -187,9 +189,9 @@ def test_no_question_is_asked_twice_and_none_is_lost(teacher, tmp_path, monkeypa
 
         teacher.answered.clear()
         started = []
-        monkeypatch.setattr(questions, "ask_server", partial(interrupted, n=n))
+        monkeypatch.setattr(journal, "Server", partial(Interrupted, attempts=1))
         assert attempt(teacher, tmp_path / f"interrupted-{n}") == (n == 12)
-        monkeypatch.setattr(questions, "ask_server", ask)
+        monkeypatch.setattr(journal, "Server", once)
         assert attempt(teacher, tmp_path / f"interrupted-{n}")
         assert sorted(teacher.answered) == sorted(REPLIES)
         assert records(tmp_path / f"gone-{n}") == records(tmp_path / f"interrupted-{n}")
@@ -318,8 +320,9 @@ def test_two_hundred_hostile_replies(teacher, server, tmp_path, monkeypatch, cap
         hostile.append(kind) if kind is not good else None
         return kind
 
-    ask, reached = partial(judge.ask_server, attempts=3, sleep=lambda _: None), []
-    monkeypatch.setattr(questions, "ask_server", ask)
+    reached = []
+    quick = partial(Server, attempts=3, sleep=lambda _: None)
+    monkeypatch.setattr(journal, "Server", quick)
     monkeypatch.setattr(server, "verify_request", lambda *_: reached.append(1) or True)
     teacher.reply, n, written = reply, 0, 0
     while len(hostile) < 200 or not written:
@@ -338,8 +341,7 @@ def test_two_hundred_hostile_replies(teacher, server, tmp_path, monkeypatch, cap
 @pytest.mark.parametrize("kind", [*FOR_A_WHILE, *FOR_GOOD])
 def test_each_hostile_reply_alone(teacher, tmp_path, monkeypatch, kind):
     """It comes first, and then the server is well: the rest of the data set is right."""
-    ask = partial(judge.ask_server, sleep=lambda _: None)
-    monkeypatch.setattr(questions, "ask_server", ask)
+    monkeypatch.setattr(journal, "Server", partial(Server, sleep=lambda _: None))
     teacher.reply = lambda number: kind if number == 0 else good
     assert attempt(teacher, tmp_path, "--timeout", "0.4")
     found = sum(records(tmp_path).values(), [])
@@ -357,7 +359,7 @@ def test_a_server_that_stays_hostile_ends_the_run_with_one_line(
     teacher, tmp_path, monkeypatch, kind
 ):
     """`attempt` looks for the key in it. Nothing was answered, so nothing is kept."""
-    monkeypatch.setattr(questions, "ask_server", partial(judge.ask_server, attempts=1))
+    monkeypatch.setattr(journal, "Server", partial(Server, attempts=1))
     teacher.reply = lambda number: kind
     assert not attempt(teacher, tmp_path, "--timeout", "0.4")
     assert in_journal(tmp_path) == []
