@@ -26,11 +26,11 @@ from journal import KEY_ENV, ask_all, check_key_env, check_writable, load_to_sam
 
 from data import TASKS, read_jsonl, teacher_messages
 from scoring import score
-from support.server import CONCURRENCY, Server
+from support.server import Server
 
 # flags for --model alone, and for --url alone
 LOCAL = {"temperature": 1.0, "top_p": 0.95, "max_new_tokens": 256, "batch_size": 32, "seed": 0}
-SERVER = {"concurrency": CONCURRENCY, "timeout": 600.0, "key_env": KEY_ENV}
+SERVER = {"concurrency": 4, "timeout": 600.0, "key_env": KEY_ENV}
 SERVER |= {"cache": Path("runs/demonstrate-cache.jsonl")}
 
 

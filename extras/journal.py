@@ -19,7 +19,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of data.py
 
 from data import encode_prompt
-from support.server import CONCURRENCY, Reply, Server
+from support.server import Reply, Server
 
 KEY_ENV = "OPENAI_API_KEY"
 
@@ -67,8 +67,11 @@ def ask_all(prompts, asked, ask, file, workers=1, description=None):
 
     file.parent.mkdir(parents=True, exist_ok=True)
     with bar, open(file, "a", encoding="utf-8", buffering=1) as journal:
-        futures = [pool.submit(ask_one, key, prompt) for key, prompt in missing.items()]
         try:
+            for key in list(missing)[:1]:
+                # in this thread, where Ctrl-C ends the wait for a server that starts
+                ask_one(key, missing.pop(key))
+            futures = [pool.submit(ask_one, key, prompt) for key, prompt in missing.items()]
             for future in as_completed(futures):
                 future.result()  # an error in one stops them all
         finally:
@@ -127,7 +130,7 @@ def add_model_flags(parser):
     local = "folder, hub id or smollm2: asked in this process"
     where.add_argument("--local", type=os.path.expanduser, metavar="MODEL", help=local)
     add("--model", help="name of the model on the server; only with --url")
-    add("--concurrency", type=int, default=CONCURRENCY, help="requests at a time (default: 4)")
+    add("--concurrency", type=int, default=4, help="requests at a time (default: 4)")
     add("--timeout", type=float, default=600, help="seconds for a reply (default: %(default)s)")
     add("--key-env", default=KEY_ENV, help="variable with the key (default: %(default)s)")
 

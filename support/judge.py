@@ -140,6 +140,8 @@ def judge_scorer(task, examples, url, model=None, timeout=TIMEOUT, repeats=1):
         raise ValueError(f"--judge scores {judged}, whose reference is text; --task is {task}")
     if repeats < 1:
         raise ValueError(f"--judge-repeats is {repeats}; it must be at least 1")
+    if not timeout > 0:
+        raise ValueError(f"--judge-timeout is {timeout}; it must be above 0")
     for example in examples:
         judge_prompt(task, example, "")
     try:
@@ -168,7 +170,7 @@ def judge_answers(task, server, repeats, verdicts, examples, answers):
     prompts = [judge_prompt(task, example, answer.text) for example, answer in pairs]
     missing = {prompt: repeats - len(verdicts.get(prompt, [])) for prompt in prompts}
     requests = [prompt for prompt, n in missing.items() for _ in range(n)]
-    failures, pool = [], ThreadPoolExecutor(server.limit)
+    failures, pool = [], ThreadPoolExecutor(server.concurrency)
     try:
         asked = pool.map(partial(ask_verdict, task, server, failures), requests)
         found = list(tqdm(asked, total=len(requests), desc="judging", leave=False))

@@ -10,18 +10,9 @@ import pytest
 from conftest import KEY, ROOT
 
 from data import Example, load_task
+from support import server as client
 from support.judge import judge_prompt, parse_verdict
-from support.server import (
-    CUT,
-    EMPTY,
-    MAX_REPLY_BYTES,
-    REFUSAL,
-    THOUGHTS,
-    Reply,
-    Server,
-    read_body,
-    read_reply,
-)
+from support.server import CUT, EMPTY, MAX_REPLY_BYTES, Reply, Server, read_body, read_reply
 
 sys.path.insert(0, str(ROOT / "extras"))
 
@@ -29,6 +20,7 @@ import journal
 import judge
 
 QUESTION = [{"role": "user", "content": "Is it?"}]
+needs_openai = pytest.mark.skipif(client.openai is None, reason="needs: pip install openai")
 
 
 def ask_server(url, model, messages, **how):
@@ -138,6 +130,7 @@ def test_busy_broken_and_silent_servers_are_asked_again(server):
     assert waits[4:] == [1, 2]
 
 
+@needs_openai
 def test_a_timeout_is_asked_again(monkeypatch):
     """The port listens, and nobody answers."""
     import socket
@@ -180,6 +173,7 @@ def test_a_key_that_no_header_holds_is_not_printed(server, monkeypatch, key):
     assert "sk" not in str(error.value) and server.asked == []
 
 
+@needs_openai
 def test_other_bodies_and_schemes_are_errors():
     for body in (
         b'{"choices": [{"message": {"content": "CORRECT"}, "finish_reason": "length"}]}',
@@ -242,6 +236,32 @@ def test_what_was_judged_before_an_error_is_kept(tmp_path):
         f"reply to {prompt}" for prompt in "abcdef"
     ]
     assert sorted(asked) == list("abccdef")
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_reply_without_text_is_asked_for_again(tmp_path, workers, capsys):
+    """Neither a new journal keeps it, nor does an old one count in which "" stands for it."""
+    lacking, asked, file = {"b": Reply("", CUT), "c": Reply("", EMPTY)}, [], tmp_path / "j.jsonl"
+
+    def ask(prompt):
+        asked.append(prompt)
+        return lacking.get(prompt, Reply(f"reply to {prompt}"))
+
+    replies = journal.ask_all(list("abbc"), "gpt", ask, file, workers)
+    assert replies == [Reply("reply to a"), Reply("", CUT), Reply("", CUT), Reply("", EMPTY)]
+    said = capsys.readouterr().out.splitlines()
+    assert said == [f"2 of 4 replies: {CUT}", f"1 of 4 replies: {EMPTY}"]
+    [line] = file.read_text().splitlines()
+    record = json.loads(line)
+    assert record["reply"] == "reply to a"
+    lacking.clear()
+    file.write_text(json.dumps(record | {"reply": ""}) + "\n")
+    assert ask_texts(list("abc"), ask, file) == ["reply to a", "reply to b", "reply to c"]
+    assert sorted(asked) == list("aabbcc")
+
+
+def ask_texts(prompts, ask, file):
+    return [reply.text for reply in journal.ask_all(prompts, "gpt", ask, file)]
 
 
 def test_a_server_that_repeats_the_key_does_not_get_it_printed(server, monkeypatch):
@@ -330,6 +350,21 @@ def test_command_line(server, answers, tmp_path, capsys):
     assert not any(
         KEY in file.read_text() for file in tmp_path.glob("*.json*")
     ) and KEY not in "".join(printed)
+
+
+def test_paths(server, answers, tmp_path, monkeypatch):
+    """~ is the home folder, a new folder is made, and a file that cannot be written stops it before
+    anything is asked."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command = f"~/answers.json --task knowledge --url {server.url} --model gpt --cache ~/c.jsonl"
+    judge.main([*command.split(), "--json", "~/new/v.json"])
+    assert json.loads((tmp_path / "new/v.json").read_text())["summary"]["correct"] == 1
+    assert (tmp_path / "c.jsonl").exists()
+    server.asked.clear()
+    for other in (tmp_path / "new", tmp_path / "answers.json" / "v.json"):
+        with pytest.raises(SystemExit, match="^error: "):
+            judge.main([*command.split(), "--json", str(other), "--cache", "~/d.jsonl"])
+    assert server.asked == []
 
 
 def test_local_judge(tiny_folder, answers, tmp_path, capsys):

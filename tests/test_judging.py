@@ -257,6 +257,10 @@ def test_without_openai_one_line_says_what_to_install(folder, monkeypatch):
     [
         ("--task science --judge URL", "--judge scores medical and knowledge, .* is science"),
         ("--task medical --judge-model NAME", "--judge-model NAME needs --judge URL"),
+        ("--task medical --judge-repeats 2", "--judge-repeats 2 needs --judge URL"),
+        ("--task medical --judge-timeout 9", "--judge-timeout 9.0 needs --judge URL"),
+        ("--task medical --judge URL --judge-repeats 0", "--judge-repeats is 0; it must be at"),
+        ("--task medical --judge URL --judge-timeout 0", "--judge-timeout is 0.0; it must be ab"),
         ("--task medical --judge ftp://x", "--judge: the address ftp://x must begin with http"),
     ],
 )
@@ -311,6 +315,71 @@ def test_partial_credit_is_lenient(folder, server):
         (False, True),
         (False, False),
     ]
+
+
+def test_the_judge_sees_all_turns_and_only_what_is_scored(server):
+    turns = [("system", "Be brief."), ("user", "Bile?"), ("assistant", "The liver."), ("user", "?")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    examples = [Example("q", "medical", messages, "d")]
+    scorer = choose_scorer("medical", examples, server.url)
+    scorer(examples, [Answer("<think>Hm, CORRECT.</think>a", [], True)])
+    sent = [asked["temperature"] for _, _, asked in server.asked]
+    prompt = server.asked[-1][2]["messages"][0]["content"]
+    assert sent == [0, 0] and prompt.endswith(
+        "[Medical Question]\nsystem: Be brief.\n\nuser: Bile?\n\nassistant: The liver.\n\n"
+        "user: ?\n\n[Reference Answer]\nd\n\n[Model Response]\na"
+    )
+
+
+def test_repeated_verdicts_widen_the_standard_error(server):
+    """By hand, three verdicts each: shares 2/3, 1 and 0 with judge variances 1/9, 0 and 0; their
+    mean is 5/9, their spread 14/81, the standard error sqrt((14/81 + 1/27) / 3)."""
+    examples = [Example(str(n), "knowledge", [{"content": str(n)}], "d") for n in range(3)]
+    scorer = choose_scorer("knowledge", examples, server.url, judge_repeats=3)
+    verdicts = {"0": ["CORRECT", "PARTIALLY_CORRECT", "CORRECT"], "1": ["CORRECT"] * 3}
+    verdicts["2"] = ["PARTIALLY_CORRECT", "INCORRECT", "INCORRECT"]
+    server.reply = lambda prompt: (200, {}, verdicts[prompt.split("[Question]\n")[1][0]].pop())
+    answers = [Answer("a", [], True) for _ in examples]
+    for answer, scores in zip(answers, scorer(examples, answers), strict=True):
+        answer.scores = scores
+    assert [answer.scores["correct"] for answer in answers] == [pytest.approx(2 / 3), 1, 0]
+    assert [answer.scores["lenient"] for answer in answers] == [1, 1, pytest.approx(1 / 3)]
+    summary = scoring.summarise(answers)
+    assert summary["standard_error"] == pytest.approx(((14 / 81 + 1 / 27) / 3) ** 0.5)
+    assert len(server.asked) == 1 + 9
+    assert scorer(examples, answers) == [answer.scores for answer in answers]
+    assert len(server.asked) == 1 + 9, "each answer is judged three times in all"
+
+
+def test_a_repeat_without_a_verdict_is_asked_for_again_later(server):
+    examples = [Example("q", "medical", [{"content": "?"}], "d")]
+    scorer = choose_scorer("medical", examples, server.url, judge_repeats=2)
+    answers = [Answer("a", [], True)]
+    judged = {"correct": True, "not_judged": False}
+    server.script = [(200, {}, "CORRECT")] + [(200, {}, "Hm.")] * judging.ASKED
+    assert scorer(examples, answers) == [judged]
+    server.script = [(200, {}, "INCORRECT")]
+    shares = {"correct": 0.5, "judge_variance": 0.25}
+    assert scorer(examples, answers) == [judged | shares]
+
+
+def test_cut_replies_are_called_so(server, capsys):
+    cut = b'{"choices": [{"message": {"content": "C"}, "finish_reason": "length"}]}'
+    examples = [Example("q", "medical", [{"content": "?"}], "d")]
+    scorer = choose_scorer("medical", examples, server.url)
+    server.reply = lambda _: (200, {}, cut)
+    assert scorer(examples, [Answer("a", [], True)]) == [{"not_judged": True}]
+    said = "1 of 1 answers not judged: its replies are cut at the server's length limit"
+    assert said in capsys.readouterr().out
+    with pytest.raises(ValueError, match="asked about a right answer and sent cut at the server's"):
+        choose_scorer("medical", examples, server.url)
+
+
+def test_a_judge_of_reasoning_models_is_asked_without_temperature(folder, server):
+    refusal = {"error": {"message": "Unsupported value: 'temperature'", "param": "temperature"}}
+    server.script = [(400, {}, json.dumps(refusal).encode())]
+    choose_scorer("medical", [], server.url)
+    assert [asked.get("temperature") for _, _, asked in server.asked] == [0, None]
 
 
 # ---- medical on records in HuatuoGPT's style ----

@@ -23,7 +23,8 @@ sys.path.insert(0, str(ROOT / "extras"))
 
 import journal  # noqa: E402
 import questions  # noqa: E402
-from support.server import Server  # noqa: E402
+
+from support.server import CUT, THOUGHTS, Reply, Server  # noqa: E402
 
 ARTICLES = ROOT / "samples" / "articles"
 LINES = (ROOT / "tests" / "fixtures" / "replies.jsonl").read_text().splitlines()
@@ -53,6 +54,7 @@ def good(handler, title):
 @pytest.fixture
 def teacher(monkeypatch):
     """A chat server that has read the articles: teacher.reply(number of the request) answers."""
+    pytest.importorskip("openai", reason="needs: pip install openai")
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -380,6 +382,57 @@ def test_the_key_in_escapes(teacher, tmp_path):
 
 
 # ---- the parts ----
+
+ONE, TWO = {"wordings": ["Who?"], "answer": "A"}, {"wordings": ["What, and [who]?"], "n": 2}
+BOTH = json.dumps([ONE, TWO])
+
+
+@pytest.mark.parametrize(
+    "text, items, broken",
+    [
+        (BOTH, [ONE, TWO], 0),
+        (json.dumps(ONE), [ONE], 0),
+        (f"{json.dumps(ONE)}\n\n{json.dumps(TWO, indent=1)}\n", [ONE, TWO], 0),
+        (BOTH[:-1] + ",\n]", [ONE, TWO], 0),
+        (BOTH.replace('["Who?"]', '["Who?", ]'), [ONE, TWO], 0),
+        (
+            "For [Article 1]:\n```json\n" + BOTH + "\n```\nAs there [sic], {so} it is.",
+            [ONE, TWO],
+            0,
+        ),
+        (json.dumps({"questions": [ONE, TWO]}), [ONE, TWO], 0),
+        (json.dumps({"questions": [ONE], "notes": []}), [{"questions": [ONE], "notes": []}], 0),
+        (BOTH.replace('"A"', "A"), [TWO], 1),
+        (BOTH[:-20], [ONE], 1),
+        ("[]", [], 0),
+        ("None.", [], 0),
+        ('{"a":' * 100_000, [], 100),
+        ("{" * 100_000, [], 0),
+        ("[" * 100_000, [], 0),
+    ],
+)
+def test_json_in_a_reply(text, items, broken):
+    assert questions.read_items(text) == (items, broken)
+
+
+def test_thoughts_and_replies_without_text_are_not_read():
+    good = {"wordings": WORDINGS, "answer": "A dentist.", "key_facts": [["dentist"]]}
+    other = json.dumps(good | {"wordings": ["A?", "B?", "C?"]})
+    texts = [f"<think>{other}</think>[{json.dumps(good)}]", "Sorry.", '{"wordings": }']
+    replies = [Reply(text) for text in texts] + [Reply("", CUT), Reply("", THOUGHTS)]
+    kept, dropped = questions.keep_questions([([PASSAGE], 1, 3)] * len(replies), replies)
+    assert [wordings for _, _, wordings in kept] == [WORDINGS]
+    assert dropped == {"json": 2, "shape": 1, CUT: 1, THOUGHTS: 1}
+
+
+def test_after_the_limit_was_raised_the_same_command_asks_again(teacher, tmp_path, capsys):
+    teacher.reply = lambda number: says("[{", finish_reason="length") if number < 2 else good
+    questions.main(command(teacher, tmp_path, "--concurrency", "1"))
+    assert "dropped: 2 replies cut at the length limit" in capsys.readouterr().out
+    questions.main(command(teacher, tmp_path, "--concurrency", "1"))
+    assert len(teacher.asked) == len(REPLIES) + 2
+    assert sorted(sum(records(tmp_path).values(), [])) == sorted(GOOD)
+
 
 PASSAGE = questions.Passage(
     "clock", "The Corvane clock\n\nA dentist built it. An owl tells the hour."
