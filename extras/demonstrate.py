@@ -15,14 +15,12 @@ the environment variable --key-env. Replies are kept in --cache: an interrupted 
 new samples need another --cache.
 """
 
-import argparse
 import json
 import os
 import re
-import sys
 from pathlib import Path
 
-from journal import KEY_ENV, ask_all, check_key_env, check_writable, load_to_sample, path
+import journal
 
 from data import TASKS, read_jsonl, teacher_messages
 from scoring import score
@@ -30,7 +28,7 @@ from support.server import Server
 
 # flags for --model alone, and for --url alone
 LOCAL = {"temperature": 1.0, "top_p": 0.95, "max_new_tokens": 256, "batch_size": 32, "seed": 0}
-SERVER = {"concurrency": 4, "timeout": 600.0, "key_env": KEY_ENV}
+SERVER = {"concurrency": 4, "timeout": 600.0, "key_env": journal.KEY_ENV}
 SERVER |= {"cache": Path("runs/demonstrate-cache.jsonl")}
 
 
@@ -73,7 +71,7 @@ def local_sampler(name, context, samples, seed, **how):
     """sample(examples, n) for `demonstrate` with a model on this machine."""
     from analysis import sample_answers  # here: a server needs no model
 
-    model, tokenizer = load_to_sample(name)
+    model, tokenizer = journal.load_to_sample(name)
 
     def sample(examples, n):
         # draws are a function of the seed and an example's place: each (seed, n) needs a seed
@@ -92,7 +90,7 @@ def server_sampler(url, model, context, cache, **how):
         turns = [teacher_messages(example, context) for example in examples]
         # n is in the journal's key, so that each sample is asked for
         name = f"{url} {model}, sample {n}"
-        replies = ask_all(turns, name, server.ask, cache, how["concurrency"])
+        replies = journal.ask_all(turns, name, server.ask, cache, how["concurrency"])
         return [None if reply.lacks else reply.text for reply in replies]
 
     return sample
@@ -111,11 +109,10 @@ def write_demonstrated(questions, output, examples, right):
 
 def parse_arguments(argv):
     """-> (args, the flags of LOCAL or SERVER with their values)"""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = journal.make_parser(__doc__)
     add = parser.add_argument
-    add("questions", type=path, help="JSONL file in our format, without demonstrations")
-    add("output", type=path, help="file to write; an existing one is refused")
+    add("questions", type=journal.path, help="JSONL file in our format, without demonstrations")
+    add("output", type=journal.path, help="file to write; an existing one is refused")
     tasks = [task for task, fields in TASKS.items() if "demonstration" in fields]
     add("--task", required=True, choices=tasks)
     where = parser.add_mutually_exclusive_group(required=True)
@@ -128,13 +125,12 @@ def parse_arguments(argv):
     add("--context", default="none", choices=["none", "text"], help=context)
     for owner, defaults in (("--model", LOCAL), ("--url", SERVER)):
         for name, default in defaults.items():
-            kind = path if isinstance(default, Path) else type(default)
+            kind = journal.path if isinstance(default, Path) else type(default)
             add(flag(name), type=kind, help=f"only with {owner} (default: {default})")
     args = parser.parse_args(argv)
     if (args.url is None) != (args.server_model is None):
-        parser.error(
-            "--url and --server-model go together: a server, and the name of the model there"
-        )
+        what = "a server, and the name of the model there"
+        parser.error(f"--url and --server-model go together: {what}")
     defaults, others = (SERVER, LOCAL) if args.url else (LOCAL, SERVER)
     for name in others:
         if getattr(args, name) is not None:
@@ -144,7 +140,7 @@ def parse_arguments(argv):
     for name, value in {"samples": args.samples, **how}.items():
         if name not in ("cache", "seed", "key_env") and not value > 0:
             parser.error(f"{flag(name)} is {value}; it must be above 0")
-    check_key_env(parser, how.get("key_env", KEY_ENV))
+    journal.check_key_env(parser, how.get("key_env", journal.KEY_ENV))
     return args, how
 
 
@@ -164,33 +160,28 @@ def read_questions(file, task, context):
     return examples
 
 
-def main(argv=None):
-    args, how = parse_arguments(argv)
-    try:
-        if args.output.exists():
-            raise ValueError(f"{args.output} exists already; name another output, or move it away")
-        check_writable(args.output)
-        examples = read_questions(args.questions, args.task, args.context)
-        if args.url:
-            sample = server_sampler(args.url, args.server_model, args.context, **how)
-        else:
-            sample = local_sampler(args.model, args.context, args.samples, **how)
-        right = demonstrate(examples, sample, args.samples)
-        if not right:
-            raise ValueError(
-                "no question got a demonstration, and nothing was written; try a larger model "
-                "or more --samples"
-            )
-        write_demonstrated(args.questions, args.output, examples, right)
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; with --url the same command goes on from here")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(
-        f"{len(right)} of {len(examples)} questions have a demonstration; they are in {args.output}"
-    )
+def make_demonstrations(args, how):
+    if args.output.exists():
+        raise ValueError(f"{args.output} exists already; name another output, or move it away")
+    journal.check_writable(args.output)
+    examples = read_questions(args.questions, args.task, args.context)
+    if args.url:
+        sample = server_sampler(args.url, args.server_model, args.context, **how)
+    else:
+        sample = local_sampler(args.model, args.context, args.samples, **how)
+    right = demonstrate(examples, sample, args.samples)
+    if not right:
+        what = "no question got a demonstration, and nothing was written"
+        raise ValueError(f"{what}; try a larger model or more --samples")
+    write_demonstrated(args.questions, args.output, examples, right)
+    where = f"they are in {args.output}"
+    print(f"{len(right)} of {len(examples)} questions have a demonstration; {where}")
     if left_out := [example.id for example in examples if example.id not in right]:
         print("left out, without a right answer: " + ", ".join(left_out))
+
+
+def main(argv=None):
+    journal.run_command(make_demonstrations, *parse_arguments(argv))
 
 
 if __name__ == "__main__":

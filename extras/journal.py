@@ -1,10 +1,11 @@
-"""Ask a model many prompts, on a server or in this process, and keep its replies in a journal.
+"""Ask a model many prompts, on a server or in this process; its replies are kept in a journal.
 
 The journal has one JSON object a line: {"key": hash of who is asked and the prompt, "asked",
 "reply"}. An interrupted command continues from it, and asks nothing twice. A reply without text,
 such as one cut at the server's length limit, is not kept: the next run asks again.
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -108,7 +109,22 @@ def local_model(name, max_new_tokens):
     return f"{Path(name).resolve() if changed else name} {changed} greedy {max_new_tokens}", ask
 
 
-# ---- the flags that choose between them, and paths ----
+# ---- the commands around them ----
+
+
+def make_parser(description):
+    formatter = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=description, formatter_class=formatter)
+
+
+def run_command(work, *args):
+    """work(*args); what stops it is one line."""
+    try:
+        return work(*args)
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; the same command goes on from here")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 def path(text):

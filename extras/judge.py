@@ -10,12 +10,10 @@ the machine. Replies are kept in --cache: an interrupted command continues, and 
 nothing. A reply without a verdict counts as unparsable, never as right.
 """
 
-import argparse
 import json
-import sys
 from pathlib import Path
 
-from journal import add_model_flags, ask_all, check_model_flags, check_writable, chosen_model, path
+import journal
 
 from data import load_task
 from support.judge import VERDICTS, judge_prompt, parse_verdict
@@ -54,34 +52,29 @@ def read_answers(file, examples):
 
 
 def main(argv=None):
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = journal.make_parser(__doc__)
     add = parser.add_argument
-    add("answers", type=path, help="file that eval.py --json wrote")
+    add("answers", type=journal.path, help="file that eval.py --json wrote")
     add("--task", required=True, choices=VERDICTS)
     add("--split", default="test", help="as given to eval.py (default: %(default)s)")
-    add("--data", type=path, help="as given to eval.py")
-    add_model_flags(parser)
-    add("--cache", type=path, default=Path("runs/judge-cache.jsonl"), help="(default: %(default)s)")
-    add("--json", type=path, help="also write summary, verdicts and replies to this file")
+    add("--data", type=journal.path, help="as given to eval.py")
+    journal.add_model_flags(parser)
+    cache = Path("runs/judge-cache.jsonl")
+    add("--cache", type=journal.path, default=cache, help="(default: %(default)s)")
+    add("--json", type=journal.path, help="also write summary, verdicts and replies to this file")
     args = parser.parse_args(argv)
-    check_model_flags(parser, args)
-    try:
-        judge(args)
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command goes on from here")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    journal.check_model_flags(parser, args)
+    journal.run_command(judge, args)
 
 
 def judge(args):
     if args.json:
-        check_writable(args.json)
+        journal.check_writable(args.json)
     pairs = read_answers(args.answers, load_task(args.task, args.split, args.data))
     prompts = [judge_prompt(args.task, example, answer) for example, answer in pairs]
     turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    name, ask, workers = chosen_model(args, max_new_tokens=16, temperature=0)
-    replies = ask_all(turns, f"{name} at temperature 0", ask, args.cache, workers)
+    name, ask, workers = journal.chosen_model(args, max_new_tokens=16, temperature=0)
+    replies = journal.ask_all(turns, f"{name} at temperature 0", ask, args.cache, workers)
     verdicts = [parse_verdict(reply.text, args.task) for reply in replies]
     summary = summarise(verdicts, args.task)
     shares = {name: share for name, share in summary.items() if name != "n"}

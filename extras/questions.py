@@ -14,15 +14,13 @@ poor questions. Replies are kept in DATA/replies.jsonl: the same command continu
 and asks nothing twice.
 """
 
-import argparse
 import json
 import math
 import os
 import re
-import sys
 from collections import Counter, namedtuple
 
-from journal import add_model_flags, ask_all, check_model_flags, chosen_model, path
+import journal
 
 from data import load_task, parse_line
 from scoring import final_answer, score_reference
@@ -252,26 +250,19 @@ def write_splits(folder, splits):
 
 
 def main(argv=None):
-    args = parse_arguments(argv)
-    try:
-        print(make_data(args))
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command goes on from here")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    print(journal.run_command(make_data, parse_arguments(argv)))
 
 
 def parse_arguments(argv):
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = journal.make_parser(__doc__)
     add = parser.add_argument
-    add("folder", type=path, help="the articles: .txt and .md files")
-    add("--output", type=path, required=True, help="folder of the data set and the journal")
-    add_model_flags(parser)
+    add("folder", type=journal.path, help="the articles: .txt and .md files")
+    add("--output", type=journal.path, required=True, help="folder of the data set and the journal")
+    journal.add_model_flags(parser)
     add("--questions-per-article", type=int, default=8, help="(default: %(default)s)")
     add("--passage-tokens", type=int, default=300, help="most in a passage (default: %(default)s)")
     args = parser.parse_args(argv)
-    check_model_flags(parser, args)
+    journal.check_model_flags(parser, args)
     if args.questions_per_article <= 0 or args.passage_tokens < 50:
         parser.error("--passage-tokens must be at least 50, --questions-per-article above 0")
     return args
@@ -279,20 +270,20 @@ def parse_arguments(argv):
 
 def make_data(args):
     """Ask, check and write -> the last line to print."""
-    journal = args.output / "replies.jsonl"
-    if (args.output / "train.jsonl").exists() and not journal.exists():
+    file = args.output / "replies.jsonl"
+    if (args.output / "train.jsonl").exists() and not file.exists():
         raise ValueError(f"{args.output} has another data set; name another --output")
     articles = read_articles(args.folder, args.passage_tokens)
     if args.local:
         print("a small local model makes poor questions; read train.jsonl before you train")
-    name, ask, workers = chosen_model(args, LOCAL_TOKENS)
+    name, ask, workers = journal.chosen_model(args, LOCAL_TOKENS)
     groups = []  # (passages, questions to ask for, wordings of each)
     for article in articles:
         share = math.ceil(args.questions_per_article / len(article))
         groups += [([passage], share, WORDINGS) for passage in article]
     groups += [(pair, QUESTIONS_PER_PAIR, 1) for pair in pair_passages(articles)]
     turns = [[{"role": "user", "content": write_prompt(*group)}] for group in groups]
-    replies = ask_all(turns, name, ask, journal, workers, "asking")
+    replies = journal.ask_all(turns, name, ask, file, workers, "asking")
     questions, dropped = keep_questions(groups, replies)
     counts = "; ".join(f"{dropped[reason]} {words}" for reason, words in DROPPED.items())
     if {len(passages) for passages, _, _ in questions} != {1, 2}:
