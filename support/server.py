@@ -160,18 +160,17 @@ class Server:
         self.places.acquire()
 
     def _error(self, what, failure):
-        is_final = failure.kind == "final"
-        general = "Check {url}, {model_flag} {model} and the key in {key_env}"
-        named = f"{failure.reason} {failure.called}"
-        found = [advice for call, advice in ADVICE.items() if re.search(call, named, re.IGNORECASE)]
-        advice = (found or [general if is_final else self.remedy])[0].format(
-            url=self.url,
-            model=self.model or "",
-            model_flag=self.flags[0],
-            timeout_flag=self.flags[1],
-            key_env=self.key_env,
-        )
-        return ValueError(redact(f"{self.url} {what}: {failure.reason}. {advice}", self.key))
+        advice = self.remedy
+        if failure.kind == "final":
+            advice = "Check {url}, {model_flag} {model} and the key in {key_env}"
+        for called, words in ADVICE.items():
+            if re.search(called, f"{failure.reason} {failure.called}", re.IGNORECASE):
+                advice = words
+                break
+        names = {"url": self.url, "model": self.model or "", "key_env": self.key_env}
+        names |= {"model_flag": self.flags[0], "timeout_flag": self.flags[1]}
+        message = f"{self.url} {what}: {failure.reason}. {advice.format(**names)}"
+        return ValueError(redact(message, self.key))
 
 
 def read_status(error, key, has_answered):
