@@ -228,6 +228,8 @@ def main(argv=None):
     add("--instruction", choices=list(data.TEACHER_INSTRUCTIONS), help="end of a teacher's prompt")
     add("--judge", metavar="URL", help="a model at this server scores knowledge and medical")
     add("--judge-model", metavar="NAME", help="its name there, if the server needs one")
+    add("--judge-timeout", type=float, default=60, help="seconds for a verdict (default: 60)")
+    add("--judge-repeats", type=int, default=1, metavar="N", help="verdicts for each answer")
     add("--limit", type=int, help="only the first N examples")
     add("--max-new-tokens", type=int, help="longest answer (default: its run's, else 64)")
     add("--dtype", choices=["float32", "bfloat16"], help="(default: its run's, else float32)")
@@ -246,7 +248,14 @@ def main(argv=None):
         examples = data.load_task(args.task, args.split, folder)[: args.limit]
         for example in examples:
             data.check_context(example, args.context)
-        scorer = choose_scorer(args.task, examples, args.judge, args.judge_model)
+        scorer = choose_scorer(
+            args.task,
+            examples,
+            args.judge,
+            args.judge_model,
+            args.judge_timeout,
+            args.judge_repeats,
+        )
         json_file = args.json and file_to_write(args.json)
         configure_cuda()
         model_name = os.path.expanduser(args.model)

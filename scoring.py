@@ -43,8 +43,11 @@ def summarise(answers):
             found.setdefault(name, []).append(value)
     summary = {"n": n} | {name: sum(values) / len(values) for name, values in found.items()}
     if "correct" in summary:
-        p = summary["correct"]
-        summary["standard_error"] = math.sqrt(p * (1 - p) / len(found["correct"]))
+        values = found["correct"]
+        spread = sum((value - summary["correct"]) ** 2 for value in values) / len(values)
+        # of a judge that was asked repeatedly: what it may say another time
+        variance = spread + summary.get("judge_variance", 0)
+        summary["standard_error"] = math.sqrt(variance / len(values))
     summary["finished"] = sum(answer.finished for answer in answers) / n
     summary["completion_tokens"] = sum(len(answer.ids) for answer in answers) / n
     summary["artefacts"] = artefact_rate([answer.text for answer in answers])

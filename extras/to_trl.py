@@ -42,6 +42,7 @@ NOT_CARRIED = {
 }
 UNUSED = ["force", "ignore_plan", "eval_every", "eval_examples", "eval_new_tokens", "general_data"]
 UNUSED += ["general_tokens", "judge", "judge_model", "sample_every"]
+UNUSED += ["judge_timeout", "judge_repeats"]
 
 
 def trl_settings(config, steps):

@@ -72,7 +72,14 @@ class Run:
 def prepare(command, config, splits, folder, checkpoint):
     """Check the plan, load the model, encode the data -> Run; ValueError for what cannot work."""
     scored = splits.validation + sum(splits.reports.values(), [])
-    scorer = choose_scorer(config.task, scored, config.judge, config.judge_model)
+    scorer = choose_scorer(
+        config.task,
+        scored,
+        config.judge,
+        config.judge_model,
+        config.judge_timeout,
+        config.judge_repeats,
+    )
     state = read_state(checkpoint) if checkpoint else {}
     digests = digest_files(splits)
     check_same_data(state.get("data"), digests)
