@@ -88,6 +88,11 @@ def tokenizer():
     return tiny_tokenizer()
 
 
+@pytest.fixture
+def model(tokenizer):
+    return tiny_llama(vocab_size=len(tokenizer))
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """A Hugging Face folder with a tiny byte-level chat model: what --model takes."""

@@ -6,7 +6,8 @@ that a text has one blank in front.
 
 import pytest
 from conftest import tiny_tokenizer
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from support.chat import encode_prompt, encode_text, reads_parts
@@ -134,7 +135,7 @@ def sentencepiece_like(prefix):
     characters = ["▁", *map(chr, range(33, 127))]
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     vocab = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *bytes_, *characters])}
-    bpe = models.BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    bpe = BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True, fuse_unk=True)
     tokenizer = Tokenizer(bpe)
     if prefix == "normalizer":
         steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]

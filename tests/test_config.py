@@ -203,6 +203,12 @@ RB = "--estimator rb --reduction sum --skip-first-tokens 0"
         ("--ema-rate 2", "--ema-rate is 2.0; it must be above 0 and at most 1"),
         ("--skip-first-tokens 9 --max-new-tokens 9", "leaves no token of --max-new-tokens 9"),
         ("--teacher-model smollm2", "--teacher-model and baselines.py --method reinvoke need each"),
+        ("--teacher none", "--teacher none is for baselines.py alone"),
+        ("--teacher model", "--teacher model is for baselines.py alone"),
+        (
+            "--teacher model --teacher-model smollm2",
+            "--teacher model is for baselines.py alone",
+        ),
         ("--data nowhere", "nowhere is not a folder"),
         ("--teacher-context text", 'field "text" is missing'),
     ],
@@ -230,8 +236,7 @@ def test_each_estimator_is_allowed_where_it_is_right(estimator):
         ("--dtype=float16", "float32"),
         ("--preset=x", "laptop"),
         ("--teacher-instruction=x", "plain"),
-        ("--teacher=none", "'ema', 'base', 'student'"),  # a run without a teacher is a baseline
-        ("--teacher=model", "'ema', 'base', 'student'"),
+        ("--teacher=x", "'ema', 'base', 'student'"),
         ("--method=sft", "unrecognized arguments: --method=sft"),
     ],
 )

@@ -231,13 +231,13 @@ def test_prompts_that_do_not_fit_are_named_and_never_cut(tokenizer, capsys):
         for name, n in lengths.items()
     ]
     limits = {"max_prompt_tokens": 100, "max_teacher_prompt_tokens": 1000}
-    [pair] = encode_pairs(tokenizer, examples, config(**limits))
+    [pair] = encode_pairs(tokenizer, examples, Config(**limits))
     assert "1 of 3 fit; longest student prompt 619" in (printed := capsys.readouterr().out)
     assert "(limit 100)" in printed and printed.rstrip().endswith("left out: long, longer")
     expected = "<|im_start|>user\nxxxxx<|im_end|>\n<|im_start|>assistant\n"
     assert pair.id == "short" and tokenizer.decode(pair.student_prompt) == expected
     assert tokenizer.decode(pair.teacher_prompt).endswith(":<|im_end|>\n<|im_start|>assistant\n")
-    plain = encode_pairs(tokenizer, examples[:1], config(teacher_instruction="plain"))
+    plain = encode_pairs(tokenizer, examples[:1], Config(teacher_instruction="plain"))
     assert "of your own.<|im_end|>" in tokenizer.decode(plain[0].teacher_prompt)
     for change, message in [
         ({"too_long": "stop"}, "(?s)left out: long, longer.* --too-long drop"),
@@ -245,7 +245,7 @@ def test_prompts_that_do_not_fit_are_named_and_never_cut(tokenizer, capsys):
         ({"max_teacher_prompt_tokens": 10}, r"0 of 3 fit; .* \(limit 10\)"),
     ]:
         with pytest.raises(ValueError, match=message) as error:
-            encode_pairs(tokenizer, examples, config(**limits | change))
+            encode_pairs(tokenizer, examples, Config(**limits | change))
         assert ("--too-long" in str(error.value)) == ("too_long" in change)
 
 
@@ -254,11 +254,8 @@ def test_prompts_that_do_not_fit_are_named_and_never_cut(tokenizer, capsys):
 
 def test_splits_are_cut_and_complete(tmp_path):
     splits = load_splits(Config(eval_examples=3))
-    assert (
-        len(splits.train) == len(load_task("science", "train")) > 50
-        and len(splits.validation) == 3
-        and len(splits.general) > 20
-    )
+    assert len(splits.train) == len(load_task("science", "train")) > 50
+    assert len(splits.validation) == 3 and len(splits.general) > 20
     sizes = {name: len(examples) for name, examples in splits.reports.items()}
     assert sizes == {"test": 3, "new stems": 3}
     knowledge = load_splits(Config(task="knowledge", teacher_context="text+demonstration"))
@@ -285,6 +282,9 @@ def test_drift_is_measured_on_prompts_of_the_users_own(tmp_path):
         message = f"{file}:4: {trained.source} trains on this prompt; leave it out there, or name"
         with pytest.raises(ValueError, match=re.escape(message)):
             load_splits(Config(general_data=str(file), **more))
+    history = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello!"}]
+    file.write_text(json.dumps({"prompt": [*history, *turns[1:]]}))  # another conversation
+    assert len(load_splits(Config(general_data=str(file))).general) == 1
     with pytest.raises(ValueError, match="none.jsonl does not exist; its folder has mine.jsonl"):
         load_splits(Config(general_data=str(tmp_path / "none.jsonl")))
 

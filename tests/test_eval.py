@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 import torch
-from conftest import tiny_llama
 
 import eval as evaluation
 import scoring
@@ -14,11 +13,6 @@ from data import Example
 from eval import drift_from_base, evaluate, sample_base_answers
 from scoring import score
 from support.chat import encode_prompt
-
-
-@pytest.fixture
-def model(tokenizer):
-    return tiny_llama(vocab_size=len(tokenizer))
 
 
 def questions(n=5):

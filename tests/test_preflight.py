@@ -5,18 +5,19 @@ Oracles: each model's own evaluation; a KL computed dense, without padding or ch
 
 import dataclasses
 import re
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
-from test_eval import model, questions  # noqa: F401
+from test_eval import questions
 
 import eval as evaluation
+import support.preflight
 from config import Config
 from data import Pair
 from eval import evaluate
 from support.chat import encode_prompt
-from support.preflight import format_preflight, preflight, verdict
+from support.preflight import estimate, format_preflight, preflight, verdict
 from support.tables import format_results
 
 
@@ -49,14 +50,35 @@ def test_preflight_figures(model, tokenizer):
     assert figures["kl_teacher_student"] == pytest.approx(total / tokens, rel=1e-4)
 
 
-def test_a_scorer_takes_no_part_in_the_speed_of_sampling(model, tokenizer):
+def test_a_scorer_takes_no_part_in_the_speed_of_sampling(model, tokenizer, monkeypatch):
+    """By a clock on which sampling takes 2 seconds, the scorer 100, and scoring a row 1."""
+    clock = [0.0]
+    now = SimpleNamespace(perf_counter=lambda: clock[0])
+    monkeypatch.setattr(support.preflight, "time", now)
+
+    def takes(seconds, name):
+        plain = getattr(support.preflight, name)
+
+        def timed(*arguments, **how):
+            clock[0] += seconds
+            return plain(*arguments, **how)
+
+        monkeypatch.setattr(support.preflight, name, timed)
+
     def slow(examples, answers):
-        time.sleep(1)
+        clock[0] += 100
         return [{"correct": False} for _ in answers]
 
+    takes(2, "answer_greedily")
+    takes(1, "token_divergence")
     figures = preflight(model, tokenizer, questions(), config(), slow)
     tokens = 5 * figures["student"]["completion_tokens"]
-    assert figures["student"]["correct"] == 0 and figures["sampling_tokens_per_s"] > tokens
+    assert figures["student"]["correct"] == 0
+    assert figures["sampling_tokens_per_s"] == pytest.approx(tokens / 2)
+    pairs = [support.preflight.data.encode_pair(tokenizer, e, config()) for e in questions()]
+    prompts = sum(len(pair.student_prompt) + len(pair.teacher_prompt) for pair in pairs)
+    answers = 2 * 5 * figures["teacher"]["completion_tokens"]
+    assert figures["scoring_tokens_per_s"] == pytest.approx((prompts + answers) / 5)
 
 
 def test_copies_of_the_demonstration_are_counted(model, tokenizer, monkeypatch):
@@ -75,9 +97,10 @@ def test_copies_of_the_demonstration_are_counted(model, tokenizer, monkeypatch):
 def test_without_a_context_one_model_is_evaluated_once(model, tokenizer, monkeypatch):
     """There is no teacher's row in the preflight, nor in the final table."""
     calls, plain = [], evaluation.answer_greedily
-    monkeypatch.setattr(
-        evaluation, "answer_greedily", lambda *a, **how: calls.append(how) or plain(*a, **how)
-    )
+    for module in (evaluation, support.preflight):
+        monkeypatch.setattr(
+            module, "answer_greedily", lambda *a, **how: calls.append(how) or plain(*a, **how)
+        )
     figures = preflight(model, tokenizer, questions(), config(teacher_context="none"))
     assert len(calls) == 1 and not {"teacher", "copied"} & figures.keys()
     assert figures["kl_teacher_student"] == pytest.approx(0, abs=1e-6)
@@ -121,22 +144,49 @@ def test_the_verdict_names_what_is_wrong(student, teacher, ended, go, why):
     assert text.endswith(found[1])
 
 
+SPEEDS = {"sampling_tokens_per_s": 100, "scoring_tokens_per_s": 1000}
+MEASURED = {"student": {"completion_tokens": 10}} | SPEEDS
+
+
 @pytest.mark.parametrize(
-    "method, teacher, line",
+    "teacher, given, sampled_before, line",
     [
-        ("sdft", "ema", "50 steps of about 144 s = 120 minutes"),  # 600 x (0.09 + 0.05 + 0.1)
-        ("teacher-kd", "base", "50 steps of about 84 s = 70 minutes"),  # samples once, before
-        ("sft", "none", "50 steps of about 54 s = 45 minutes"),
+        # sdft: 600 x (0.09 + 0.05 + 0.1)
+        ("ema", None, 0, "50 steps of about 144 s = 120 minutes"),
+        # teacher-kd: 600 x (0.09 + 0.05), and 600 answers of 0.1 s
+        (
+            "base",
+            None,
+            600,
+            "50 steps of about 84 s and 600 completions sampled before them = 71 minutes",
+        ),
+        # teacher-sft: 600 x 0.09, and the same answers
+        (
+            "none",
+            None,
+            600,
+            "50 steps of about 54 s and 600 completions sampled before them = 46 minutes",
+        ),
+        # sft: 600 x 3 x (20 + 20), for demonstrations of 15 and 25 tokens
+        ("none", [15, 25], 0, "50 steps of about 72 s = 60 minutes"),
     ],
 )
-def test_the_estimate_by_hand(method, teacher, line):
+def test_the_estimate_by_hand(teacher, given, sampled_before, line):
     """600 rows a step. Student 20 + 10 tokens, three passes; teacher 40 + 10, one; 10 sampled."""
-    speeds = {"sampling_tokens_per_s": 100, "scoring_tokens_per_s": 1000}
-    measured = {"student": {"completion_tokens": 10}} | speeds
-    pairs = [Pair(str(n), [3] * 20, [3] * 40) for n in range(4)]
+    pairs = [
+        Pair(str(n), [3] * 20, [3] * 40, given and [3] * given[n % len(given)]) for n in range(4)
+    ]
     sizes = {"batch_size": 200, "rollouts_per_prompt": 3, "steps": 50}
-    found = scoring.estimate(measured, pairs, config(teacher=teacher, **sizes), method)
+    found = estimate(MEASURED, pairs, config(teacher=teacher, **sizes), sampled_before)
     assert found == line
     short = sizes | {"steps": 10, "warmup": 10, "teacher": teacher}
-    found = scoring.estimate(measured, pairs, config(**short), method)
+    found = estimate(MEASURED, pairs, config(**short), sampled_before)
     assert found.endswith("; all of them warm up (--warmup 10), so it learns little: --steps")
+
+
+def test_the_estimate_counts_the_steps_of_what_is_trained_on():
+    """Two epochs of 12 blocks, 4 a step, 1 + 99 tokens each: 6 steps of 4 x 0.3 s."""
+    blocks = [Pair(str(n), [3], [], [3] * 99) for n in range(12)]
+    run = config(teacher="none", batch_size=4, epochs=2, warmup=0)
+    assert estimate(MEASURED, blocks, run) == "6 steps of about 1 s = 0 minutes"
+    assert estimate(MEASURED, blocks * 100, run).startswith("600 steps of about 1 s = 12 minutes")

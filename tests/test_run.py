@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from test_config import saved_run
-from test_eval import model, questions  # noqa: F401
+from test_eval import questions
 
 from config import Config
 from eval import evaluate, sample_base_answers
-from support.run import explain, new_run_folder, run_folder, start_log
+from scoring import score_by_rule
+from support.run import explain, new_run_folder, report, run_folder, start_log
 from support.tables import log_line
 
 
@@ -75,10 +76,10 @@ def test_every_evaluated_answer_is_kept(model, tokenizer, tmp_path):
     """answers.jsonl has a line for each answer of each report, appended."""
     base = sample_base_answers(model, tokenizer, questions(2), 4)
     run = SimpleNamespace(folder=tmp_path, base=base, student=model, tokenizer=tokenizer)
-    run.config, run.splits = config(), SimpleNamespace(scorer=scoring.score_by_rule)
+    run.config, run.scorer = Config(max_new_tokens=6), score_by_rule
     sets = {"test": questions(3), "ood": questions(2)}
-    summaries = evaluation.report(run, sets, "before")
-    evaluation.report(run, {"validation": questions(1)}, "step 5")
+    summaries = report(run, sets, "before")
+    report(run, {"validation": questions(1)}, "step 5")
     lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert [(line["when"], line["set"], line["id"]) for line in lines] == [
         *(("before", "test", f"q{i}") for i in range(3)),
