@@ -40,9 +40,20 @@ NOT_CARRIED = {
     "weight_decay": ([0], "TRL decays neither norms nor biases, sdft.py every weight"),
     "offload_optimizer": ([False], "choose offloading in `accelerate config`"),
 }
-UNUSED = ["force", "ignore_plan", "eval_every", "eval_examples", "eval_new_tokens", "general_data"]
-UNUSED += ["general_tokens", "judge", "judge_model", "sample_every"]
-UNUSED += ["judge_timeout", "judge_repeats"]
+UNUSED = [
+    "force",
+    "ignore_plan",
+    "eval_every",
+    "eval_examples",
+    "eval_new_tokens",
+    "general_data",
+    "general_tokens",
+    "judge",
+    "judge_model",
+    "judge_timeout",
+    "judge_repeats",
+    "sample_every",
+]
 
 
 def trl_settings(config, steps):
