@@ -174,7 +174,7 @@ def test_the_advice_fits_and_the_cheaper_advice_would_not():
 
 @pytest.mark.parametrize("place", ["card", "host", "disk"])
 def test_a_run_that_cannot_fit_is_refused_before_its_weights_load(place, tmp_path, monkeypatch):
-    """Qwen2.5-7B by its configuration alone; --force does not override the plan, --ignore-plan does.
+    """Qwen2.5-7B by its configuration alone; --ignore-plan overrides the plan, --force does not.
 
     It then goes on to the weights, of which there are none.
     """
