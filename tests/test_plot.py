@@ -300,6 +300,7 @@ def test_trade_off_is_drawn(folder):
     assert list(other.get_xdata()) == [0.01, 0.05, 0.1]
     assert list(middle.get_ydata()) == pytest.approx([0.1, 0.3, 0.6])
     assert list(middle.get_xdata()) == pytest.approx([0.01, 0.1, 0.2])
+    assert middle.get_linestyle() == "-" and validation.get_lines()[-1].get_linestyle() == "--"
     assert one.get_color() == middle.get_color() != validation.get_lines()[-1].get_color()
     point, across, upward = test.containers[0][0], *test.containers[0][2]
     assert point.get_xydata()[0] == pytest.approx([0.3, 0.6])
