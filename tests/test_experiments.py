@@ -23,7 +23,7 @@ import sdft
 
 TINY = (
     "sdft.py --force --preset laptop --steps 2 --batch-size 2 --max-new-tokens 4 "
-    "--max-prompt-tokens 1000 --max-teacher-prompt-tokens 1500 --train-examples 4 "
+    "--max-prompt-tokens 1000 --max-teacher-prompt-tokens 1500 "
     "--eval-examples 2 --general-tokens 4 --learning-rate 0.01 --skip-first-tokens 0 "
 )
 

@@ -176,7 +176,7 @@ def test_token_report_equals_a_dense_computation(tokenizer):
 FLAGS = (
     "--force --task science --preset laptop --dtype float32 --steps 6 --batch-size 2 "
     "--max-new-tokens 4 --max-prompt-tokens 1000 --max-teacher-prompt-tokens 1500 "
-    "--train-examples 4 --eval-examples 2 --general-tokens 4 --learning-rate 0.01 --eval-every 0 "
+    "--eval-examples 2 --general-tokens 4 --learning-rate 0.01 --eval-every 0 "
     "--skip-first-tokens 0 --sample-every 1 --save-every 1 --ema-rate 0.2"
 ).split()
 
