@@ -383,7 +383,10 @@ def run_sequence(words, experiment, folder):
         state["before"] = evaluate_all(first.model, sets, first.dtype, folder, "before", base)
         write_json(file, state)
     del model
-    saving = ["--save-every", str(every), "--keep-last", "1000000"] if every else []
+    saving = []
+    if every:
+        # the plan does not know that older checkpoints are thinned to the student
+        saving = ["--save-every", str(every), "--keep-last", "1000000", "--ignore-plan"]
     start, previous = 0, []
     for stage, (task, command) in enumerate(zip(tasks, commands, strict=True), start=1):
         own = folder / f"stage-{stage}-{task}"
