@@ -8,13 +8,14 @@
     python extras/analysis.py equal-accuracy results/science.json results/science-sft.json
 
 pass-at-k    pass@1, 2, 4, ..., K of answers sampled at temperature 1, top-p 0.95 (Fig. 5)
-kl-to-base   KL(model || base) in nats a token, on the model's own sampled answers (Fig. 2)
+kl-to-base   KL(model || base) in nats per token, on the model's own sampled answers (Fig. 2)
 published    greedy tool use, scored by our rule and by the one behind the published figures
 prior        the six benchmarks of prior abilities (Table 5), by EleutherAI's lm-evaluation-harness
 rescore      the answers that a run stored, scored again by scoring.py as it is now: of a run's
              folder, its answers.jsonl or results/answers/NAME-seedN.jsonl.gz; needs no model
 
-equal-accuracy   the drift at which the curves of results files first pass an accuracy on validation
+equal-accuracy   the drift at which the curves of results files first pass an accuracy on
+             validation, and at which they pass it for good
 
 `confidence_interval`, the 95 % interval over seeds, is what the tables of experiments.py show.
 """
@@ -163,7 +164,7 @@ def kl_to_base(
     instruction="thinking",
     **how,
 ):
-    """Mean over tokens of KL(model || base) on the model's own sampled answers, nats a token.
+    """Mean over tokens of KL(model || base) on the model's own sampled answers, nats per token.
 
     Answers are sampled at temperature 1 and top-p 1; `how` is max_new_tokens, seed, description.
     Only the model's prompt has `context`, so that a teacher is compared with the base that sees the
@@ -209,27 +210,50 @@ def drift_at(run, accuracy):
 
     None if it never does. The curve starts at the base: drift 0, the preflight's student.
     """
+    found = crossings(run, accuracy)
+    return found[0] if found else None
+
+
+def drift_for_good(run, accuracy):
+    """Drift at which a run's validation curve passes an accuracy and is not below it again.
+
+    None if the last validation is below it. A curve that rises and falls first passes an accuracy
+    at less drift than it keeps it at.
+    """
+    found = crossings(run, accuracy)
+    return found[-1] if found and run["curve"][-1]["correct"] >= accuracy else None
+
+
+def crossings(run, accuracy):
+    """The drifts at which a run's validation curve passes an accuracy on its way up."""
     points = [(run["preflight"]["student"]["correct"], 0.0)]
     points += [(entry["correct"], entry["drift_from_base"]) for entry in run["curve"]]
-    for (low, start), (high, end) in itertools.pairwise(points):
-        if low < accuracy <= high:
-            return start + (end - start) * (accuracy - low) / (high - low)
-    return None
+    return [
+        start + (end - start) * (accuracy - low) / (high - low)
+        for (low, start), (high, end) in itertools.pairwise(points)
+        if low < accuracy <= high
+    ]
 
 
 def equal_accuracy(files, levels=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)):
-    """Lines of a markdown table: mean (lowest to highest) drift over seeds at each accuracy."""
+    """Lines of two markdown tables: mean (lowest to highest) drift over seeds at each accuracy,
+    where a curve first passes it, and where it passes it for good.
+    """
     records = {Path(file).stem: json.loads(Path(file).read_text())["runs"] for file in files}
-    yield "| accuracy on validation | " + " | ".join(records) + " |"
-    yield "|---" * (1 + len(records)) + "|"
-    for level in levels:
-        cells = [f"{level:.0%}"]
-        for runs in records.values():
-            found = [drift for run in runs if (drift := drift_at(run, level)) is not None]
-            span = f"{min(found):.3f} to {max(found):.3f}" if found else ""
-            passed = f"{len(found)} of {len(runs)} seeds"
-            cells.append(f"{statistics.mean(found):.3f} ({span}; {passed})" if found else "never")
-        yield f"| {' | '.join(cells)} |"
+    for heading, rule in {"first passes": drift_at, "passes for good": drift_for_good}.items():
+        yield f"| {heading}, on validation | " + " | ".join(records) + " |"
+        yield "|---" * (1 + len(records)) + "|"
+        for level in levels:
+            cells = [f"{level:.0%}"]
+            for runs in records.values():
+                found = [drift for run in runs if (drift := rule(run, level)) is not None]
+                span = f"{min(found):.3f} to {max(found):.3f}" if found else ""
+                passed = f"{len(found)} of {len(runs)} seeds"
+                cells.append(
+                    f"{statistics.mean(found):.3f} ({span}; {passed})" if found else "never"
+                )
+            yield f"| {' | '.join(cells)} |"
+        yield ""
 
 
 # ---- stored answers, scored again ----
@@ -419,7 +443,7 @@ def measure_pass_at_k(model, tokenizer, examples, args, **how):
 def measure_kl_to_base(model, tokenizer, examples, args, **how):
     base_model, _ = load_model(args.base, model.device, args.dtype)
     kl = kl_to_base(model, base_model, tokenizer, examples, seed=args.seed, **how)
-    print(f"KL(model || {args.base}) on the model's own sampled answers: {kl:.3f} nats a token")
+    print(f"KL(model || {args.base}) on the model's own sampled answers: {kl:.3f} nats per token")
     return {"summary": {"n": len(examples), "kl_to_base": kl}}
 
 

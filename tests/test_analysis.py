@@ -379,13 +379,21 @@ def test_a_missing_field_stops_before_the_model_loads(tmp_path):
 
 
 def test_drift_at_equal_accuracy_by_hand(tmp_path, capsys):
-    """From 0.2 at 0 to 0.6 at 0.1: 0.4 half-way, at 0.05. The dip to 0.3 comes after; 0.9 never."""
+    """From 0.2 at 0 to 0.6 at 0.1: 0.4 half-way, at 0.05; after the dip to 0.3 at 0.2, for good at
+    0.22, a fifth of the way to 0.8 at 0.3. A curve that ends at 0.3 has not passed 0.4 for good.
+    """
     curve = [(0.6, 0.1), (0.3, 0.2), (0.8, 0.3)]
     points = [{"correct": y, "drift_from_base": x} for y, x in curve]
     run = {"preflight": {"student": {"correct": 0.2}}, "curve": points}
     assert analysis.drift_at(run, 0.4) == pytest.approx(0.05)
     assert analysis.drift_at(run, 0.7) == pytest.approx(0.28)
     assert analysis.drift_at(run, 0.9) is None
+    assert analysis.drift_for_good(run, 0.4) == pytest.approx(0.22)
+    assert analysis.drift_for_good(run, 0.8) == analysis.drift_at(run, 0.8) == pytest.approx(0.3)
+    assert analysis.drift_for_good(run, 0.9) is None
+    assert analysis.drift_for_good(run | {"curve": points[:2]}, 0.4) is None
     (tmp_path / "sft.json").write_text(json.dumps({"runs": [run, run]}))
     analysis.main(["equal-accuracy", str(tmp_path / "sft.json")])
-    assert "| 40% | 0.050 (0.050 to 0.050; 2 of 2 seeds) |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| 40% | 0.050 (0.050 to 0.050; 2 of 2 seeds) |" in printed
+    assert "| 40% | 0.220 (0.220 to 0.220; 2 of 2 seeds) |" in printed
