@@ -33,6 +33,7 @@ from kl_estimators import REDUCTIONS, completion_logprobs, sequence_mean
 from optim import clip_gradients
 from sampling import Rollout, completion_hidden, output_head, sample_completions, stop_tokens
 from sdft import (
+    PREFLIGHT,
     TEACHER_ANSWERS,
     micro_batches,
     random_stream,
@@ -200,7 +201,9 @@ def main(argv=None):
             run.pairs = completions(run)
         if checkpoint is None:
             sampled_before = len(run.pairs) if samples_once else 0
-            figures = preflight_or_exit(run, must_teach=False, sampled_before=sampled_before)
+            samples = completions is None or samples_once
+            draws = random_stream(config.seed, PREFLIGHT, 0) if samples else None
+            figures = preflight_or_exit(run, draws, must_teach=False, sampled_before=sampled_before)
             record_before(run, figures)
         if samples_once:
             run.pairs = completions(run)

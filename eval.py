@@ -72,6 +72,25 @@ def score_answers(examples, answers, scorer):
 
 def answer_greedily(model, tokenizer, prompts, max_new_tokens, batch_size=32, description=None):
     """Greedy completions of prompts (lists of token ids) -> list of Answer, in the same order."""
+    return sample_answers(
+        model,
+        tokenizer,
+        prompts,
+        temperature=0,
+        uniforms_BT=torch.zeros(len(prompts), max_new_tokens),  # greedy answers use none
+        batch_size=batch_size,
+        description=description,
+    )
+
+
+def sample_answers(
+    model, tokenizer, prompts, *, temperature, uniforms_BT, batch_size=32, description=None
+):
+    """Sampled completions of prompts (lists of token ids) -> list of Answer, in the same order.
+
+    uniforms_BT [len(prompts), most new tokens] holds the number that each token is drawn with, so
+    batch_size changes no draw.
+    """
     stop = stop_tokens(model, tokenizer)
     answers = [None] * len(prompts)
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # less padding
@@ -79,7 +98,12 @@ def answer_greedily(model, tokenizer, prompts, max_new_tokens, batch_size=32, de
     for rows in tqdm(split(by_length, batch_size), desc=description, leave=False, disable=quiet):
         batch = [prompts[i] for i in rows]
         rollout = sample_completions(
-            model, batch, max_new_tokens=max_new_tokens, temperature=0, **stop
+            model,
+            batch,
+            max_new_tokens=uniforms_BT.shape[1],
+            temperature=temperature,
+            uniforms_BT=uniforms_BT[rows],
+            **stop,
         )
         for i, answer in zip(rows, answers_of(rollout, batch, tokenizer), strict=True):
             answers[i] = answer

@@ -202,11 +202,12 @@ def validate(run, step):
 
 # ---- the batch of a step: a function of config and step, so that a resumed run repeats it ----
 
-# Three streams of random numbers, each a function of (seed, stream, index): no generator's state is
-# ever stored. Drift has a fourth of its own, which no seed changes (eval.py).
+# Four streams of random numbers, each a function of (seed, stream, index): no generator's state is
+# ever stored. Drift has one of its own, which no seed changes (eval.py).
 ORDER = 0  # of the training data; index: the epoch
 ROLLOUTS = 1  # the uniforms that tokens are drawn with; index: the step
 TEACHER_ANSWERS = 2  # the same, of completions that baselines.py samples before the first step
+PREFLIGHT = 3  # the same, of the answers that support/preflight.py samples; index: 0
 
 
 def random_stream(seed, stream, index):
@@ -333,7 +334,8 @@ def main(argv=None):
     with run_folder(config, checkpoint) as folder:
         run = prepare(command, config, load_splits(config), folder, checkpoint)
         if checkpoint is None:
-            figures = preflight_or_exit(run)
+            draws = random_stream(config.seed, PREFLIGHT, 0)
+            figures = preflight_or_exit(run, draws)
             record_before(run, figures)
         if train(run):
             finish(run)
