@@ -45,6 +45,7 @@ def evaluate(
     *,
     context="none",
     instruction="thinking",
+    own_template=None,
     scorer=scoring.score_by_rule,
     max_new_tokens,
     batch_size=32,
@@ -57,7 +58,9 @@ def evaluate(
     finished, the share that reached an EOS; completion_tokens, their mean number; artefacts, the
     share that opens with words about what only a teacher sees.
     """
-    messages = [data.teacher_messages(example, context, instruction) for example in examples]
+    messages = [
+        data.teacher_messages(example, context, instruction, own_template) for example in examples
+    ]
     prompts = [encode_prompt(tokenizer, turns) for turns in messages]
     answers = answer_greedily(model, tokenizer, prompts, max_new_tokens, batch_size, description)
     return score_answers(examples, answers, scorer), answers
@@ -203,7 +206,12 @@ def drift_from_base(base, model, batch_size=8):
 
 def config_of_run(model):
     """The configuration of the run whose last/ or best/ a model's folder is; else defaults."""
-    run = {"max_new_tokens": 64, "dtype": "float32", "teacher_instruction": "thinking"}
+    run = {
+        "max_new_tokens": 64,
+        "dtype": "float32",
+        "teacher_instruction": "thinking",
+        "teacher_template": None,
+    }
     with suppress(OSError, ValueError, KeyError, TypeError):
         run |= json.loads((Path(model).parent / "before.json").read_text())["config"]
     return run | {"answer_tokens": max(run["max_new_tokens"], run.get("eval_new_tokens", 0))}
@@ -220,6 +228,7 @@ def main(argv=None):
     add("--data", help="folder with our JSONL files (default: our own samples)")
     add("--context", default="none", choices=data.CONTEXTS, help="what stands beside the question")
     add("--instruction", choices=list(data.TEACHER_INSTRUCTIONS), help="end of a teacher's prompt")
+    add("--template", metavar="FILE", help="own text of a teacher's prompt (default: its run's)")
     add("--judge", metavar="URL", help="a model at this server scores knowledge and medical")
     add("--judge-model", metavar="NAME", help="its name there, if the server needs one")
     add("--limit", type=int, help="only the first N examples")
@@ -234,7 +243,12 @@ def main(argv=None):
     run = config_of_run(args.model)
     length = args.max_new_tokens or run["answer_tokens"]
     instruction = args.instruction or run["teacher_instruction"]
+    if args.instruction and args.template:
+        parser.error("--template replaces the words of --instruction")
+    own_template = None if args.instruction else run["teacher_template"]
     try:
+        if args.template:
+            own_template = data.read_template(args.template)
         examples = data.load_task(args.task, args.split, args.data)[: args.limit]
         for example in examples:
             data.check_context(example, args.context)
@@ -247,6 +261,7 @@ def main(argv=None):
             examples,
             context=args.context,
             instruction=instruction,
+            own_template=own_template,
             scorer=scorer,
             max_new_tokens=length,
             batch_size=args.batch_size,

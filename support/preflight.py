@@ -21,7 +21,7 @@ from support.chat import encode_prompt
 
 SAMPLED_ANSWERS = 2  # to each question, by student and by teacher
 SAMPLED_QUESTIONS = 32  # the first ones: at most 64 answers of each of the two
-OFTEN = 0.1  # a share of the teacher's sampled answers that a warning names
+OFTEN = 0.2  # a share of the teacher's sampled answers that a warning names
 
 
 @torch.no_grad()
@@ -51,6 +51,7 @@ def preflight(model, tokenizer, examples, config, scorer=scoring.score_by_rule, 
             examples,
             context=config.teacher_context,
             instruction=config.teacher_instruction,
+            own_template=config.teacher_template,
             scorer=scorer,
             max_new_tokens=config.answer_tokens,
             description="preflight: teacher",
