@@ -42,7 +42,7 @@ from sdft import (
     train,
     update,
 )
-from support.chat import encode_text, opens_thoughts
+from support.chat import encode_answer, encode_text
 from support.checkpoint import read_state
 from support.models import load_model
 from support.preflight import preflight_or_exit
@@ -105,14 +105,13 @@ def given_rollout(batch, device):
 
 def demonstrations(run):
     """What SFT and DFT train on: the demonstration and an EOS."""
-    texts = {example.id: example.demonstration for example in run.splits.train}
+    examples = {example.id: example for example in run.splits.train}
+    kwargs = run.config.chat_template_kwargs
     pairs = []
     for pair in run.pairs:
-        text = texts[pair.id]
-        if opens_thoughts(run.tokenizer, pair.student_prompt) and "</think>" not in text:
-            # or the whole demonstration would be a thought, and no answer
-            text = f"\n</think>\n\n{text}"
-        ids = encode_text(run.tokenizer, text, "assistant") + [eos_token_id(run)]
+        example = examples[pair.id]
+        ids = encode_answer(run.tokenizer, example.messages, example.demonstration, kwargs)
+        ids.append(eos_token_id(run))
         pairs.append(dataclasses.replace(pair, teacher_prompt=[], completion=ids))
     return pairs
 
@@ -192,7 +191,11 @@ def main(argv=None):
             run.teacher_model = load_teacher(run)
             # drift is measured from the original model, which is the teacher here
             run.base = sample_base_answers(
-                run.teacher_model, run.tokenizer, splits.general, config.general_tokens
+                run.teacher_model,
+                run.tokenizer,
+                splits.general,
+                config.general_tokens,
+                config.chat_template_kwargs,
             )
         # demonstrations and articles cost nothing; the teacher's answers wait for the preflight,
         # whose estimate counts them

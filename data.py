@@ -177,8 +177,9 @@ def encode_pair(tokenizer, example, config):
     teacher_turns = teacher_messages(
         example, config.teacher_context, config.teacher_instruction, config.teacher_template
     )
-    student_prompt = encode_prompt(tokenizer, example.messages)
-    return Pair(example.id, student_prompt, encode_prompt(tokenizer, teacher_turns))
+    kwargs = config.chat_template_kwargs
+    student_prompt = encode_prompt(tokenizer, example.messages, kwargs)
+    return Pair(example.id, student_prompt, encode_prompt(tokenizer, teacher_turns, kwargs))
 
 
 def encode_pairs(tokenizer, examples, config):

@@ -20,7 +20,12 @@ import data
 import scoring
 from kl_estimators import compare_completions
 from sampling import completion_hidden, output_head, sample_completions, stop_tokens
-from support.chat import encode_prompt, opens_thoughts
+from support.chat import (
+    encode_prompt,
+    opens_thoughts,
+    parse_template_kwargs,
+    reject_template_kwargs,
+)
 from support.judge import choose_scorer
 from support.models import best_device, configure_cuda, describe_machine, load_model
 from support.tables import format_table
@@ -46,6 +51,7 @@ def evaluate(
     context="none",
     instruction="thinking",
     own_template=None,
+    template_kwargs=None,
     scorer=scoring.score_by_rule,
     max_new_tokens,
     batch_size=32,
@@ -61,7 +67,7 @@ def evaluate(
     messages = [
         data.teacher_messages(example, context, instruction, own_template) for example in examples
     ]
-    prompts = [encode_prompt(tokenizer, turns) for turns in messages]
+    prompts = [encode_prompt(tokenizer, turns, template_kwargs) for turns in messages]
     answers = answer_greedily(model, tokenizer, prompts, max_new_tokens, batch_size, description)
     return score_answers(examples, answers, scorer), answers
 
@@ -162,9 +168,9 @@ class BaseAnswers:
 
 
 @torch.no_grad()
-def sample_base_answers(base_model, tokenizer, examples, max_new_tokens):
+def sample_base_answers(base_model, tokenizer, examples, max_new_tokens, template_kwargs=None):
     """Answers of the base model to general prompts, sampled at temperature 1 -> BaseAnswers."""
-    prompts = [encode_prompt(tokenizer, example.messages) for example in examples]
+    prompts = [encode_prompt(tokenizer, example.messages, template_kwargs) for example in examples]
     shape = len(prompts), max_new_tokens
     rollout = sample_completions(
         base_model,
@@ -211,6 +217,7 @@ def config_of_run(model):
         "dtype": "float32",
         "teacher_instruction": "thinking",
         "teacher_template": None,
+        "chat_template_kwargs": None,
     }
     with suppress(OSError, ValueError, KeyError, TypeError):
         run |= json.loads((Path(model).parent / "before.json").read_text())["config"]
@@ -229,6 +236,8 @@ def main(argv=None):
     add("--context", default="none", choices=data.CONTEXTS, help="what stands beside the question")
     add("--instruction", choices=list(data.TEACHER_INSTRUCTIONS), help="end of a teacher's prompt")
     add("--template", metavar="FILE", help="own text of a teacher's prompt (default: its run's)")
+    kwargs_help = "JSON that the chat template reads (default: its run's)"
+    add("--chat-template-kwargs", type=parse_template_kwargs, metavar="JSON", help=kwargs_help)
     add("--judge", metavar="URL", help="a model at this server scores knowledge and medical")
     add("--judge-model", metavar="NAME", help="its name there, if the server needs one")
     add("--limit", type=int, help="only the first N examples")
@@ -243,6 +252,9 @@ def main(argv=None):
     run = config_of_run(args.model)
     length = args.max_new_tokens or run["answer_tokens"]
     instruction = args.instruction or run["teacher_instruction"]
+    template_kwargs = args.chat_template_kwargs
+    if template_kwargs is None:
+        template_kwargs = run["chat_template_kwargs"]
     if args.instruction and args.template:
         parser.error("--template replaces the words of --instruction")
     own_template = None if args.instruction else run["teacher_template"]
@@ -255,6 +267,7 @@ def main(argv=None):
         scorer = choose_scorer(args.task, examples, args.judge, args.judge_model)
         configure_cuda()
         model, tokenizer = load_model(args.model, best_device(), args.dtype or run["dtype"])
+        reject_template_kwargs(tokenizer, template_kwargs)
         summary, answers = evaluate(
             model,
             tokenizer,
@@ -262,6 +275,7 @@ def main(argv=None):
             context=args.context,
             instruction=instruction,
             own_template=own_template,
+            template_kwargs=template_kwargs,
             scorer=scorer,
             max_new_tokens=length,
             batch_size=args.batch_size,

@@ -37,7 +37,8 @@ def preflight(model, tokenizer, examples, config, scorer=scoring.score_by_rule, 
     With --teacher-context none the teacher sees what the student sees: there is no "teacher".
     """
     started = time.perf_counter()
-    prompts = [encode_prompt(tokenizer, example.messages) for example in examples]
+    kwargs = config.chat_template_kwargs
+    prompts = [encode_prompt(tokenizer, example.messages, kwargs) for example in examples]
     answers = answer_greedily(
         model, tokenizer, prompts, config.answer_tokens, description="preflight: student"
     )
@@ -52,6 +53,7 @@ def preflight(model, tokenizer, examples, config, scorer=scoring.score_by_rule, 
             context=config.teacher_context,
             instruction=config.teacher_instruction,
             own_template=config.teacher_template,
+            template_kwargs=kwargs,
             scorer=scorer,
             max_new_tokens=config.answer_tokens,
             description="preflight: teacher",

@@ -15,6 +15,7 @@ import torch
 from config import Config
 from data import Splits, encode_pairs
 from eval import BaseAnswers, drift_from_base, evaluate, sample_base_answers
+from support.chat import reject_template_kwargs
 from support.checkpoint import list_checkpoints, load_weights, save_model
 from support.judge import choose_scorer
 from support.models import (
@@ -62,8 +63,10 @@ def prepare(command, config, splits, folder, checkpoint):
     device = best_device()
     print(check_plan(read_config(config.model), config, device, folder))
     student, tokenizer = load_model(config.model, device, config.dtype)
+    kwargs = config.chat_template_kwargs
+    reject_template_kwargs(tokenizer, kwargs)
     pairs = encode_pairs(tokenizer, splits.train, config)
-    base = sample_base_answers(student, tokenizer, splits.general, config.general_tokens)
+    base = sample_base_answers(student, tokenizer, splits.general, config.general_tokens, kwargs)
     return Run(command, config, folder, checkpoint, student, tokenizer, splits, scorer, pairs, base)
 
 
@@ -178,6 +181,7 @@ def report(run, sets, when):
                 run.student,
                 run.tokenizer,
                 examples,
+                template_kwargs=run.config.chat_template_kwargs,
                 scorer=run.scorer,
                 max_new_tokens=run.config.answer_tokens,
                 description=f"{when}: {name}",

@@ -179,3 +179,28 @@ def test_a_run_keeps_its_template(tiny_folder, tmp_path, monkeypatch):
 def test_without_a_template_a_config_has_none():
     """So checkpoints of before keep their meaning."""
     assert dataclasses.asdict(Config())["teacher_template"] is None
+
+
+# ---- presets of the three sources ----
+
+
+def test_the_settings_behind_the_papers_figures():
+    """As the authors gave them: forward KL, 1e-5, 10 warm-up steps, three masked tokens."""
+    config, _, about = new_config({"preset": "published", "model": "m"}, {}, None)
+    found = config.divergence, config.learning_rate, config.warmup, config.skip_first_tokens
+    assert found == ("forward", 1e-5, 10, 3) and about.startswith("preset published (as named)")
+    # the authors' code differs in the rate and the warm-up, the paper's text in the divergence
+    code, _, _ = new_config({"preset": "authors", "model": "m"}, {}, None)
+    assert (code.divergence, code.learning_rate, code.warmup) == ("forward", 5e-5, 0.1)
+    text, _, _ = new_config({"preset": "paper", "model": "m"}, {}, None)
+    assert (text.divergence, text.learning_rate, text.warmup) == ("reverse", 1e-5, 10)
+
+
+def test_published_differs_from_paper_in_the_divergence_alone():
+    for task in ("science", "knowledge", "tooluse", "medical"):
+        given = {"task": task, "model": "m"}
+        one, two = (
+            dataclasses.asdict(new_config(given | {"preset": preset}, {}, None)[0])
+            for preset in ("paper", "published")
+        )
+        assert {name for name in one if one[name] != two[name]} == {"preset", "divergence"}
