@@ -67,6 +67,11 @@ class Config:
     chat_template_kwargs: dict | None = option(
         None, "JSON that the model's chat template reads, for student and teacher alike"
     )
+    on_collapse: str = option(
+        "warn",
+        "if a validation shows one: go on, end the run, or keep the teacher as it is",
+        ["warn", "stop", "freeze"],
+    )
     # optimisation
     learning_rate: float = option(1e-5, "peak; cosine to 0", above=0)
     warmup: float = option(10, "steps of linear warm-up; below 1 a share of all steps", least=0)
@@ -332,6 +337,13 @@ def reject_contradictions(config):
         reject_out_of_bounds(f, getattr(config, f.name))
     if (config.teacher == "model") != (config.teacher_model is not None):
         raise ValueError("--teacher-model and baselines.py --method reinvoke need each other")
+    if config.on_collapse == "freeze" and config.teacher != "ema":
+        raise ValueError(
+            f"--on-collapse freeze stops a moving average; it needs --teacher ema, not "
+            f"{config.teacher}"
+        )
+    if config.on_collapse != "warn" and config.eval_every == 0:
+        raise ValueError(f"--on-collapse {config.on_collapse} needs validations: --eval-every")
     if config.teacher_template is not None:
         context = context_of_template(config.teacher_template)
         if config.teacher_context != context:

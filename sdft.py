@@ -27,7 +27,7 @@ import json
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -60,6 +60,7 @@ from support.run import (
     start_log,
 )
 from support.tables import log_line
+from support.watch import AFTER_COLLAPSE, find_collapse, watch_content, watched_rows
 
 
 def sdft_step(student, teacher, optimizer, batch, config):
@@ -136,16 +137,17 @@ def train(run, take_step=sdft_step):
     run.steps = config.total_steps(len(run.pairs))
     if run.checkpoint is not None:
         state = load_checkpoint(run.checkpoint, student, teacher, optimizer)
-        step, run.best = state["step"], state["best"]
+        step, run.best, run.collapse = state["step"], state["best"], state.get("collapse")
+    watched = watched_rows(run.tokenizer, run.splits.train, run.pairs, config)
     log = start_log(run.folder / "metrics.jsonl", step)
     rollout_log = start_log(run.folder / "rollouts.jsonl", step)
     progress = tqdm(total=run.steps, initial=step, unit="step", smoothing=0.1)
 
     with catch_signals() as interrupted, progress as bar:
-        while step < run.steps:  # l. 2
+        while step < run.steps and not stopped_by_collapse(run):  # l. 2
             started = time.perf_counter()
             batch = make_batch(run.pairs, step, config, ending)  # l. 3
-            metrics, rollout = take_step(student, teacher, optimizer, batch, config)
+            metrics, rollout = take_step(student, teacher, optimizer, batch, config_of_step(run))
             metrics |= rollout_metrics(batch, rollout, config, time.perf_counter() - started)
             step += 1
             bar.update()
@@ -155,16 +157,31 @@ def train(run, take_step=sdft_step):
                 if config.teacher in ("ema", "base"):
                     metrics["teacher_gap"] = relative_distance(teacher, student)
                 metrics["validation"] = validate(run, step)
+                if watched is not None:
+                    metrics["validation"] |= watch_content(
+                        student, teacher, watched, config, ending
+                    )
             bar.write(log_line(step, metrics))
             if validates:
                 bar.write(log_line(step, metrics["validation"], "  validation"))
+                if run.collapse is None:
+                    run.collapse = find_collapse(run.folder, step, metrics["validation"])
+                    if run.collapse is not None:
+                        metrics["collapse"] = run.collapse
+                        bar.write(f"warning: {run.collapse}. {AFTER_COLLAPSE[config.on_collapse]}")
             if config.sample_every and step % config.sample_every == 0:
                 seen = rollout_report(run.tokenizer, batch, rollout)
                 bar.write(f"           {seen['id']}: {seen['completion']!r}")
                 rollout_log.write(json.dumps({"step": step, **seen}) + "\n")
             log.write(json.dumps({"step": step, **metrics}) + "\n")
+            last = last or stopped_by_collapse(run)
             if config.keep_last and (last or interrupted or step % config.save_every == 0):
-                state = {"best": run.best, "config": asdict(config), "method": run.method}
+                state = {
+                    "best": run.best,
+                    "collapse": run.collapse,
+                    "config": asdict(config),
+                    "method": run.method,
+                }
                 save_checkpoint(
                     run.folder,
                     step,
@@ -178,7 +195,19 @@ def train(run, take_step=sdft_step):
             if interrupted and not last:
                 bar.write(f"stopped after step {step}. {run.how_to_continue()}")
                 return False
+    run.steps = step
     return True
+
+
+def stopped_by_collapse(run):
+    return run.collapse is not None and run.config.on_collapse == "stop"
+
+
+def config_of_step(run):
+    """A teacher that is frozen after a collapse is one that does not move, as `base` is."""
+    if run.collapse is not None and run.config.on_collapse == "freeze":
+        return replace(run.config, teacher="base")
+    return run.config
 
 
 def make_teacher(student, config, teacher_model):

@@ -110,13 +110,13 @@ def sample_both(model, tokenizer, examples, config, scorer, draws):
     return sampled | {"seconds": seconds, "tokens_per_s": tokens / seconds}
 
 
-def error_over_questions(answers):
-    """Standard error of "correct" where each question has SAMPLED_ANSWERS answers, in a row.
+def error_over_questions(answers, samples=SAMPLED_ANSWERS):
+    """Standard error of "correct" where each question has `samples` answers, in a row.
 
     Answers to one question are alike, so the mean of each question counts as one measurement.
     """
     means = []
-    for own in split(answers, SAMPLED_ANSWERS):
+    for own in split(answers, samples):
         judged = [answer.scores["correct"] for answer in own if "correct" in answer.scores]
         if judged:
             means.append(sum(judged) / len(judged))

@@ -27,6 +27,7 @@ from support.models import (
 )
 from support.plan import check_plan
 from support.tables import format_results
+from support.watch import same_opening
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Run:
     method: str = "sdft"  # a baseline has its own, and may have another model as its teacher
     teacher_model: torch.nn.Module | None = None
     steps: int = 0
+    collapse: str | None = None  # what moved, in a line, once a validation showed it
     best: dict | None = None  # {"step", "rank"} of the weights in best/
     started: float = field(default_factory=time.perf_counter)
 
@@ -187,6 +189,7 @@ def report(run, sets, when):
                 description=f"{when}: {name}",
             )
             summaries[name]["drift_from_base"] = drift
+            summaries[name]["same_opening"] = same_opening(answers)
             for example, answer in zip(examples, answers, strict=True):
                 line = {"when": when, "set": name, "id": example.id} | dataclasses.asdict(answer)
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -213,6 +216,7 @@ def finish(run):
     if run.best is not None and run.best["step"] < run.steps:
         load_weights(run.student, run.folder / "best")
         record["best"] = report(run, run.splits.reports, "best")
+    record["collapse"] = run.collapse
     record["best_step"] = run.best and run.best["step"]
     record["parameters"] = sum(parameter.numel() for parameter in run.student.parameters())
     record["seconds"] = time.perf_counter() - run.started
