@@ -10,9 +10,9 @@ temperatures by what sampled answers of the teacher show on the validation quest
 right, ended, tokens, artefacts, copied   of the teacher's answers, as in the preflight
 KL          KL(teacher || student) a token, on the student's own sampled answers: what a step of
             forward KL learns from; without the first tokens that training masks
-style       the same tokens scored under ANOTHER example's demonstration: what the template's
-            manner alone moves
-content     1 - style / KL: the share that this demonstration adds
+content     of that KL, the share that this demonstration adds: KL to the mean of the same teacher
+            under OTHER examples' demonstrations, which says what the template's manner alone would
+style       the rest, KL - content: what the student learns of the template, whatever the example
 
 Each ± is one standard error over the questions. A teacher is good if its samples are right and most
 of what it moves is content. All templates answer with the same random numbers. --html colours one
@@ -124,18 +124,23 @@ class Bench:
         figures["standard_error"] = error_over_questions(answers, self.samples)
         figures["copied"] = copied_share(answers, asked)
         ids_BT, mask_BT = self.rollout(candidate.temperature)
-        total_BT, style_BT = divided_signal(
+        total_BT, content_BT = divided_signal(
             self.model, self.model, self.prompts, own, swapped, (ids_BT, mask_BT)
         )
         columns_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
         loss_mask_BT = mask_BT & (columns_T >= self.config.skip_first_tokens)
-        figures |= content_share(total_BT, style_BT, loss_mask_BT)
+        figures |= content_share(total_BT, content_BT, loss_mask_BT)
+        if "content_share" not in figures:
+            raise ValueError(
+                f"no answer of the student is longer than the {self.config.skip_first_tokens} "
+                "tokens that training masks; raise --temperatures"
+            )
         ids = ids_BT[0][mask_BT[0]].tolist()
         figures["picture"] = {
             "question": self.examples[0].messages[-1]["content"],
             "tokens": [self.tokenizer.decode([i]) for i in ids],
             "kl": total_BT[0][: len(ids)].tolist(),
-            "style": style_BT[0][: len(ids)].tolist(),
+            "content": content_BT[0][: len(ids)].tolist(),
         }
         figures["answer"] = answers[0].text
         return vars(candidate) | figures
@@ -167,13 +172,11 @@ def why_behind(row, best):
 def format_rows(rows):
     """The ranked rows as a table, and a line for each that says why it is not the first."""
     head = ["", "template", "context", "temperature", "right", "ended", "tokens", "artefacts"]
-    head += ["copied", "KL a token", "style", "content"]
+    head += ["copied", "KL a token", "content", "content share"]
     table = [head]
     for place, row in enumerate(rows, start=1):
         right = f"{row['correct']:.1%} ± {row['standard_error']:.1%}" if "correct" in row else "–"
-        share = f"{row['content_share']:.0%}"
-        if "content_share_error" in row:
-            share += f" ± {row['content_share_error']:.0%}"
+        share = f"{row['content_share']:.0%} ± {row['content_share_error']:.0%}"
         table.append(
             [
                 str(place),
@@ -186,7 +189,7 @@ def format_rows(rows):
                 f"{row['artefacts']:.0%}",
                 f"{row['copied']:.0%}",
                 f"{row['kl']:.3f}",
-                f"{row['style']:.3f}",
+                f"{row['content']:.3f}",
                 share,
             ]
         )
@@ -212,7 +215,7 @@ td, th {{ padding: 2px 10px; text-align: right }} h2 {{ margin-bottom: 0 }}
 <h1>What a teacher's prompt moves</h1>
 <p>One sampled answer of the student to “{question}”. Its tokens are coloured by the KL divergence
 of teacher and student at their positions: <span style="background: {orange}">orange</span> is
-style, the part that another example's demonstration moves as well;
+style, what the prompt moves whatever its demonstration;
 <span style="background: {blue}">blue</span> is content, what this demonstration adds. Full colour
 is {full:g} nats. Point at a token for its figures.</p>
 {blocks}
@@ -236,10 +239,10 @@ def page(rows):
         blocks.append(f"<h2>{html.escape(row['name'])}</h2><p>{html.escape(about)}</p>")
         for word, colour in (("style", ORANGE), ("content", BLUE)):
             spans = []
-            columns = zip(picture["tokens"], picture["kl"], picture["style"], strict=True)
-            for token, kl, style in columns:
-                nats = style if word == "style" else kl - style
-                title = f"KL {kl:.2f}, style {style:.2f}, content {kl - style:+.2f}"
+            columns = zip(picture["tokens"], picture["kl"], picture["content"], strict=True)
+            for token, kl, content in columns:
+                nats = content if word == "content" else kl - content
+                title = f"KL {kl:.2f} = content {content:.2f} + style {kl - content:.2f}"
                 text = html.escape(token).replace("\n", "⏎<br>")
                 spans.append(
                     f'<span title="{title}" style="background: {shade(colour, nats)}">{text}</span>'

@@ -1,112 +1,121 @@
 """Watching a run: what the teacher's signal consists of, and whether the student collapses."""
 
 import json
+import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from data import teacher_messages
-from eval import split
-from kl_estimators import compare_completions
+from kl_estimators import CHUNK_SIZE
 from sampling import completion_hidden, output_head, sample_completions
 from support.chat import encode_prompt
 
 # ---- content and style: the part of the teacher's signal that its demonstration adds ----
 
+OTHERS = 3  # demonstrations of other examples, whose mixture stands for the template without one
 
-def another_example(examples, i):
-    """The next example whose demonstration, and answer where there is one, differ from i's.
 
-    None if all examples have the same.
-    """
+def other_examples(examples, i, most=OTHERS):
+    """The next examples whose demonstration, and answer where there is one, differ from i's."""
     own = examples[i]
+    found = []
     for step in range(1, len(examples)):
         other = examples[(i + step) % len(examples)]
         differs = other.demonstration != own.demonstration or other.text != own.text
         if differs and (own.answer is None or other.answer != own.answer):
-            return other
-    return None
+            found.append(other)
+        if len(found) == most:
+            break
+    return found
 
 
 def swapped_messages(example, other, context, instruction, own_template=None):
     """The teacher's prompt for example's question with what it sees of another example."""
-    shown = type(example)(
-        example.id,
-        example.task,
-        example.messages,
-        demonstration=other.demonstration,
-        text=other.text,
-        source=example.source,
-    )
+    shown = replace(example, demonstration=other.demonstration, text=other.text)
     return teacher_messages(shown, context, instruction, own_template)
 
 
 def teacher_prompts(
     tokenizer, examples, context, instruction, own_template=None, kwargs=None, first=None
 ):
-    """(own, swapped): the teacher's prompts with each example's demonstration, and another's.
+    """(own, swapped) of the first examples (None: of all), as token ids.
 
-    Of the first examples alone, if first is a number; any may be the other one. ValueError if
-    there is no other.
+    own[i] is the teacher's prompt for example i, swapped[i] a list of the same prompt with the
+    demonstrations of other examples. ValueError if there is none.
     """
     own, swapped = [], []
     for i, example in enumerate(examples[:first]):
-        other = another_example(examples, i)
-        if other is None:
+        others = other_examples(examples, i)
+        if not others:
             raise ValueError(f"no example has another demonstration than {example.id}; name more")
         turns = teacher_messages(example, context, instruction, own_template)
         own.append(encode_prompt(tokenizer, turns, kwargs))
-        turns = swapped_messages(example, other, context, instruction, own_template)
-        swapped.append(encode_prompt(tokenizer, turns, kwargs))
+        turns_of_others = [
+            swapped_messages(example, other, context, instruction, own_template) for other in others
+        ]
+        swapped.append([encode_prompt(tokenizer, turns, kwargs) for turns in turns_of_others])
     return own, swapped
 
 
 @torch.no_grad()
-def divided_signal(student, teacher, student_prompts, own, swapped, completions, batch_size=8):
-    """(total_BT, style_BT): KL(teacher || student) at each token of given completions, in nats.
+def divided_signal(student, teacher, student_prompts, own, swapped, completions):
+    """(total_BT, content_BT) at each token of given completions (ids_BT, mask_BT), in nats.
 
-    total: the teacher sees the row's own demonstration. style: the same tokens under another
-    example's, which is what the template's manner alone moves. total - style is what this
-    demonstration adds: the content. completions are (ids_BT, mask_BT).
+    With S the student, T the teacher with the row's own demonstration, and M the mean of the
+    teacher's distributions with other examples' demonstrations,
+
+        total = KL(T || S)      content = KL(T || M)      style = total - content
+
+    M is what the template's manner says whatever the demonstration; content, what this
+    demonstration adds, is never negative. style is sum_v T(v) log (M(v) / S(v)), negative where the
+    manner alone would move the student away from T.
     """
-    totals, styles = [], []
-    for rows in split(list(range(len(student_prompts))), batch_size):
-        ids_BT, mask_BT = (tensor[rows] for tensor in completions)
-        prompts = [student_prompts[row] for row in rows]
-        student_hidden_BTD = completion_hidden(student, prompts, ids_BT, mask_BT)
-        for seen, kls in ((own, totals), (swapped, styles)):
-            prompts = [seen[row] for row in rows]
-            teacher_hidden_BTD = completion_hidden(teacher, prompts, ids_BT, mask_BT)
-            kl_BT, _, _ = compare_completions(
-                student_hidden_BTD,
-                output_head(student),
-                teacher_hidden_BTD,
-                output_head(teacher),
-                ids_BT,
-                "forward",
-            )
-            kls.append(kl_BT)
-    return torch.cat(totals), torch.cat(styles)
+    ids_BT, mask_BT = completions
+    total_BT = torch.zeros(ids_BT.shape, device=ids_BT.device)
+    content_BT = torch.zeros_like(total_BT)
+    for row in range(len(student_prompts)):
+        length = int(mask_BT[row].sum())
+        ids_1T, mask_1T = ids_BT[row, None, :length], mask_BT[row, None, :length]
+        K = len(swapped[row])
+        prompts = [own[row], *swapped[row]]
+        repeated = ids_1T.expand(1 + K, -1), mask_1T.expand(1 + K, -1)
+        student_hidden_1TD = completion_hidden(student, [student_prompts[row]], ids_1T, mask_1T)
+        teacher_hidden_KTD = completion_hidden(teacher, prompts, *repeated)
+        for start in range(0, length, CHUNK_SIZE // (2 + K)):
+            part = slice(start, start + CHUNK_SIZE // (2 + K))
+            student_TV = log_softmax(output_head(student)(student_hidden_1TD[0, part]))
+            teacher_KTV = log_softmax(output_head(teacher)(teacher_hidden_KTD[:, part]))
+            mixture_TV = teacher_KTV[1:].logsumexp(0) - math.log(K)
+            own_TV = teacher_KTV[0]
+            total_BT[row, :length][part] = (own_TV.exp() * (own_TV - student_TV)).sum(-1)
+            content_BT[row, :length][part] = (own_TV.exp() * (own_TV - mixture_TV)).sum(-1)
+    return total_BT, content_BT
 
 
-def content_share(total_BT, style_BT, mask_BT):
-    """{"kl", "style", "content_share", "content_share_error"} of masked tokens.
+def log_softmax(logits):
+    return logits.float().log_softmax(-1)
 
-    kl and style are nats a token; content_share = 1 - style / kl, negative if another example's
-    demonstration moves the student further than its own. Its error is the jackknife's over rows,
+
+def content_share(total_BT, content_BT, mask_BT):
+    """{"kl", "content", "content_share", "content_share_error"} of masked tokens.
+
+    kl and content are nats a token; content_share = content / kl. It is above 1 where the template
+    alone would move the student away from the teacher. Its error is the jackknife's over rows,
     since the tokens of one row belong together.
     """
     total_B = torch.where(mask_BT, total_BT, 0.0).sum(1).double()
-    style_B = torch.where(mask_BT, style_BT, 0.0).sum(1).double()
-    tokens = mask_BT.sum().item()
-    kl, style = total_B.sum().item(), style_B.sum().item()
-    figures = {"kl": kl / tokens, "style": style / tokens, "content_share": 1 - style / kl}
+    content_B = torch.where(mask_BT, content_BT, 0.0).sum(1).double()
+    tokens = max(1, mask_BT.sum().item())
+    kl, content = total_B.sum().item(), content_B.sum().item()
+    figures = {"kl": kl / tokens, "content": content / tokens}
     B = len(total_B)
-    if B > 1:
-        without_B = 1 - (style - style_B) / (kl - total_B)
+    if kl > 0 and B > 1:
+        without_B = (content - content_B) / (kl - total_B)
         spread = (without_B - without_B.mean()).square().sum().item()
+        figures["content_share"] = content / kl
         figures["content_share_error"] = ((B - 1) / B * spread) ** 0.5
     return figures
 
@@ -122,7 +131,7 @@ class Watched:
 
     student_prompts: list
     own: list  # the teacher's prompts
-    swapped: list  # the same with another example's demonstration
+    swapped: list  # for each, the same with other examples' demonstrations
     uniforms_BT: torch.Tensor
 
 
@@ -132,7 +141,7 @@ def watched_rows(tokenizer, train, pairs, config):
         return None
     fitting = {pair.id for pair in pairs}
     examples = [example for example in train if example.id in fitting]
-    if any(another_example(examples, i) is None for i in range(len(examples[:WATCHED_ROWS]))):
+    if not all(other_examples(examples, i, most=1) for i in range(len(examples[:WATCHED_ROWS]))):
         return None
     seen = config.teacher_context, config.teacher_instruction, config.teacher_template
     own, swapped = teacher_prompts(
@@ -159,10 +168,10 @@ def watch_content(student, teacher, watched, config, ending):
         **ending,
     )
     completions = rollout.completion_ids_BT, rollout.completion_mask_BT
-    total_BT, style_BT = divided_signal(
+    total_BT, content_BT = divided_signal(
         student, teacher, watched.student_prompts, watched.own, watched.swapped, completions
     )
-    figures = content_share(total_BT, style_BT, rollout.completion_mask_BT)
+    figures = content_share(total_BT, content_BT, rollout.completion_mask_BT)
     return {
         name: figures[name] for name in ("content_share", "content_share_error") if name in figures
     }

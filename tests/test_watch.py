@@ -13,13 +13,14 @@ from conftest import ROOT, tiny_llama, tiny_tokenizer
 
 import sdft
 from config import Config, reject_contradictions
-from data import Example, teacher_messages
+from data import Example
+from support import watch
 from support.chat import encode_prompt
 from support.watch import (
-    another_example,
     collapse,
     content_share,
     divided_signal,
+    other_examples,
     same_opening,
     teacher_prompts,
 )
@@ -149,6 +150,7 @@ def examples():
         ("Is it a?", "It is an a.", "A"),
         ("Is it b?", "It is a b.", "A"),
         ("c?", "C it is.", "B"),
+        ("d?", "Say {question}.", "D"),
     ]
     return [
         Example(str(i), "science", [{"role": "user", "content": q}], demonstration=d, answer=a)
@@ -156,58 +158,88 @@ def examples():
     ]
 
 
-def test_the_other_demonstration_has_another_answer():
-    """The second example has the first one's letter, so the third is its other."""
+def test_other_demonstrations_have_another_answer():
+    """The second example has the first one's letter, so it is no other of it."""
     some = examples()
-    assert [another_example(some, i).id for i in range(3)] == ["2", "2", "0"]
-    assert another_example(some[:2], 0) is None
+    found = [[other.id for other in other_examples(some, i)] for i in range(4)]
+    assert found == [["2", "3"], ["2", "3"], ["3", "0", "1"], ["0", "1", "2"]]
+    assert [other.id for other in other_examples(some, 2, most=1)] == ["3"]
     with pytest.raises(ValueError, match="no example has another demonstration than 0"):
         teacher_prompts(tiny_tokenizer(), some[:2], "demonstration", "plain")
 
 
-def test_content_and_style_are_two_dense_kls():
-    """Oracle: torch.distributions on full passes, row by row, with the prompts written out."""
+def dense(model, prompt, ids):
+    """The next-token probabilities at each of ids, from one full pass -> [T, V]."""
+    logits_LV = model(torch.tensor([prompt + ids])).logits[0]
+    return logits_LV[len(prompt) - 1 : -1].double().softmax(-1)
+
+
+@pytest.mark.parametrize("chunk", [256, 5])
+def test_content_and_total_are_dense_kls(chunk, monkeypatch):
+    """Oracle: torch.distributions on full passes of prompts that are written out here."""
+    monkeypatch.setattr(watch, "CHUNK_SIZE", chunk)
     tokenizer = tiny_tokenizer()
     student = tiny_llama(vocab_size=len(tokenizer))
     teacher = tiny_llama(vocab_size=len(tokenizer), seed=1)
     some = examples()
     own, swapped = teacher_prompts(tokenizer, some, "demonstration", "plain")
     students = [encode_prompt(tokenizer, example.messages) for example in some]
-    ids_BT = torch.tensor([[40, 41, 42], [43, 44, 1], [45, 1, 1]])
-    mask_BT = torch.tensor([[True, True, True], [True, True, True], [True, True, False]])
-    completions = ids_BT, mask_BT
-    found = divided_signal(student, teacher, students, own, swapped, completions, batch_size=2)
-    others = [some[2], some[2], some[0]]
+    ids_BT = torch.tensor([[40, 41, 42], [43, 44, 1], [45, 1, 1], [46, 47, 48]])
+    mask_BT = torch.tensor([[True] * 3, [True] * 3, [True, True, False], [True] * 3])
+    total_BT, content_BT = divided_signal(
+        student, teacher, students, own, swapped, (ids_BT, mask_BT)
+    )
+    others = [[2, 3], [2, 3], [3, 0, 1], [0, 1, 2]]
+
+    def seen(question, demonstration):
+        content = (
+            f"{question}\n\nThis is an example for a response to the question:\n{demonstration}"
+            "\n\nNow answer with a response of your own."
+        )
+        return encode_prompt(tokenizer, [{"role": "user", "content": content}])
+
+    kl = torch.distributions.kl_divergence
     for b, example in enumerate(some):
         ids = ids_BT[b][mask_BT[b]].tolist()
-        for kl_BT, shown in zip(found, (example, others[b]), strict=True):
-            question = example.messages[0]["content"]
-            content = teacher_messages(shown, instruction="plain")[0]["content"].replace(
-                shown.messages[0]["content"], question, 1
-            )
-            prompt = encode_prompt(tokenizer, [{"role": "user", "content": content}])
-            logits = [
-                model(torch.tensor([seen + ids])).logits[0, len(seen) - 1 : -1]
-                for model, seen in ((teacher, prompt), (student, students[b]))
-            ]
-            p, q = (torch.distributions.Categorical(logits=x) for x in logits)
-            expected = torch.distributions.kl_divergence(p, q)
-            torch.testing.assert_close(kl_BT[b][: len(ids)], expected, rtol=1e-4, atol=1e-5)
+        question = example.messages[0]["content"]
+        s_TV = dense(student, students[b], ids)
+        t_TV = dense(teacher, seen(question, example.demonstration), ids)
+        m_TV = sum(
+            dense(teacher, seen(question, some[j].demonstration), ids) for j in others[b]
+        ) / len(others[b])
+        p, q, m = (torch.distributions.Categorical(probs=x) for x in (t_TV, s_TV, m_TV))
+        for found_BT, expected in ((total_BT, kl(p, q)), (content_BT, kl(p, m))):
+            found = found_BT[b][: len(ids)].double()
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_teacher_that_no_demonstration_moves_teaches_style_alone(monkeypatch):
+    """Its prompts are equal whatever is shown: content is 0, and all of the KL is style."""
+    tokenizer = tiny_tokenizer()
+    student, teacher = (tiny_llama(vocab_size=len(tokenizer), seed=seed) for seed in (0, 1))
+    prompts = [[5, 6, 7], [5, 6, 8]]
+    completions = torch.tensor([[40, 41], [42, 43]]), torch.ones(2, 2, dtype=torch.bool)
+    total_BT, content_BT = divided_signal(
+        student, teacher, prompts, prompts, [[prompt] * 3 for prompt in prompts], completions
+    )
+    assert total_BT.min() > 0.01
+    torch.testing.assert_close(content_BT, torch.zeros(2, 2), rtol=0, atol=1e-5)
 
 
 def test_the_share_and_its_error_by_hand():
-    """KL 4 + 2 over 3 tokens, style 1 + 1: content 1 - 2/6.
+    """KL 4 + 2 over 3 tokens, content 1 + 1: a share of 2/6.
 
-    Without the first row it is 1 - 1/2, without the second 1 - 1/4: jackknife
+    Without the first row it is 1/2, without the second 1/4: jackknife
     sqrt(1/2 (0.125^2 + 0.125^2)) = 0.125. What the mask hides is not counted.
     """
     total = torch.tensor([[1.0, 3.0], [2.0, float("nan")]])
-    style = torch.tensor([[0.5, 0.5], [1.0, 9.0]])
+    content = torch.tensor([[0.5, 0.5], [1.0, 9.0]])
     mask = torch.tensor([[True, True], [True, False]])
-    figures = content_share(total, style, mask)
-    assert figures["kl"] == pytest.approx(2) and figures["style"] == pytest.approx(2 / 3)
-    assert figures["content_share"] == pytest.approx(2 / 3)
+    figures = content_share(total, content, mask)
+    assert figures["kl"] == pytest.approx(2) and figures["content"] == pytest.approx(2 / 3)
+    assert figures["content_share"] == pytest.approx(1 / 3)
     assert figures["content_share_error"] == pytest.approx(0.125)
+    assert "content_share" not in content_share(total * 0, content * 0, mask & False)
 
 
 # ---- in a run ----
