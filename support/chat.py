@@ -8,7 +8,12 @@ import inspect
 import json
 import re
 import uuid
+from datetime import datetime
 from functools import lru_cache
+
+# The date that a template may write: one moment for all prompts of a process. A resumed run sets
+# tokenizer.template_moment to that of its first start (support/run.py).
+STARTED = datetime.now()
 
 
 def encode_prompt(tokenizer, messages, template_kwargs=None):
@@ -17,6 +22,57 @@ def encode_prompt(tokenizer, messages, template_kwargs=None):
     They equal apply_chat_template's, except that a control token typed inside a turn, such as
     <|im_end|>, stays text. template_kwargs go to the template: {"enable_thinking": False}.
     """
+    return _encode_turns(tokenizer, messages, template_kwargs, generation_prompt=True)
+
+
+def encode_answer(tokenizer, messages, answer, template_kwargs=None):
+    """The token ids that the template writes after a prompt for an assistant's turn.
+
+    Through the token that ends the turn, so that what supervised fine-tuning trains is what the
+    model writes when it is asked: an empty thought, a channel or a blank before the answer is part
+    of it. None if the template refuses the turn, writes another prompt before it, or no end.
+    """
+    prompt = encode_prompt(tokenizer, messages, template_kwargs)
+    end = turn_end(tokenizer)
+    try:
+        turns = [*messages, {"role": "assistant", "content": answer}]
+        ids = _encode_turns(tokenizer, turns, template_kwargs, generation_prompt=False)
+    except ValueError:
+        return None
+    if ids[: len(prompt)] != prompt or end not in ids[len(prompt) :]:
+        return None
+    last = len(ids) - ids[::-1].index(end)  # blanks after the end are the next turn's
+    return ids[len(prompt) : last]
+
+
+def turn_end(tokenizer):
+    """The id of the control token that the template writes after an assistant's content, or None.
+
+    It must end completions, also where no list of EOS tokens names it.
+    """
+    return _turn_end(tokenizer, tokenizer.chat_template)
+
+
+@lru_cache(maxsize=8)
+def _turn_end(tokenizer, template):
+    from jinja2 import TemplateError
+
+    content = "The largest planet is Jupiter"
+    turns = [
+        {"role": "user", "content": "Which planet is largest?"},
+        {"role": "assistant", "content": content},
+    ]
+    try:
+        rendered = _apply_template(tokenizer, turns, reads_parts(tokenizer), False)
+    except (TemplateError, TypeError, ValueError):
+        return None
+    after = rendered.rpartition(content)[2]
+    control = sorted(_control_tokens(tokenizer), key=len, reverse=True)
+    found = re.match(rf"\s*({'|'.join(map(re.escape, control)) or '(?!)'})", after)
+    return tokenizer.convert_tokens_to_ids(found[1]) if found else None
+
+
+def _encode_turns(tokenizer, messages, template_kwargs, generation_prompt):
     if tokenizer.chat_template is None:
         raise ValueError("the tokenizer has no chat template; choose an instruction-tuned model")
     from jinja2 import TemplateError  # here: reading data alone needs no package
@@ -25,45 +81,14 @@ def encode_prompt(tokenizer, messages, template_kwargs=None):
     parts = reads_parts(tokenizer)
     try:
         if not any(typed):
-            return _apply_template(tokenizer, messages, parts, template_kwargs, tokenize=True)
-        return _encode_typed(tokenizer, messages, typed, parts, template_kwargs)
+            return _apply_template(
+                tokenizer, messages, parts, generation_prompt, template_kwargs, tokenize=True
+            )
+        return _encode_typed(tokenizer, messages, typed, parts, generation_prompt, template_kwargs)
     except TemplateError as error:  # some templates take no system turn, for example
         roles = ", ".join(turn["role"] for turn in messages)
         what = f"the chat template refuses a prompt with the turns {roles}"
         raise ValueError(f"{what}: {error}") from None
-
-
-def encode_answer(tokenizer, messages, text, template_kwargs=None):
-    """Token ids of a given answer to a prompt, without an EOS: what follows encode_prompt's.
-
-    The template decides what stands before the text: Qwen3 with thinking writes an empty thought,
-    gpt-oss the name of its final channel, most nothing. A text that brings its own </think> is
-    taken as it is.
-    """
-    if "</think>" in text:
-        return encode_text(tokenizer, text, "assistant")
-    prompt = _apply_template(tokenizer, messages, reads_parts(tokenizer), template_kwargs)
-    if prompt.rstrip().endswith("<think>"):  # or the whole answer would be a thought
-        return encode_text(tokenizer, f"\n</think>\n\n{text}", "assistant")
-    header = _answer_header(tokenizer, messages, prompt, template_kwargs)
-    return encode_text(tokenizer, text, "assistant", header)
-
-
-def _answer_header(tokenizer, messages, prompt, template_kwargs):
-    """What the template writes between the rendered prompt and the text of the answer to it."""
-    mark = f"mark{uuid.uuid4().hex}"
-    conversation = [*messages, {"role": "assistant", "content": mark}]
-    whole = _apply_template(
-        tokenizer,
-        conversation,
-        reads_parts(tokenizer),
-        template_kwargs,
-        add_generation_prompt=False,
-    )
-    before, found, _ = whole.partition(mark)
-    # a template may write an earlier turn otherwise than it begins a new one: Qwen3's drops the
-    # empty thought of a conversation that goes on
-    return before.removeprefix(prompt) if found and before.startswith(prompt) else ""
 
 
 # switches that published templates have; named in an error message
@@ -116,7 +141,7 @@ def _reads_parts(tokenizer, template):
     for parts in (False, True):
         try:
             first, second = (
-                _apply_template(tokenizer, [{"role": "user", "content": text}], parts)
+                _apply_template(tokenizer, [{"role": "user", "content": text}], parts, True)
                 for text in ("Which planet is largest?", "Who wrote Hamlet?")
             )
         except (TemplateError, TypeError):
@@ -130,18 +155,27 @@ def _reads_parts(tokenizer, template):
 
 
 def _apply_template(
-    tokenizer, messages, parts, template_kwargs=None, tokenize=False, add_generation_prompt=True
+    tokenizer, messages, parts, generation_prompt, template_kwargs=None, tokenize=False
 ):
     if parts:
         contents = [[{"type": "text", "text": turn["content"]}] for turn in messages]
         messages = [turn | {"content": c} for turn, c in zip(messages, contents, strict=True)]
+    moment = getattr(tokenizer, "template_moment", STARTED)
     return tokenizer.apply_chat_template(
         messages,
-        add_generation_prompt=add_generation_prompt,
+        chat_template=_dated(tokenizer.chat_template, moment),
+        add_generation_prompt=generation_prompt,
         tokenize=tokenize,
         return_dict=False,
         **(template_kwargs or {}),
     )
+
+
+@lru_cache(maxsize=8)
+def _dated(template, moment):
+    """A template in which each strftime_now("…") is the text that it gives at that moment."""
+    call = r"strftime_now\(\s*(['\"])(.*?)\1\s*\)"
+    return re.sub(call, lambda match: repr(moment.strftime(match[2])), template)
 
 
 def _typed_control_tokens(tokenizer, messages):
@@ -151,18 +185,32 @@ def _typed_control_tokens(tokenizer, messages):
     mark <|user|> as not special. Other added tokens, such as runs of blanks or <b>, are ordinary
     text. An assistant's turn keeps its <think>: the model wrote it, and templates look for it.
     """
-    added = [token for token in tokenizer.added_tokens_decoder.values() if token.content.strip()]
-    special = {token.content for token in added if token.special}
-    written = {token.content for token in added if token.content in str(tokenizer.chat_template)}
+    control = _control_tokens(tokenizer)
     typed = []
     for turn in messages:
-        control = special if turn["role"] == "assistant" else special | written
-        found = [token for token in control if token in turn["content"]]
+        # an assistant's turn keeps its <think>, which some models mark as not special
+        kept = turn["role"] == "assistant"
+        found = [
+            token
+            for token, special in control.items()
+            if token in turn["content"] and (special or not kept)
+        ]
         typed.append(sorted(found, key=lambda token: (-len(token), token)))
     return typed
 
 
-def _encode_typed(tokenizer, messages, typed, parts, template_kwargs):
+def _control_tokens(tokenizer):
+    """{text of a control token: whether it is special}."""
+    added = [token for token in tokenizer.added_tokens_decoder.values() if token.content.strip()]
+    template = str(tokenizer.chat_template)
+    return {
+        token.content: token.special
+        for token in added
+        if token.special or token.content in template
+    }
+
+
+def _encode_typed(tokenizer, messages, typed, parts, generation_prompt, template_kwargs):
     """Token ids of a prompt whose turn i contains the control tokens typed[i] as text.
 
     Replaces each by a mark that no text contains, renders the template and cuts the result at the
@@ -176,10 +224,12 @@ def _encode_typed(tokenizer, messages, typed, parts, template_kwargs):
         pattern = "|".join(map(re.escape, found)) or "(?!)"  # (?!) matches nowhere
         content = re.sub(pattern, lambda match: mark_of[match[0]], turn["content"])
         marked.append(turn | {"content": content})
-    rendered = _apply_template(tokenizer, marked, parts, template_kwargs)
+    rendered = _apply_template(tokenizer, marked, parts, generation_prompt, template_kwargs)
     pieces = [token_of.get(piece, piece) for piece in re.split(f"({'|'.join(token_of)})", rendered)]
     # a template that looks for the token in the content would write another prompt around a mark
-    if "".join(pieces) != _apply_template(tokenizer, messages, parts, template_kwargs):
+    if "".join(pieces) != _apply_template(
+        tokenizer, messages, parts, generation_prompt, template_kwargs
+    ):
         raise ValueError(
             f"the chat template treats turns that contain {', '.join(tokens)} in another way; "
             f"take it out of the prompt that ends with {shorten(messages[-1]['content'][-60:])}"
@@ -187,22 +237,11 @@ def _encode_typed(tokenizer, messages, typed, parts, template_kwargs):
     return _encode_pieces(tokenizer, pieces)
 
 
-def encode_text(tokenizer, text, role, header=""):
-    """Token ids of a text by "user" or "assistant"; a control token typed in it stays text.
-
-    header stands before it, and its control tokens are ones.
-    """
+def encode_text(tokenizer, text, role):
+    """Token ids of a text by "user" or "assistant"; a control token typed in it stays text."""
     [typed] = _typed_control_tokens(tokenizer, [{"role": role, "content": text}])
     pieces = re.split(f"({'|'.join(map(re.escape, typed))})", text) if typed else [text]
-    if _adds_blank(tokenizer):
-        header = header.removeprefix(" ")  # the tokenizer's own blank
-    return _encode_pieces(tokenizer, [header + pieces[0], *pieces[1:]])
-
-
-def _adds_blank(tokenizer):
-    """Whether a tokenizer puts a blank ("▁") before each text, as sentencepiece does."""
-    anchor = tokenizer.encode("\x01", add_special_tokens=False)
-    return tokenizer.convert_ids_to_tokens(anchor[:1]) == ["▁"]
+    return _encode_pieces(tokenizer, pieces)
 
 
 def _encode_pieces(tokenizer, pieces):
@@ -211,20 +250,15 @@ def _encode_pieces(tokenizer, pieces):
     A control token cut after its first character is no longer recognised as one.
     """
     parts = [part for i, x in enumerate(pieces) for part in ((x[:1], x[1:]) if i % 2 else (x,))]
-    # encode all parts but the first behind a character that merges with nothing, and drop what
-    # that one gives
+    # sentencepiece puts a blank ("▁") before a text: encode all parts but the first behind a
+    # character that merges with nothing, and drop what that one gives
     anchor = tokenizer.encode("\x01", add_special_tokens=False)
-    adds_blank = _adds_blank(tokenizer)
+    adds_blank = tokenizer.convert_ids_to_tokens(anchor[:1]) == ["▁"]
     ids = []
     for part in parts:
         before, dropped = ("\x01", len(anchor)) if adds_blank and ids else ("", 0)
         ids += tokenizer.encode(before + part, add_special_tokens=False)[dropped:]
     return ids
-
-
-def opens_thoughts(tokenizer, prompt):
-    """Whether a prompt (token ids) ends with a <think> that the template writes before answers."""
-    return tokenizer.decode(prompt[-16:]).rstrip().endswith("<think>")
 
 
 def shorten(value):

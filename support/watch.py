@@ -147,10 +147,16 @@ def watched_rows(tokenizer, train, pairs, config):
     own, swapped = teacher_prompts(
         tokenizer, examples, *seen, kwargs=config.chat_template_kwargs, first=WATCHED_ROWS
     )
-    prompts = [
-        encode_prompt(tokenizer, example.messages, config.chat_template_kwargs)
-        for example in examples[:WATCHED_ROWS]
-    ]
+    rows = []
+    for example, prompt, others in zip(examples, own, swapped, strict=False):
+        # with another's longer article the prompt may exceed what the model can take
+        fitting = [other for other in others if len(other) <= config.max_teacher_prompt_tokens]
+        if fitting:
+            student_prompt = encode_prompt(tokenizer, example.messages, config.chat_template_kwargs)
+            rows.append((student_prompt, prompt, fitting))
+    if not rows:
+        return None
+    prompts, own, swapped = (list(column) for column in zip(*rows, strict=True))
     # no seed of the run, and the same draws at each validation, so that figures compare
     shape = len(prompts), min(WATCHED_TOKENS, config.max_new_tokens)
     return Watched(prompts, own, swapped, torch.from_numpy(np.random.default_rng(0).random(shape)))

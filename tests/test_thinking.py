@@ -53,10 +53,10 @@ CONTROL = [
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
 
 CASES = [
-    (PLAIN, None, "<|im_end|>\n"),
-    (QWEN3, None, "<|im_end|>\n"),
-    (QWEN3, {"enable_thinking": True}, "<|im_end|>\n"),
-    (QWEN3, {"enable_thinking": False}, "<|im_end|>\n"),
+    (PLAIN, None, "<|im_end|>"),
+    (QWEN3, None, "<|im_end|>"),
+    (QWEN3, {"enable_thinking": True}, "<|im_end|>"),
+    (QWEN3, {"enable_thinking": False}, "<|im_end|>"),
     (GPT_OSS, None, "<|return|>"),
     (GPT_OSS, {"reasoning_effort": "low"}, "<|return|>"),
     (GPT_OSS, {"reasoning_effort": "high"}, "<|return|>"),
@@ -106,30 +106,32 @@ def test_a_demonstration_follows_the_prompt_as_the_template_writes_it(
     whole = rendered(template, conversation, kwargs, add_generation_prompt=False)
     prompt = encode_prompt(tokenizer, TURNS, kwargs)
     ids = encode_answer(tokenizer, TURNS, demonstration, kwargs)
-    assert tokenizer.decode(prompt + ids) + end == whole
+    whole = whole.removesuffix("\n")  # after the end of the turn
+    assert tokenizer.decode(prompt + ids) == whole and whole.endswith(end)
     if "<|im_end|>" in demonstration:
-        assert tokenizer.convert_tokens_to_ids("<|im_end|>") not in ids
+        ends = tokenizer.convert_tokens_to_ids([end])
+        assert [i for i in ids if i in {*ends, tokenizer.eos_token_id}] == ends
     else:
-        assert prompt + ids + encoded(tokenizer, end) == encoded(tokenizer, whole)
+        assert prompt + ids == encoded(tokenizer, whole)
 
 
 def test_what_a_template_writes_before_an_answer():
     header = {
-        (PLAIN, None): "",
-        (QWEN3, None): "<think>\n\n</think>\n\n",
-        (QWEN3, False): "",  # the prompt has it
-        (GPT_OSS, None): "<|channel|>final<|message|>",
+        (PLAIN, None, "<|im_end|>"): "",
+        (QWEN3, None, "<|im_end|>"): "<think>\n\n</think>\n\n",
+        (QWEN3, False, "<|im_end|>"): "",  # the prompt has it
+        (GPT_OSS, None, "<|return|>"): "<|channel|>final<|message|>",
     }
-    for (template, thinking), expected in header.items():
+    for (template, thinking, end), expected in header.items():
         kwargs = None if thinking is None else {"enable_thinking": thinking}
         ids = encode_answer(with_template(template), TURNS, "So.", kwargs)
-        assert with_template(template).decode(ids) == expected + "So."
+        assert with_template(template).decode(ids) == expected + "So." + end
 
 
 def test_a_demonstration_with_its_own_thought_keeps_it():
     tokenizer = with_template(QWEN3)
     text = "<think>\nHm.\n</think>\n\nSo."
-    assert tokenizer.decode(encode_answer(tokenizer, TURNS, text)) == text
+    assert tokenizer.decode(encode_answer(tokenizer, TURNS, text)) == text + "<|im_end|>"
 
 
 @pytest.mark.parametrize(
