@@ -66,6 +66,7 @@ CASES = [
 def with_template(template):
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(CONTROL, special_tokens=True)
+    tokenizer.add_tokens(["<think>", "</think>"])  # not special, as in Qwen3
     tokenizer.chat_template = template
     return tokenizer
 
