@@ -10,7 +10,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_llama, tiny_tokenizer
+from conftest import ROOT, tiny_llama, tiny_tokenizer
 
 import baselines
 import sdft
@@ -286,3 +286,16 @@ def test_only_methods_that_sample_pay_for_it(main, method, samples, tiny_folder,
     if samples:
         for role in ("student", "teacher"):
             assert found[0]["sampled"][role] == found[1]["sampled"][role]
+
+
+def test_the_readmes_preflight_is_that_of_the_results_file():
+    """Each line of the README's block, as far as it is shown; times differ between machines."""
+    record = json.loads((ROOT / "results" / "preflight-science.json").read_text())
+    measured = record["preflight"]
+    printed = format_preflight(measured, "demonstration", verdict(measured)[1]).splitlines()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = readme.split("```\npreflight on")[1].split("\n```")[0]
+    shown = ("preflight on" + block).splitlines()
+    assert len(shown) == len(printed) and len(printed) == 8
+    for line, whole in zip(shown, printed, strict=True):
+        assert whole.startswith(line.removesuffix("…").rstrip()), line
