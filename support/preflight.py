@@ -21,7 +21,8 @@ from support.chat import encode_prompt
 
 SAMPLED_ANSWERS = 2  # to each question, by student and by teacher
 SAMPLED_QUESTIONS = 32  # the first ones: at most 64 answers of each of the two
-OFTEN = 0.2  # a share of the teacher's sampled answers that a warning names
+# shares of the teacher's sampled answers above which a warning names them
+OFTEN, WRONG = 0.2, 1 / 3
 
 
 @torch.no_grad()
@@ -202,21 +203,26 @@ def warnings(figures):
         return []
     lines = []
     greedy, sampled = figures["teacher"].get("correct"), teacher.get("correct")
-    if None not in (greedy, sampled):
+    if None not in (greedy, sampled):  # a judge may have judged nothing
         lost = greedy - sampled
         if lost > OFTEN and lost > 2 * teacher["standard_error"]:
             lines.append(
                 f"sampled, the teacher is right in {sampled:.0%} and not in {greedy:.0%}: the "
                 "student learns its wrong answers, too"
             )
+        elif 1 - sampled > WRONG:
+            lines.append(
+                f"the teacher is wrong in {1 - sampled:.0%} of its sampled answers; the student "
+                "learns these, too"
+            )
     if teacher["artefacts"] > OFTEN:
         lines.append(
             f"{teacher['artefacts']:.0%} of the teacher's sampled answers open with words about "
             "what only it sees; the student learns to say them"
         )
-    if teacher["finished"] < 0.5:
+    if 1 - teacher["finished"] > OFTEN:
         lines.append(
-            f"only {teacher['finished']:.0%} of the teacher's sampled answers end within "
+            f"{1 - teacher['finished']:.0%} of the teacher's sampled answers do not end within "
             "the limit; the student learns to go on"
         )
     if figures["sampled"]["copied"] > 0.5:

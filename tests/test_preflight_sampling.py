@@ -205,7 +205,10 @@ def test_sampled_answers_that_are_cut_off_are_named():
         ({"sampled": (0.1, 0.48)}, "right in 48% and not in 100%"),
         ({"sampled": (0.1, 0.88)}, None),
         ({"artefacts": 0.3}, "30% of the teacher's sampled answers open with words"),
-        ({"finished": 0.4}, "only 40% of the teacher's sampled answers end"),
+        ({"finished": 0.67}, "33% of the teacher's sampled answers do not end"),
+        ({"finished": 0.85}, None),
+        ({"greedy": (0.1, 0.4), "sampled": (0.1, 0.48)}, "wrong in 52% of its sampled answers"),
+        ({"greedy": (0.1, 0.7), "sampled": (0.1, 0.7)}, None),
         ({"copied": 0.75}, "75% .* word for word"),
     ],
 )
