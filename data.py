@@ -309,8 +309,8 @@ def check_unseen(general, train):
 
 
 def _prompt_text(example):
-    """All turns of a prompt in a form that ignores case and white space."""
-    turns = [f"{turn['role']} {turn['content']}" for turn in example.messages]
+    """All turns of a prompt but a system turn, in a form that ignores case and white space."""
+    turns = [f"{t['role']} {t['content']}" for t in example.messages if t["role"] != "system"]
     return " ".join("\n".join(turns).casefold().split())
 
 

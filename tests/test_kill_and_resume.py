@@ -14,24 +14,22 @@ import time
 from pathlib import Path
 
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for the script
-
-from models import list_checkpoints
-
 import sdft
+from support.checkpoint import list_checkpoints
 
 KILLS, STEPS = 3, 10
 FLAGS = (
     f"--force --task science --preset laptop --steps {STEPS} --batch-size 2 --max-new-tokens 6 "
-    "--max-prompt-tokens 1000 --max-teacher-prompt-tokens 1500 --train-examples 8 "
+    "--max-prompt-tokens 1000 --max-teacher-prompt-tokens 1500 "
     "--eval-examples 2 --general-tokens 4 --eval-every 5 --save-every 2 --learning-rate 1e-3"
 ).split()
 
 
 def test_killed_runs_end_in_the_same_bits(tiny_folder, tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, __file__, str(tiny_folder), str(tmp_path)]
     subprocess.run(command, check=True, env=environment)
     killed_runs = sorted(tmp_path.glob("killed-*"))
