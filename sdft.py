@@ -164,19 +164,12 @@ def train(run, take_step=sdft_step):
             if validates:
                 if config.teacher in ("ema", "base"):
                     metrics["teacher_gap"] = relative_distance(teacher, student)
-                metrics["validation"] = validate(run, step)
-                if watched is not None:
-                    metrics["validation"] |= watch_content(
-                        student, teacher, watched, config, stop_ids
-                    )
+                metrics["validation"] = validate(run, teacher, step, watched, stop_ids)
             bar.write(log_line(step, metrics))
             if validates:
                 bar.write(log_line(step, metrics["validation"], "  validation"))
-                if run.collapse is None:
-                    run.collapse = find_collapse(run.folder, step, metrics["validation"])
-                    if run.collapse is not None:
-                        metrics["collapse"] = run.collapse
-                        bar.write(f"warning: {run.collapse}. {AFTER_COLLAPSE[config.on_collapse]}")
+                if "collapse" in metrics["validation"]:
+                    bar.write(f"warning: {run.collapse}. {AFTER_COLLAPSE[config.on_collapse]}")
             if config.sample_every and step % config.sample_every == 0:
                 seen = rollout_report(run.tokenizer, batch, rollout)
                 bar.write(f"           {seen['id']}: {seen['completion']!r}")
@@ -222,14 +215,20 @@ def make_teacher(student, config, teacher_model):
     return teacher_model  # of baselines.py: another model, or None
 
 
-def validate(run, step):
-    """Greedy accuracy on validation, and drift; the best weights so far are saved in best/."""
+def validate(run, teacher, step, watched, stop_ids):
+    """Accuracy on validation, drift, and signs of a collapse; best/ gets the best weights so far."""
     summary = report(run, {"validation": run.splits.validation}, f"step {step}")["validation"]
     rank = validation_rank(summary)
     # >=: of two equal validations the later one has learned more from the teacher
     if rank is not None and (run.best is None or rank >= run.best["rank"]):
         run.best = {"step": step, "rank": rank}
         save_model(run.folder / "best", run.student, run.tokenizer)
+    if watched is not None:
+        summary |= watch_content(run.student, teacher, watched, run.config, stop_ids)
+    if run.collapse is None:
+        run.collapse = find_collapse(run.folder, step, summary)
+        if run.collapse is not None:
+            summary["collapse"] = run.collapse
     return summary
 
 
