@@ -321,7 +321,7 @@ class GraphLayer(CacheLayer):
 
 @dataclass
 class GraphState:
-    """What a step reads and writes for each row, with a column for each token from the prompt on."""
+    """What a step reads and writes for each row; L columns, those of the prompt among them."""
 
     ids_RL: torch.Tensor  # the tokens drawn so far
     uniforms_RL: torch.Tensor
