@@ -419,21 +419,25 @@ def decode_by_graph(model, prompt_ids, uniforms_BT, ids_BT, eos_ids, temperature
         torch.cuda.empty_cache()  # the memory of a graph is of use to nobody else
 
 
-def compare_steps(model, cache, state, column, L, *options):
+def compare_steps(model, cache, state, column, L, eos_ids, temperature, top_p):
     """Decode COMPARED_STEPS tokens, each by a graph and without -> the column of the last one.
 
-    The graph reads whole buffers of L columns. Raises ValueError if the log-probabilities differ by
-    more than rounding, in the mean over the distribution that they belong to.
+    The graph reads whole buffers of L columns. Raises ValueError if it draws other tokens from its
+    logits than draw does, or if its log-probabilities differ from those of next_logits by more than
+    rounding, in the mean over their distribution.
     """
     tolerance = 1e-4 if model.dtype == torch.float32 else 0.1  # nats; bfloat16 has eight bits
     step = None
     for _ in range(min(COMPARED_STEPS, L - 1 - column)):
         if step is None:
-            found_RV, step = record(model, cache, state, L, *options)
+            found_RV, step = record(model, cache, state, L, eos_ids, temperature, top_p)
         else:
             found_RV = step()
         last_R1 = state.ids_RL[:, column, None]
         column += 1
+        drawn_R = draw(found_RV, state.uniforms_RL[:, column], temperature, top_p)
+        if not torch.equal(drawn_R, state.ids_RL[:, column]):
+            raise ValueError("it would draw other tokens")
         expected_RV = next_logits(model, last_R1, state.mask_RL[:, :column], cache).log_softmax(-1)
         difference_RV = (found_RV.log_softmax(-1) - expected_RV).abs()
         error = (expected_RV.exp() * difference_RV).sum(-1).max().item()
