@@ -32,6 +32,7 @@ from eval import sample_base_answers, split
 from kl_estimators import REDUCTIONS, completion_logprobs, sequence_mean
 from optim import clip_gradients
 from sampling import Rollout, completion_hidden, output_head, sample_completions, stop_tokens
+from scoring import THOUGHTS, opened_thought
 from sdft import (
     TEACHER_ANSWERS,
     micro_batches,
@@ -41,9 +42,10 @@ from sdft import (
     train,
     update,
 )
-from support.chat import encode_text, opens_thoughts
+from support.chat import encode_answer, encode_text, turn_end
 from support.checkpoint import read_state
-from support.models import load_model
+from support.console import replace_unprintable
+from support.models import load_model, model_positions
 from support.preflight import preflight_or_exit
 from support.run import finish, prepare, record_before, run_folder
 
@@ -103,24 +105,60 @@ def given_rollout(batch, device):
 
 
 def demonstrations(run):
-    """What SFT and DFT train on: the demonstration and an EOS."""
-    texts = {example.id: example.demonstration for example in run.splits.train}
-    pairs = []
+    """What SFT and DFT train on: the assistant's turn, as the model's template writes it."""
+    examples = {example.id: example for example in run.splits.train}
+    pairs, plain = [], 0
     for pair in run.pairs:
-        text = texts[pair.id]
-        if opens_thoughts(run.tokenizer, pair.student_prompt) and "</think>" not in text:
-            # or the whole demonstration would be a thought, and no answer
-            text = f"\n</think>\n\n{text}"
-        ids = encode_text(run.tokenizer, text, "assistant") + [eos_token_id(run)]
+        example = examples[pair.id]
+        ids = encode_answer(run.tokenizer, example.messages, example.demonstration)
+        if ids is None:
+            plain += 1
+            ids = plain_answer(run, pair, example)
         pairs.append(dataclasses.replace(pair, teacher_prompt=[], completion=ids))
-    return pairs
+    if plain:
+        print(
+            f"demonstrations: the chat template writes no turn after {plain} of {len(pairs)} "
+            "prompts; these train the demonstration and an EOS"
+        )
+    return leave_out_beyond_positions(run, pairs)
+
+
+def plain_answer(run, pair, example):
+    """The demonstration and an EOS, where the template cannot say what a turn looks like."""
+    text = example.demonstration
+    opened = opened_thought(run.tokenizer.decode(pair.student_prompt[-16:]))
+    closing = THOUGHTS.get(opened)
+    if closing and closing not in text:
+        # or the whole demonstration would be a thought, and no answer
+        text = f"\n{closing}\n\n{text}"
+    return encode_text(run.tokenizer, text, "assistant") + [end_of_answer(run)]
+
+
+def leave_out_beyond_positions(run, pairs):
+    """The pairs that fit the model's positions; names the others, or stops (--too-long stop)."""
+    positions = model_positions(run.student.config)
+    fitting = [
+        pair
+        for pair in pairs
+        if positions is None or len(pair.student_prompt) + len(pair.completion) <= positions
+    ]
+    if len(fitting) < len(pairs):
+        kept = {pair.id for pair in fitting}
+        names = ", ".join(pair.id for pair in pairs if pair.id not in kept)
+        report = f"prompt and demonstration exceed the model's {positions} positions: {names}"
+        if not fitting or run.config.too_long == "stop":
+            raise ValueError(f"{report}. Shorten them, or choose a model with more positions")
+        print(f"left out: {report}")
+    return fitting
 
 
 def article_blocks(run):
     """What CPT reads: every article once, one after the other, in blocks of max_prompt_tokens."""
-    ids, length = [], run.config.max_prompt_tokens
+    length = run.config.max_prompt_tokens
+    begin = start_of_text(run.tokenizer)
+    ids = []
     for text in dict.fromkeys(example.text for example in run.splits.train):
-        ids += encode_text(run.tokenizer, text, "user") + [eos_token_id(run)]
+        ids += begin + encode_text(run.tokenizer, text, "user") + [end_of_text(run)]
     blocks = [ids[i : i + length] for i in range(0, len(ids), length)]
     return [Pair(f"block-{n}", b[:1], [], b[1:]) for n, b in enumerate(blocks) if len(b) > 1]
 
@@ -148,10 +186,22 @@ def teacher_answers(run):
     return written
 
 
-def eos_token_id(run):
+def start_of_text(tokenizer):
+    """[BOS] where the tokenizer begins a text with it, else []."""
+    first = tokenizer.encode("A text.")[:1]
+    return first if first == [tokenizer.bos_token_id] else []
+
+
+def end_of_text(run):
     """The tokenizer's EOS, or the first that the model names."""
     own = run.tokenizer.eos_token_id
     return stop_tokens(run.student, run.tokenizer)["eos_token_ids"][0] if own is None else own
+
+
+def end_of_answer(run):
+    """The token that ends an assistant's turn in the template, else the EOS."""
+    end = turn_end(run.tokenizer)
+    return end_of_text(run) if end is None else end
 
 
 # ---- python baselines.py ----
@@ -169,6 +219,7 @@ METHODS = {  # method -> (its completions, its step, the Config fields that it f
 
 
 def main(argv=None):
+    replace_unprintable()
     command = ["python", "baselines.py", *(sys.argv[1:] if argv is None else argv)]
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--method", choices=list(METHODS), help="a row of the table above")

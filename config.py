@@ -83,6 +83,10 @@ class Config:
     eval_examples: int | None = option(None, "use only the first N of each evaluation set", least=1)
     judge: str | None = option(None, "URL of a model that scores knowledge and medical answers")
     judge_model: str | None = option(None, "its name there, if the server needs one")
+    judge_timeout: float = option(60, "seconds for a verdict", above=0)
+    judge_repeats: int = option(
+        1, "verdicts for each answer; their spread widens standard_error", least=1
+    )
     general_data: str | None = option(None, "JSONL of up to 32 prompts to measure drift on")
     general_tokens: int = option(256, "length of the answers that drift is measured on", least=1)
     eval_every: int = option(50, "steps between validations; 0: never, no best weights", least=0)
@@ -287,7 +291,7 @@ def resumed_config(run_folder, given, script):
         )
     changed = {name: value for name, value in given.items() if saved.get(name) != value}
     changes = [f"{flag(name)} is {value}, was {saved.get(name)}" for name, value in changed.items()]
-    moved = {"judge"} if saved.get("judge") and given.get("judge") else set()  # its server
+    moved = {"judge", "judge_timeout"} if saved.get("judge") and given.get("judge") else set()
     if changed.keys() - set(FREE_ON_RESUME) - moved:
         raise ValueError(
             f"a resumed run keeps its configuration; {'; '.join(changes)}. Leave these flags out, "

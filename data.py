@@ -122,11 +122,12 @@ def encode_pair(tokenizer, example, config):
     return Pair(example.id, student_prompt, encode_prompt(tokenizer, teacher_turns))
 
 
-def encode_pairs(tokenizer, examples, config):
+def encode_pairs(tokenizer, examples, config, positions=None):
     """The examples whose prompts fit the limits -> list of Pair; prints how many, and which do not.
 
-    Nothing is ever cut: half a question is another question. ValueError if none fits, or if one
-    does not and --too-long is stop.
+    positions is the most tokens of prompt and answer that the model takes. Nothing is ever cut:
+    half a question is another question. ValueError if none fits, or if one does not and --too-long
+    is stop.
     """
     pairs = [encode_pair(tokenizer, example, config) for example in examples]
     longest_student = max(len(pair.student_prompt) for pair in pairs)
@@ -136,12 +137,15 @@ def encode_pairs(tokenizer, examples, config):
         for pair in pairs
         if len(pair.student_prompt) <= config.max_prompt_tokens
         and len(pair.teacher_prompt) <= config.max_teacher_prompt_tokens
+        and fits_positions(pair, config.max_new_tokens, positions)
     ]
     report = (
         f"{len(fitting)} of {len(pairs)} fit; longest student prompt {longest_student} tokens "
         f"(limit {config.max_prompt_tokens}), longest teacher prompt {longest_teacher} "
         f"(limit {config.max_teacher_prompt_tokens})"
     )
+    if positions is not None:
+        report += f"; the model has {positions} positions"
     fitting_ids = {pair.id for pair in fitting}
     too_long = [pair.id for pair in pairs if pair.id not in fitting_ids]
     if too_long:
@@ -152,6 +156,39 @@ def encode_pairs(tokenizer, examples, config):
         drop = ", or leave them out with --too-long drop" if fitting else ""
         raise ValueError(f"prompts: {report}\n{remedy}{drop}")
     print(f"prompts: {report}")
+    return fitting
+
+
+def fits_positions(pair, new_tokens, positions):
+    """Whether both prompts leave room for an answer of new_tokens."""
+    longest = max(len(pair.student_prompt), len(pair.teacher_prompt))
+    return positions is None or longest + new_tokens <= positions
+
+
+def leave_out_beyond_positions(tokenizer, examples, config, positions, has_teacher):
+    """The examples of an evaluation set whose answers fit the model's positions -> list.
+
+    has_teacher: the teacher answers these, too, as in the preflight. Names what is left out, or
+    stops (--too-long stop). ValueError if none is left.
+    """
+    fitting = []
+    for example in examples:
+        if has_teacher:
+            pair = encode_pair(tokenizer, example, config)
+        else:
+            pair = Pair(example.id, encode_prompt(tokenizer, example.messages), [])
+        if fits_positions(pair, config.answer_tokens, positions):
+            fitting.append(example)
+    if len(fitting) < len(examples):
+        kept = {example.id for example in fitting}
+        names = ", ".join(example.id for example in examples if example.id not in kept)
+        report = (
+            f"prompt and {config.answer_tokens} new tokens exceed the model's {positions} "
+            f"positions: {names}"
+        )
+        if not fitting or config.too_long == "stop":
+            raise ValueError(f"{report}. Shorten them, or lower --max-new-tokens")
+        print(f"left out of evaluation: {report}")
     return fitting
 
 

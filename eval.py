@@ -7,6 +7,7 @@ python eval.py --model smollm2 --task science --split validation --context demon
 import argparse
 import copy
 import json
+import os
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ import data
 import scoring
 from kl_estimators import compare_completions
 from sampling import completion_hidden, output_head, sample_completions, stop_tokens
-from support.chat import encode_prompt, opens_thoughts
+from support.chat import encode_prompt
+from support.console import replace_unprintable
 from support.judge import choose_scorer
 from support.models import best_device, configure_cuda, describe_machine, load_model
 from support.tables import format_table
@@ -32,7 +34,7 @@ from support.tables import format_table
 class Answer:
     """One answer, greedy or sampled."""
 
-    text: str  # thoughts included, also if the template wrote the <think> before them
+    text: str  # thoughts and their markers included, also if the template wrote the first marker
     ids: list  # through the EOS, if there is one
     finished: bool
     scores: dict | None = None  # {"correct": …}; a judge that failed gives {"not_judged": True}
@@ -87,13 +89,26 @@ def answer_greedily(model, tokenizer, prompts, max_new_tokens, batch_size=32, de
 
 
 def answers_of(rollout, prompts, tokenizer):
-    """The completions of a rollout as a list of Answer."""
+    """The completions of a rollout as a list of Answer.
+
+    Special tokens are left out, but not those that mark thoughts: final_answer looks for them.
+    """
+    special = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    markers = scoring.thought_markers(special.values())
+    marker_of = {i: content for i, content in special.items() if content in markers}
     answers = []
     for row, prompt in enumerate(prompts):
         ids = rollout.completion_ids_BT[row][rollout.completion_mask_BT[row]].tolist()
         # or thoughts that the length limit cut off would look like an answer
-        opened = "<think>" if opens_thoughts(tokenizer, prompt) else ""
-        text = opened + tokenizer.decode(ids, skip_special_tokens=True)
+        text = scoring.opened_thought(tokenizer.decode(prompt[-16:]))
+        piece = []
+        for i in ids:
+            if i in marker_of:
+                text += tokenizer.decode(piece, skip_special_tokens=True) + marker_of[i]
+                piece = []
+            else:
+                piece.append(i)
+        text += tokenizer.decode(piece, skip_special_tokens=True)
         answers.append(Answer(text, ids, bool(rollout.finished_B[row])))
     return answers
 
@@ -185,6 +200,21 @@ def config_of_run(model):
     return run | {"answer_tokens": max(run["max_new_tokens"], run.get("eval_new_tokens", 0))}
 
 
+def file_to_write(path):
+    """A path with its ~, whose folder now exists; ValueError if no file can be written there."""
+    path = path.expanduser()
+    is_new = not path.exists() and not path.is_symlink()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8"):
+            pass
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}; name another file") from None
+    return path
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -198,6 +228,8 @@ def main(argv=None):
     add("--instruction", choices=list(data.TEACHER_INSTRUCTIONS), help="end of a teacher's prompt")
     add("--judge", metavar="URL", help="a model at this server scores knowledge and medical")
     add("--judge-model", metavar="NAME", help="its name there, if the server needs one")
+    add("--judge-timeout", type=float, default=60, help="seconds for a verdict (default: 60)")
+    add("--judge-repeats", type=int, default=1, metavar="N", help="verdicts for each answer")
     add("--limit", type=int, help="only the first N examples")
     add("--max-new-tokens", type=int, help="longest answer (default: its run's, else 64)")
     add("--dtype", choices=["float32", "bfloat16"], help="(default: its run's, else float32)")
@@ -207,16 +239,27 @@ def main(argv=None):
     for name in ("limit", "max_new_tokens", "batch_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: it must be at least 1")
-    run = config_of_run(args.model)
+    run = config_of_run(os.path.expanduser(args.model))
     length = args.max_new_tokens or run["answer_tokens"]
     instruction = args.instruction or run["teacher_instruction"]
+    replace_unprintable()
     try:
-        examples = data.load_task(args.task, args.split, args.data)[: args.limit]
+        folder = args.data and Path(args.data).expanduser()
+        examples = data.load_task(args.task, args.split, folder)[: args.limit]
         for example in examples:
             data.check_context(example, args.context)
-        scorer = choose_scorer(args.task, examples, args.judge, args.judge_model)
+        scorer = choose_scorer(
+            args.task,
+            examples,
+            args.judge,
+            args.judge_model,
+            args.judge_timeout,
+            args.judge_repeats,
+        )
+        json_file = args.json and file_to_write(args.json)
         configure_cuda()
-        model, tokenizer = load_model(args.model, best_device(), args.dtype or run["dtype"])
+        model_name = os.path.expanduser(args.model)
+        model, tokenizer = load_model(model_name, best_device(), args.dtype or run["dtype"])
         summary, answers = evaluate(
             model,
             tokenizer,
@@ -232,12 +275,12 @@ def main(argv=None):
         sys.exit(f"error: {error}")
     label = f"{args.task} {args.split}, context {args.context}, at most {length} tokens"
     print(format_table([(label, summary)]))
-    if args.json:
+    if json_file:
         command = " ".join(["python", "eval.py", *(argv or sys.argv[1:])])
         record = {"command": command, "summary": summary, "machine": describe_machine()}
         pairs = zip(examples, answers, strict=True)
         record["answers"] = [{"id": e.id, "answer": a.text, "scores": a.scores} for e, a in pairs]
-        args.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        json_file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ Source: arXiv 2601.19897, Eq. 1, Eq. 2 (in its version 2) and appendix A.1. Read
     reduction over the tokens         sequence_mean, sequence_sum               _BT, mask_BT -> _B
     all of it from hidden states      compare_completions; for baselines completion_logprobs
 
-A surrogate is a function whose gradient is the estimator. Its value means nothing: log the KL.
+A surrogate is a function whose gradient is the estimator; its value is not, in general, the KL.
 B sequences, T completion tokens, V vocabulary, D hidden; N positions of B x T, flattened.
 "logprobs" are log-softmax outputs; every divergence is in nats.
 """
@@ -33,8 +33,8 @@ def reverse_kl(student_logprobs_BTV, teacher_logprobs_BTV):
 def forward_kl(student_logprobs_BTV, teacher_logprobs_BTV):
     """KL(teacher || student) = sum_v p_T(v) [log p_T(v) - log p_S(v)] -> [B, T].  Authors' code.
 
-    Mass covering: its gradient by the student's logits is p_S - p_T, whoever says the token. The
-    paper's figures were made with it.
+    Mass covering: its gradient by the student's logits is p_S - p_T, also for tokens that the
+    student almost never says. The paper's figures were made with it.
     """
     return _kl(teacher_logprobs_BTV, student_logprobs_BTV)
 
@@ -63,13 +63,13 @@ def _kl(p_logprobs_BTV, q_logprobs_BTV):
 # ---- the three estimators of appendix A.1 ----
 #
 # At step t of a completion y, k_t = KL(student || teacher) over the vocabulary, and
-# l_t = log p_S(y_t) - log p_T(y_t). As an estimate of the gradient of the sequence's reverse KL:
+# l_t = log p_S(y_t) - log p_T(y_t). How each estimates the gradient of the sequence's reverse KL:
 #
 #     analytic   grad k_t                                       biased: lacks rb's second term
-#     token      l_t grad log p_S(y_t)                          expectation as analytic, more noise
+#     token      l_t grad log p_S(y_t)                          same expectation, more noise
 #     rb         grad k_t + k_t sum_{i<t} grad log p_S(y_i)     unbiased
 #
-# That holds for their sum over t, and for y drawn from the student's own softmax at temperature 1.
+# These hold for sums over t, and for y drawn from the student's own softmax at temperature 1.
 # config.py refuses token and rb with another divergence or temperature, and rb with a mean over
 # tokens or with skipped first tokens. All take the three results of compare_completions.
 
@@ -82,7 +82,8 @@ def analytic_surrogate(kl_BT, student_token_logprobs_BT, teacher_token_logprobs_
 def token_surrogate(kl_BT, student_token_logprobs_BT, teacher_token_logprobs_BT):
     """One token in place of the sum over the vocabulary.
 
-    With sequence_mean its expectation is another: the length depends on the token itself (EOS).
+    With sequence_mean its expectation is no longer that of analytic, since the length depends on
+    the token itself (EOS). Other implementations use it so, and so may you.
     """
     log_ratio_BT = (student_token_logprobs_BT - teacher_token_logprobs_BT).detach()
     return log_ratio_BT * student_token_logprobs_BT
@@ -91,8 +92,9 @@ def token_surrogate(kl_BT, student_token_logprobs_BT, teacher_token_logprobs_BT)
 def rao_blackwell_surrogate(kl_BT, student_token_logprobs_BT, teacher_token_logprobs_BT):
     """The second term charges a token with all the divergence that comes after it.
 
-    - k_t has no gradient in the second term: it only weighs the score of the earlier tokens.
-    - The inner sum runs over ALL earlier tokens: mask padding in the result alone.
+    - k_t has no gradient in the second term, where it only weighs the score functions
+      grad log p_S(y_i) of the earlier tokens: grad k_t is already the first term.
+    - The inner sum runs over ALL earlier tokens: mask the result, not the inner sum.
     - Reduce with sequence_sum: a mean divides by a length that later tokens decide.
     - Skip no first tokens: ending among them would cost nothing, and the model would learn to.
     """
@@ -112,7 +114,7 @@ ESTIMATORS = {
 
 def sequence_sum(values_BT, mask_BT):
     """Sum over the tokens where the mask is true -> [B].  The paper's Algorithm 1, l. 16."""
-    # where, not *: what padding holds must not matter, not even NaN
+    # where, not *: what padding holds must not matter, and 0 * NaN is NaN
     return torch.where(mask_BT, values_BT, 0.0).sum(1)
 
 
@@ -144,9 +146,11 @@ def compare_completions(
     student_head, teacher_head               functions from hidden states to logits; no gradient
                                              reaches the teacher's
     divergence                               "reverse", "forward" or "jsd", else ValueError
-    returns kl_BT, student_token_logprobs_BT, teacher_token_logprobs_BT, unmasked, float32
+    returns kl_BT, student_token_logprobs_BT, teacher_token_logprobs_BT, in float32; no mask is
+                                             applied, so padding has values, too
 
-    One float32 [T, V] tensor takes 1.2 GB at T = 2048 and V = 152,000, and a loss needs several.
+    One float32 [T, V] tensor of a sequence takes 1.2 GB at T = 2048 and V = 152,000, and a loss
+    needs several.
     So each chunk's logits are computed twice: freed after the forward pass, and projected again in
     the backward pass.
     """
@@ -160,10 +164,12 @@ def compare_completions(
         student_logprobs_NV = _log_softmax(student_head(student_hidden_ND))
         positions_N = torch.arange(len(ids_N), device=ids_N.device)
         kl_N = DIVERGENCES[divergence](student_logprobs_NV, teacher_logprobs_NV)
-        # stacked: backward then visits every chunk, and frees it, whichever of the three a loss
-        # uses; indexed: gather would keep its [N, V] input
-        chosen = student_logprobs_NV[positions_N, ids_N], teacher_logprobs_NV[positions_N, ids_N]
-        return torch.stack([kl_N, *chosen])
+        # indexed, since gather would keep its [N, V] input
+        student_token_N = student_logprobs_NV[positions_N, ids_N]
+        teacher_token_N = teacher_logprobs_NV[positions_N, ids_N]
+        # stacked: the backward pass then visits and frees every chunk, whichever of the three a
+        # loss uses
+        return torch.stack([kl_N, student_token_N, teacher_token_N])
 
     chunks = _chunks(chunk_size, student_hidden_BTD, teacher_hidden_BTD, completion_ids_BT)
     compared_3N = torch.cat([_recomputed(compare_chunk, *chunk) for chunk in chunks], dim=1)

@@ -492,15 +492,21 @@ def output_head(model):
     return embedding if scale == 1 and not cap else OutputHead(embedding, scale, cap)
 
 
+def named_eos_tokens(model, tokenizer):
+    """The ids that generation_config, config or tokenizer name as EOS -> set."""
+    eos_token_ids = set()
+    for source in (model.generation_config, model.config, tokenizer):
+        ids = getattr(source, "eos_token_id", None)
+        eos_token_ids |= set(ids) if isinstance(ids, (list, tuple)) else {ids} - {None}
+    return eos_token_ids
+
+
 def stop_tokens(model, tokenizer):
     """{"eos_token_ids": all of them, "pad_token_id": one}, arguments of sample_completions.
 
     The EOS ids are the one thing taken from a checkpoint's generation_config.
     """
-    eos_token_ids = set()
-    for source in (model.generation_config, model.config, tokenizer):
-        ids = getattr(source, "eos_token_id", None)
-        eos_token_ids |= set(ids) if isinstance(ids, (list, tuple)) else {ids} - {None}
+    eos_token_ids = named_eos_tokens(model, tokenizer)
     if not eos_token_ids:
         raise ValueError("neither model nor tokenizer names an EOS token; no completion would end")
     pad, first = tokenizer.pad_token_id, min(eos_token_ids)

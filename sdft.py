@@ -3,7 +3,8 @@
 One model plays two roles. The student sees a prompt x and samples a completion y. The teacher, an
 exponential moving average (EMA) of the student, sees x AND an expert's demonstration c, and scores
 the student's own tokens. Training moves the student's next-token distributions to the teacher's.
-The numbers are the lines of the paper's Algorithm 1; "l. 11" names one of them below.
+The numbers are the lines of the paper's Algorithm 1; those missing begin or end its loops. "l. 11"
+names one of them below.
 
      1   teacher = copy of the student
      2   for each training step:
@@ -12,14 +13,14 @@ The numbers are the lines of the paper's Algorithm 1; "l. 11" names one of them 
      9       teacher prompt = x, c, "Now answer with a response of your own…"
     11       student's log-probabilities of y given x
     12       teacher's log-probabilities of y given x and c
-    15       divergence between the two, over the whole vocabulary, at each token of y
+    15       divergence between the two distributions at each token of y
     16       loss = its sum (paper) or mean (default) over tokens; then the mean over the batch
     18       student = AdamW(student, gradient of the loss)
     19       teacher += ema_rate (student - teacher)
 
     python sdft.py --task science      # on a CPU: preset laptop, the built-in 135M model, minutes
 
-Tensors end in their axes: B sequences, T completion tokens, V vocabulary, D hidden.
+Names of tensors end in their axes: B sequences, T completion tokens, V vocabulary, D hidden.
 Read next: kl_estimators.py (l. 15-16), sampling.py (l. 5-7), data.py (l. 9), optim.py (l. 18-19).
 """
 
@@ -27,7 +28,7 @@ import json
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -47,10 +48,12 @@ from optim import (
 from sampling import completion_hidden, output_head, sample_completions, stop_tokens
 from scoring import validation_rank
 from support.checkpoint import load_checkpoint, save_checkpoint, save_model
+from support.console import replace_unprintable
 from support.models import checkpoint_layers
 from support.preflight import preflight_or_exit
 from support.run import (
     catch_signals,
+    drop_later_answers,
     finish,
     prepare,
     record_before,
@@ -75,7 +78,7 @@ def sample_batch(student, batch, config):
         student,
         [pair.student_prompt for pair in batch.pairs],
         max_new_tokens=config.max_new_tokens,
-        # decides which prefixes are visited; the loss at each of them is at temperature 1
+        # This decides only which prefixes are visited; the loss there is always at temperature 1.
         temperature=config.temperature,
         uniforms_BT=batch.uniforms_BT,
         **batch.stop_tokens,
@@ -91,7 +94,7 @@ def update(student, teacher, optimizer, batch, rollout, config):
         ids_BT, mask_BT = micro.completion_ids_BT, micro.completion_mask_BT
         # l. 11
         student_hidden_BTD = completion_hidden(student, micro.student_prompts, ids_BT, mask_BT)
-        # l. 12   the teacher gets no gradient
+        # l. 12   The teacher gets no gradient.
         with torch.no_grad():
             teacher_hidden_BTD = completion_hidden(teacher, micro.teacher_prompts, ids_BT, mask_BT)
         # l. 15
@@ -103,11 +106,11 @@ def update(student, teacher, optimizer, batch, rollout, config):
             ids_BT,
             config.divergence,
         )
-        # l. 16   with the estimator `analytic` its gradient is Eq. 2 (of the paper's version 2)
+        # l. 16   With the estimator `analytic` the gradient of this loss is Eq. 2 (version 2).
         loss_BT = surrogate(kl_BT, student_logprobs_BT, teacher_logprobs_BT)
         loss_B = reduce(loss_BT, micro.loss_mask_BT)
-        # divided by the size of the whole batch: micro-batches differ in size, and their gradients
-        # must add up to that of one mean over the batch
+        # Divided by the size of the whole batch: micro-batches differ in size, and their gradients
+        # must add up to that of one mean over the batch.
         (loss_B.sum() / len(batch.pairs)).backward()
         kl_B[micro.rows] = sequence_mean(kl_BT.detach(), micro.loss_mask_BT).float()
 
@@ -120,31 +123,36 @@ def update(student, teacher, optimizer, batch, rollout, config):
 
 
 def train(run, take_step=sdft_step):
-    """Algorithm 1: all steps, with validation, logs and checkpoints -> True if none is left.
+    """Algorithm 1: all steps, with validation, logs and checkpoints -> False if interrupted.
 
     A baseline brings a take_step of its own, with the arguments and results of sdft_step, and pairs
-    with completions if it does not sample (baselines.py). The rest of the loop is the same.
+    with completions if it does not sample; some fields of Config are fixed for it (baselines.py).
+    The rest of the loop is the same.
     """
     config, student = run.config, run.student
+    # In this order: the teacher copies the student's remainders, but not its recomputed layers.
     prepare_for_training(student, offload=config.offload_optimizer)
     teacher = make_teacher(student, config, run.teacher_model)  # l. 1
     optimizer = AdamW(student, weight_decay=config.weight_decay)
     if config.gradient_checkpointing:
         checkpoint_layers(student)
-    ending = stop_tokens(student, run.tokenizer)
+    stop_ids = stop_tokens(student, run.tokenizer)
     step = 0
     run.steps = config.total_steps(len(run.pairs))
     if run.checkpoint is not None:
         state = load_checkpoint(run.checkpoint, student, teacher, optimizer)
         step, run.best = state["step"], state["best"]
-    log = start_log(run.folder / "metrics.jsonl", step)
-    rollout_log = start_log(run.folder / "rollouts.jsonl", step)
-    progress = tqdm(total=run.steps, initial=step, unit="step", smoothing=0.1)
+    drop_later_answers(run.folder / "answers.jsonl", step)
 
-    with catch_signals() as interrupted, progress as bar:
+    with (
+        start_log(run.folder / "metrics.jsonl", step) as log,
+        start_log(run.folder / "rollouts.jsonl", step) as rollout_log,
+        tqdm(total=run.steps, initial=step, unit="step", smoothing=0.1) as bar,
+        catch_signals() as signals,
+    ):
         while step < run.steps:  # l. 2
             started = time.perf_counter()
-            batch = make_batch(run.pairs, step, config, ending)  # l. 3
+            batch = make_batch(run.pairs, step, config, stop_ids)  # l. 3
             metrics, rollout = take_step(student, teacher, optimizer, batch, config)
             metrics |= rollout_metrics(batch, rollout, config, time.perf_counter() - started)
             step += 1
@@ -163,8 +171,8 @@ def train(run, take_step=sdft_step):
                 bar.write(f"           {seen['id']}: {seen['completion']!r}")
                 rollout_log.write(json.dumps({"step": step, **seen}) + "\n")
             log.write(json.dumps({"step": step, **metrics}) + "\n")
+            interrupted = len(signals) > 0  # read once: another signal may arrive at any time
             if config.keep_last and (last or interrupted or step % config.save_every == 0):
-                state = {"best": run.best, "config": asdict(config), "method": run.method}
                 save_checkpoint(
                     run.folder,
                     step,
@@ -172,7 +180,7 @@ def train(run, take_step=sdft_step):
                     run.tokenizer,
                     teacher,
                     optimizer,
-                    state,
+                    run.state(),
                     config.keep_last,
                 )
             if interrupted and not last:
@@ -182,7 +190,7 @@ def train(run, take_step=sdft_step):
 
 
 def make_teacher(student, config, teacher_model):
-    """l. 1: a copy of the student in hand, never of the files it came from -> the teacher."""
+    """l. 1: a copy of the student in memory; its files may hold an earlier model."""
     if config.teacher in ("ema", "base"):
         return copy_model(student)
     if config.teacher == "student":
@@ -194,6 +202,7 @@ def validate(run, step):
     """Greedy accuracy on validation, and drift; the best weights so far are saved in best/."""
     summary = report(run, {"validation": run.splits.validation}, f"step {step}")["validation"]
     rank = validation_rank(summary)
+    # >=: of two equal validations the later one has learned more from the teacher
     if rank is not None and (run.best is None or rank >= run.best["rank"]):
         run.best = {"step": step, "rank": rank}
         save_model(run.folder / "best", run.student, run.tokenizer)
@@ -224,21 +233,23 @@ class Batch:
     stop_tokens: dict  # eos_token_ids and pad_token_id
 
 
-def make_batch(pairs, step, config, ending):
+def make_batch(pairs, step, config, stop_ids):
     """l. 3: the next batch_size pairs; each epoch is shuffled anew."""
     chosen = []
+    orders = {}
     for position in range(step * config.batch_size, (step + 1) * config.batch_size):
         epoch, place = divmod(position, len(pairs))
-        order = random_stream(config.seed, ORDER, epoch).permutation(len(pairs))
-        chosen += [pairs[order[place]]] * config.rollouts_per_prompt
+        if epoch not in orders:
+            orders[epoch] = random_stream(config.seed, ORDER, epoch).permutation(len(pairs))
+        chosen += [pairs[orders[epoch][place]]] * config.rollouts_per_prompt
     shape = len(chosen), config.max_new_tokens
     uniforms_BT = torch.from_numpy(random_stream(config.seed, ROLLOUTS, step).random(shape))
     learning_rate = learning_rate_at(step, config.total_steps(len(pairs)), config)
-    return Batch(step, chosen, uniforms_BT, learning_rate, ending)
+    return Batch(step, chosen, uniforms_BT, learning_rate, stop_ids)
 
 
 def learning_rate_at(step, steps, config):
-    """Linear warm-up, then a cosine to 0. step counts from 0; already the first one learns."""
+    """Linear warm-up, then a cosine to 0. step counts from 0, where the rate is above 0."""
     # below 1 it is a share of all steps
     warmup = config.warmup if config.warmup >= 1 else config.warmup * steps
     if step < warmup:
@@ -260,14 +271,14 @@ class MicroBatch:
 
 
 def micro_batches(batch, rollout, config):
-    """Yield the batch in parts of similar length; their size changes memory, never the gradient."""
+    """Yield the batch in parts of similar length, which change memory and not the mathematics."""
     lengths = rollout.completion_mask_BT.sum(1).tolist()
     for rows in split_by_tokens(batch.pairs, lengths, config.micro_batch_tokens):
         longest = max(lengths[row] for row in rows)
         mask_BT = rollout.completion_mask_BT[rows, :longest]
-        # A teacher likes to open with "Based on the text…", and the student would learn to say that
-        # of a text it does not see. So the first tokens have no loss: what the student says there
-        # changes only through its other tokens. A completion with no others has loss 0.
+        # A teacher likes to open with "Based on the text…", and the student would learn to refer
+        # to a text it cannot see. So the first tokens have no loss: what the student says there
+        # changes only through the loss at other tokens. A completion without others has loss 0.
         not_skipped_T = torch.arange(longest, device=mask_BT.device) >= config.skip_first_tokens
         yield MicroBatch(
             rows,
@@ -323,11 +334,17 @@ def rollout_metrics(batch, rollout, config, seconds):
 
 
 def main(argv=None):
-    """What can stop a run, in this order: flags that contradict each other (parse_config), data
-    that cannot be read or a model that does not fit or load (load_splits, prepare), a teacher that
-    has nothing to teach (preflight_or_exit); in training a loss that is not finite, memory or disk
-    that runs out, and Ctrl-C, after the step under way. Each says how to go on.
+    """Train a model. What can stop a run, in this order; each says how to continue:
+
+    flags that contradict each other                        parse_config
+    a folder that exists, data that cannot be read          run_folder, load_splits
+    no judge, or a model that does not fit or load          prepare
+    a teacher that has nothing to teach                     preflight_or_exit
+    a loss that is not finite; memory or disk that runs out train
+    Ctrl-C or SIGTERM                                       train saves after the step under way;
+                                                            a second one stops at once
     """
+    replace_unprintable()
     command = ["python", "sdft.py", *(sys.argv[1:] if argv is None else argv)]
     config, checkpoint = parse_config(command, __doc__)
     with run_folder(config, checkpoint) as folder:

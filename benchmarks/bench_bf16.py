@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from optim import AdamW, join_float32, update_ema  # noqa: E402
+from optim import AdamW, join_float32, prepare_for_training, update_ema  # noqa: E402
 
 EMA_RATE = 0.01
 FORMS = ["float32", "bfloat16 with remainder", "plain bfloat16"]
@@ -88,11 +88,11 @@ def train(form, seed, steps, learning_rate):
     start = build_model(seed)
     student = copy.deepcopy(start) if form == "float32" else copy.deepcopy(start).to(torch.bfloat16)
     plain = form == "plain bfloat16"
-    optimizer = (
-        torch.optim.AdamW(student.parameters(), lr=learning_rate, weight_decay=0)
-        if plain
-        else AdamW(student)
-    )
+    if plain:
+        optimizer = torch.optim.AdamW(student.parameters(), lr=learning_rate, weight_decay=0)
+    else:
+        prepare_for_training(student)
+        optimizer = AdamW(student)
     teacher = copy.deepcopy(student)
     follow = plain_update_ema if plain else update_ema
     before, changed = weights(start), torch.zeros(len(weights(start)), dtype=torch.bool)

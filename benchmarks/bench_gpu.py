@@ -13,25 +13,23 @@ The first step and the first decoding warm up and do not count.
 """
 
 import argparse
-import copy
 import gc
 import json
 import sys
 import time
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 
 import torch
 from bench_memory import FIELDS
-from common import ROOT, markdown_table, number, random_batch, write_record
+from common import ROOT, markdown_table, number, random_batch, timed_step, write_record
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from config import Config
-from models import checkpoint_layers
-from optim import AdamW, fits, plan_run
+from optim import AdamW, copy_model, prepare_for_training
 from sampling import sample_completions
-from sdft import sdft_step
+from support.models import checkpoint_layers
+from support.plan import fits, plan_run
 
 
 def read_shape(args):
@@ -107,54 +105,33 @@ def measure_decoding(shape, args):
 # ---- whole steps ----
 
 
-def timed_step(student, teacher, optimizer, batch, config, args):
-    """sdft_step -> (seconds of its parts, peak bytes of each part on a GPU)."""
-    at, peak = {}, {}
-
-    def mark(name):
-        synchronize(args)
-        at[name] = time.perf_counter()
-        if args.device == "cuda":
-            peak[name] = torch.cuda.max_memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-
-    def step(learning_rate):
-        mark("scored")
-        optimizer.step(learning_rate)
-        mark("stepped")
-
-    mark("start")
-    metrics, _ = sdft_step(student, teacher, SimpleNamespace(step=step), batch, config)
-    mark("end")
-    sampling = metrics["sampling_seconds"]
-    seconds = {
-        "sampling": sampling,
-        "scoring and backward": at["scored"] - at["start"] - sampling,
-        "AdamW": at["stepped"] - at["scored"],
-        "EMA and metrics": at["end"] - at["stepped"],
-        "step": at["end"] - at["start"],
-    }
-    peak.pop("start", None)  # of what came before
-    return seconds, peak
-
-
 def measure_steps(shape, args, offload):
     """{"seconds": {part: median}, "peak_bytes": the largest, None on a CPU}."""
     student = build_student(shape, args)
-    optimizer = AdamW(student, offload=offload)
-    teacher = copy.deepcopy(student).requires_grad_(False)  # after AdamW: with its remainders
+    prepare_for_training(student, offload)
+    optimizer = AdamW(student)
+    teacher = copy_model(student).requires_grad_(False)
     if args.gradient_checkpointing:
         checkpoint_layers(student)
     config = Config(**{name: getattr(args, name) for name in FIELDS})
-    steps = [
-        timed_step(
-            student, teacher, optimizer, random_batch(step, shape.vocab_size, args), config, args
-        )
-        for step in range(1 + args.repeats)
-    ][1:]
-    peaks = [bytes_ for _, peak in steps for bytes_ in peak.values()]
-    parts = {part: median(seconds[part] for seconds, _ in steps) for part in steps[0][0]}
-    return {"seconds": parts, "peak_bytes": max(peaks, default=None)}
+    peaks = []
+
+    def clock():
+        synchronize(args)
+        if args.device == "cuda":
+            peaks.append(torch.cuda.max_memory_allocated())
+            torch.cuda.reset_peak_memory_stats()
+        return time.perf_counter()
+
+    steps = []
+    for step in range(1 + args.repeats):
+        peaks.clear()
+        batch = random_batch(step, shape.vocab_size, args)
+        steps.append(timed_step(student, teacher, optimizer, batch, config, clock))
+    del steps[0]  # it warms up
+    parts = {part: median(seconds[part] for seconds in steps) for part in steps[0]}
+    # the first peak of a step is of what came before it
+    return {"seconds": parts, "peak_bytes": max(peaks[1:], default=None)}
 
 
 def measure_all(shape, args):

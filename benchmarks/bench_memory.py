@@ -12,7 +12,6 @@ if the run does not fit.
 """
 
 import argparse
-import copy
 import json
 import os
 import resource
@@ -22,14 +21,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 
 import torch
-from common import ROOT, markdown_table, number, random_batch, write_record
+from common import ROOT, markdown_table, number, random_batch, timed_step, write_record
 
 from config import Config
 from kl_estimators import DIVERGENCES, compare_completions
-from optim import fits, plan_run, relative_distance, update_ema, what_would_fit
+from optim import relative_distance
+from support.plan import fits, plan_run, what_would_fit
 
 
 def in_child(*words):
@@ -107,8 +106,8 @@ def bench_loss(args):
 
 
 # the fields of Config that decide a run's memory, and are flags here too
-FIELDS = """dtype teacher offload_optimizer gradient_checkpointing batch_size micro_batch_size
-    micro_batch_tokens max_new_tokens max_prompt_tokens max_teacher_prompt_tokens general_tokens
+FIELDS = """dtype teacher offload_optimizer gradient_checkpointing batch_size micro_batch_tokens
+    max_new_tokens max_prompt_tokens max_teacher_prompt_tokens general_tokens
     keep_last""".split()
 
 
@@ -117,7 +116,7 @@ def read_config(name):
     # here: a process that measures the loss must not have the memory of transformers
     from transformers import AutoConfig
 
-    from models import read_config
+    from support.models import read_config
 
     if Path(name).is_file():
         return AutoConfig.for_model(**json.loads(Path(name).read_text(encoding="utf-8")))
@@ -164,8 +163,7 @@ SHAPES = {  # vocabulary, hidden, layers, heads, key-value heads, MLP
 }
 STEP = Config(
     batch_size=4,
-    micro_batch_size=2,
-    micro_batch_tokens=4096,
+    micro_batch_tokens=320,  # two rows
     max_new_tokens=32,
     max_prompt_tokens=64,
     max_teacher_prompt_tokens=128,
@@ -191,13 +189,14 @@ def build_run(shape, dtype, checkpointing=False, offload=False):
     """A random model -> (student, teacher, optimizer), the arguments of sdft_step."""
     from transformers import AutoModelForCausalLM
 
-    from models import checkpoint_layers
-    from optim import AdamW
+    from optim import AdamW, copy_model, prepare_for_training
+    from support.models import checkpoint_layers
 
     torch.manual_seed(0)
     student = AutoModelForCausalLM.from_config(llama_config(*shape), dtype=getattr(torch, dtype))
-    optimizer = AdamW(student.eval(), offload=offload)
-    teacher = copy.deepcopy(student).requires_grad_(False)
+    prepare_for_training(student.eval(), offload)
+    optimizer = AdamW(student)
+    teacher = copy_model(student).requires_grad_(False)
     if checkpointing:
         checkpoint_layers(student)
     return student, teacher, optimizer
@@ -260,7 +259,7 @@ def bench_offload(args):
         seconds = {"a step": {0: [], 1: []}, "its AdamW and EMA": {0: [], 1: []}}
         for step in range(1 + args.repeats):
             for offload in (0, 1) if step % 2 else (1, 0):
-                whole, update = timed_step(step, *runs[offload])
+                whole, update = timed_update(step, *runs[offload])
                 seconds["a step"][offload].append(whole)
                 seconds["its AdamW and EMA"][offload].append(update)
         student, teacher = ([run[model] for run in runs.values()] for model in (0, 1))
@@ -276,22 +275,11 @@ def bench_offload(args):
     return measured
 
 
-def timed_step(step, student, teacher, optimizer):
-    """CPU seconds of (a whole sdft_step, its AdamW and EMA); other processes do not count."""
-    from sdft import sdft_step
-
-    def take_optimizer_step(learning_rate):
-        started = time.process_time()
-        optimizer.step(learning_rate)
-        update.append(time.process_time() - started)
-
-    update, batch = [], random_batch(step, SHAPES["40M"][0], STEP)
-    started = time.process_time()
-    sdft_step(student, teacher, SimpleNamespace(step=take_optimizer_step), batch, STEP)
-    whole = time.process_time() - started
-    started = time.process_time()
-    update_ema(teacher, student, rate=0.0)  # once more, for its time: it changes nothing
-    return whole, update[0] + time.process_time() - started
+def timed_update(step, student, teacher, optimizer):
+    """CPU seconds of (a whole step, its AdamW and EMA); other processes do not count."""
+    batch = random_batch(step, SHAPES["40M"][0], STEP)
+    seconds = timed_step(student, teacher, optimizer, batch, STEP, clock=time.process_time)
+    return seconds["step"], seconds["AdamW"] + seconds["EMA"]
 
 
 def print_table():

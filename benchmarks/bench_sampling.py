@@ -4,7 +4,7 @@
     python benchmarks/bench_sampling.py --no-eos          # all rows run to the limit: equal work
 
 Both get the same prompts in one process and draw at temperature 1 from the full softmax, in float32
-on the CPU. generate has an untouched from_pretrained model, ours one from models.load_model. A
+on the CPU. generate has an untouched from_pretrained model, ours one from load_model. A
 token counts through the first EOS. Draws differ, and so do natural lengths: the table shows them.
 """
 
@@ -17,9 +17,10 @@ import torch
 from common import markdown_table, number, write_record
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from data import encode_prompt, load_task
-from models import builtin_smollm2, load_model, stop_tokens
-from sampling import sample_completions
+from data import load_task
+from sampling import sample_completions, stop_tokens
+from support.chat import encode_prompt
+from support.models import builtin_smollm2, load_model
 
 
 def some_prompts(tokenizer, least, most, n=64):

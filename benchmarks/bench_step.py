@@ -20,7 +20,6 @@ ours has just sampled:
 
 import argparse
 import contextlib
-import copy
 import importlib.metadata
 import io
 import itertools
@@ -40,11 +39,11 @@ from common import markdown_table, number, write_record
 
 from baselines import likelihood_step
 from config import Config
-from data import Example, load_task, teacher_messages
-from eval import encode_pairs
-from models import builtin_smollm2, keep_freed_memory, load_model, stop_tokens
-from optim import AdamW
+from data import Example, encode_pairs, load_task, teacher_messages
+from optim import AdamW, copy_model, prepare_for_training
+from sampling import stop_tokens
 from sdft import Batch, sdft_step
+from support.models import builtin_smollm2, load_model
 
 CONTENDERS = ["ours", "trl", "sft", "lean", "products"]
 LEARNING_RATE, EMA_RATE, SKIP_FIRST_TOKENS = 1e-5, 0.01, 3
@@ -74,17 +73,23 @@ def batches(tokenizer, stop, args):
 
 
 def quiet_pairs(tokenizer, examples, args):
-    """eval.encode_pairs without its line: the last line of a process is its result."""
+    """data.encode_pairs without its line: the last line of a process is its result."""
     with contextlib.redirect_stdout(io.StringIO()):
         return encode_pairs(tokenizer, examples, our_config(args))
 
 
-def our_config(args):
+def longest_row(tokenizer, args):
+    """Tokens of the longest teacher prompt with the longest completion."""
+    pairs = quiet_pairs(tokenizer, training_examples(args), args)
+    return max(len(pair.teacher_prompt) for pair in pairs) + args.max_new_tokens
+
+
+def our_config(args, row_tokens=1):
+    """Micro-batches of --micro-batch-size rows of the longest length, or of more shorter ones."""
     return Config(
         divergence=args.divergence,
         batch_size=args.batch_size,
-        micro_batch_size=args.micro_batch_size,
-        micro_batch_tokens=10**9,
+        micro_batch_tokens=args.micro_batch_size * row_tokens,
         max_new_tokens=args.max_new_tokens,
         max_prompt_tokens=10**9,
         max_teacher_prompt_tokens=10**9,
@@ -95,8 +100,6 @@ def our_config(args):
 
 
 def load_ours(args):
-    if not args.plain_malloc:
-        keep_freed_memory()
     model, tokenizer = load_model(args.model)
     stop = stop_tokens(model, tokenizer)
     if args.no_eos:
@@ -107,10 +110,13 @@ def load_ours(args):
 # ---- the contenders: -> (seconds, completion lengths) of each step, the warm-up first ----
 
 
-def run_ours(args, micro_batch_size=None):
+def run_ours(args, one_row=False):
     student, tokenizer, stop = load_ours(args)
-    teacher, optimizer, config = copy.deepcopy(student), AdamW(student), our_config(args)
-    config.micro_batch_size = micro_batch_size or config.micro_batch_size
+    prepare_for_training(student)
+    optimizer = AdamW(student)
+    teacher = copy_model(student)
+    # at most one token leaves one row
+    config = our_config(args, 1 if one_row else longest_row(tokenizer, args))
     seconds, lengths = [], []
     for batch in batches(tokenizer, stop, args):
         started = time.perf_counter()
@@ -122,7 +128,9 @@ def run_ours(args, micro_batch_size=None):
 
 def run_sft(args):
     model, tokenizer, stop = load_ours(args)
-    optimizer, config = AdamW(model), replace(our_config(args), teacher="none")
+    prepare_for_training(model)
+    optimizer = AdamW(model)
+    config = replace(our_config(args, longest_row(tokenizer, args)), teacher="none")
     seconds, lengths = [], json.loads(args.lengths)
     for batch, lengths_B in zip(batches(tokenizer, stop, args), lengths, strict=True):
         # the teacher's prompt holds the demonstration; which tokens they are changes no time
@@ -268,9 +276,7 @@ def check_trl_prompts(trainer, tokenizer, examples, args):
 def run_turn(name, args, seed, lengths=None):
     valued = ("model", "steps", "batch_size", "micro_batch_size", "max_new_tokens", "divergence")
     flags = [f"--{flag.replace('_', '-')}={getattr(args, flag)}" for flag in valued]
-    flags += [
-        f"--{flag.replace('_', '-')}" for flag in ("no_eos", "plain_malloc") if getattr(args, flag)
-    ]
+    flags += ["--no-eos"] if args.no_eos else []
     command = [
         sys.executable,
         __file__,
@@ -288,7 +294,7 @@ def run_turn(name, args, seed, lengths=None):
 def worker(args):
     seconds, lengths = {
         "ours": run_ours,
-        "lean": partial(run_ours, micro_batch_size=1),
+        "lean": partial(run_ours, one_row=True),
         "trl": run_trl,
         "sft": run_sft,
         "products": run_products,
@@ -325,11 +331,6 @@ def main():
     parser.add_argument("--divergence", choices=list(TRL_ALPHA), default="forward")
     parser.add_argument(
         "--no-eos", action="store_true", help="no completion ends before the limit: equal work"
-    )
-    parser.add_argument(
-        "--plain-malloc",
-        action="store_true",
-        help="ours without models.keep_freed_memory, which trades memory for time",
     )
     parser.add_argument("--json", type=Path)
     for inner in ("--worker", "--lengths"):
@@ -381,7 +382,6 @@ def main():
         "steps_counted": args.repeats * args.steps,
         "student_prompt_tokens": median(len(pair.student_prompt) for pair in pairs),
         "teacher_prompt_tokens": median(len(pair.teacher_prompt) for pair in pairs),
-        "keep_freed_memory": not args.plain_malloc,
     }
     print(", ".join(f"{key} {value}" for key, value in setup.items()) + "\n")
     medians = {name: summarise(found) for name, found in turns.items()}

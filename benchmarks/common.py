@@ -2,7 +2,9 @@
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -26,6 +28,26 @@ def random_batch(step, vocabulary, config):
     return Batch(step, pairs, uniforms_BT, 1e-5, {"eos_token_ids": [vocabulary], "pad_token_id": 0})
 
 
+def timed_step(student, teacher, optimizer, batch, config, clock):
+    """An SDFT step in its parts -> {part: seconds by clock()}, "step" their sum."""
+    from sdft import sample_batch, update
+
+    def take_optimizer_step(learning_rate):
+        at.append(clock())
+        optimizer.step(learning_rate)
+        at.append(clock())
+
+    at = [clock()]
+    rollout = sample_batch(student, batch, config)
+    at.append(clock())
+    timed_optimizer = SimpleNamespace(step=take_optimizer_step)
+    update(student, teacher, timed_optimizer, batch, rollout, config)
+    at.append(clock())
+    parts = ["sampling", "scoring and backward", "AdamW", "EMA"]
+    seconds = [after - before for before, after in pairwise(at)]
+    return dict(zip(parts, seconds, strict=True)) | {"step": sum(seconds)}
+
+
 def markdown_table(header, rows):
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
@@ -39,7 +61,7 @@ def number(value, digits=3):
 def write_record(file, script, numbers):
     """Command, machine and numbers as JSON; an absolute path in the command is cut to its name."""
     # here: it brings transformers, whose memory a measuring process must not have
-    from models import describe_machine
+    from support.models import describe_machine
 
     given = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     record = {

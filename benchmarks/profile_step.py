@@ -6,18 +6,17 @@ The parts are the functions that sdft_step calls, timed from outside; the rest i
 """
 
 import argparse
-import copy
 import time
 from collections import defaultdict
 from pathlib import Path
 from statistics import median
 
 import torch
-from bench_step import batches, load_ours, our_config
+from bench_step import batches, load_ours, longest_row, our_config
 from common import markdown_table, write_record
 
 import sdft
-from optim import AdamW
+from optim import AdamW, copy_model, prepare_for_training
 
 
 def main():
@@ -31,9 +30,12 @@ def main():
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    args.divergence, args.seed, args.no_eos, args.plain_malloc = "forward", 0, False, False
+    args.divergence, args.seed, args.no_eos = "forward", 0, False
     student, tokenizer, stop = load_ours(args)
-    teacher, optimizer, config = copy.deepcopy(student), AdamW(student), our_config(args)
+    prepare_for_training(student)
+    optimizer = AdamW(student)
+    teacher = copy_model(student)
+    config = our_config(args, longest_row(tokenizer, args))
 
     spent = defaultdict(float)
 

@@ -4,35 +4,51 @@
     python extras/convert.py train=eval_real.json test=test.jsonl tooluse
     python extras/convert.py SciKnowEval/data/Chemistry/L3 chemistry
 
-The last argument is the folder to write. The others are files, folders of .json and .jsonl files
-(the authors' repository has such), or SPLIT=PATH if you know the split. The fields of a file's
-first record tell its source, or --source names it: see SOURCES below.
+The last argument is the folder to write. The others are files, folders, or SPLIT=PATH if you know
+the split. Files are JSON Lines (.jsonl, .ndjson, .json), JSON arrays (.json), tables (.csv, .tsv,
+.parquet) or folders that Hugging Face's save_to_disk wrote. The fields of a file's first record
+tell its source, or --source names it: see SOURCES below.
 
-A folder that names its splits (train_data, eval_data, train.jsonl, ...) keeps them; if it has no
-validation, 1/16 of the training questions become that (75 to 5, as in the paper). Anything else is
-split 75/5/20. The split is a function of seed and question, the same on every machine, and no
-question is in two splits. A broken record stops the run and is named by file, record (lines and
-records count from 1) and field; --skip-broken names it and leaves it out. What is printed: which
-fields became which, how many records were written and left out, and why.
+Files and folders that name their splits (train_data, mydata_test, dev.jsonl,
+train-00000-of-00002.parquet, ...; see SPLIT_WORDS) keep them; all files of a split become one. A
+file whose name tells no split beside others that tell theirs stops the run. Without a validation
+split 1/16 of the training questions become that (75 to 5, as in the paper). Files of which none
+names a split are split 75/5/20. The split is a function of seed and question, the same on every
+machine, and no prompt is in two splits: a test question leaves training, and is reported.
+
+A broken record stops the run and is named by file, record (lines and records count from 1) and
+field; --skip-broken names it and leaves it out. What is printed: which file is which split, which
+fields became which and which were not taken, how many records were written and left out, and why.
 """
 
 import argparse
+import csv
 import hashlib
+import io
 import json
+import os
+import re
 import sys
 from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of scoring.py
 
+from data import parse_line
 from scoring import score_reference
 
-SPLITS = ["test", "validation", "train"]  # a question in two splits stays in the first of these
-FOLDER_NAMES = {
-    "test": ["test", "eval_data"],
-    "validation": ["validation", "valid", "val"],
-    "train": ["train", "train_data"],
+SPLITS = ["test", "validation", "train"]  # a prompt in two splits stays in the first of these
+SPLIT_WORDS = {  # words of a file's or folder's name -> split, as the Hugging Face hub reads them
+    "test": ["test", "testing", "testset", "eval", "evaluation", "evalset"],  # eval: find_files
+    "validation": ["validation", "valid", "val", "valset", "dev", "devset", "development"],
+    "train": ["train", "training", "trainset"],
 }
+SPLIT_OF_WORD = {word: split for split, words in SPLIT_WORDS.items() for word in words}
+READABLE = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+# data that would be lost if it were passed over like a README
+UNREADABLE = (".arrow", ".bz2", ".gz", ".pkl", ".tar", ".xls", ".xlsx", ".xz", ".zip", ".zst")
+# what Hugging Face's datasets writes beside the data
+METADATA = {"dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"}
 # ours; the paper's system turn asks for the same two blocks
 SCIENCE_SYSTEM = (
     "You get a question and four options, of which one is right. Think it through, then "
@@ -166,9 +182,11 @@ def huatuo(record, place, demonstration):
 def trl(record, place, demonstration):
     row = {
         name: record[name]
-        for name in ("id", "answer", "options", "calls", "key_facts", "text", "reference")
+        for name in ("answer", "options", "calls", "key_facts", "other_facts", "text", "reference")
         if record.get(name) is not None
     }
+    if record.get("id") is not None:
+        row = {"id": identifier(record["id"], place)} | row
     if "messages" in record:
         chat = messages(record, "messages", place)
         if len(chat) < 2 or chat[-1]["role"] != "assistant":
@@ -176,22 +194,43 @@ def trl(record, place, demonstration):
                 f'{place}: field "messages" must end with the assistant\'s turn, which becomes '
                 "the demonstration"
             )
-        return row | {
-            "prompt": turns({"messages": chat[:-1]}, "messages", place),
-            "demonstration": chat[-1]["content"],
-        }
-    name = "completion" if "completion" in record else "privileged_context"
-    worked = messages(record, name, place)
-    if len(worked) != 1:
-        raise ValueError(
-            f'{place}: field "{name}" has {len(worked)} turns; only one can become the '
-            "demonstration"
-        )
-    return row | {"prompt": turns(record, "prompt", place), "demonstration": worked[0]["content"]}
+        prompt = turns({"messages": chat[:-1]}, "messages", place)
+        worked = chat[-1]["content"]
+    else:
+        prompt = turns(record, "prompt", place)
+        name = taken("trl", "demonstration", record)
+        answers = messages(record, name, place)
+        if len(answers) != 1:
+            raise ValueError(
+                f'{place}: field "{name}" has {len(answers)} turns; only one can become the '
+                "demonstration"
+            )
+        worked = answers[0]["content"]
+    if record.get("tools"):
+        prompt = with_tools(prompt, record["tools"])
+    return row | {"prompt": prompt, "demonstration": worked}
 
 
-# name: (function, sets of fields); a file is of the first source one of whose sets is in its first
-# record
+def identifier(value, place):
+    """An id as a string; tables write whole numbers, some of them as 3.0."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    return text(value, f'{place}: field "id"')
+
+
+def with_tools(prompt, tools):
+    """The turns with the tool list in the system turn: our format has no field for it."""
+    listed = tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)
+    listed = f"You can call these tools:\n{listed}"
+    if prompt[0]["role"] != "system":
+        return [{"role": "system", "content": listed}, *prompt]
+    return [prompt[0] | {"content": f"{prompt[0]['content']}\n\n{listed}"}, *prompt[1:]]
+
+
+# name: (function, sets of fields); a file is of the source with the largest set that is in its
+# first record, and of the first of these: {"prompt", "completion", "answer"} is trl's
 SOURCES = {
     "sciknoweval": (sciknoweval, [{"question", "choices", "answerKey"}]),
     "toolalpaca": (
@@ -203,12 +242,20 @@ SOURCES = {
         sdpo_tooluse,
         [{"prompt", "answer", "kind"}],
     ),  # the 68 test questions in SDPO's repository
-    "authors-science": (authors_science, [{"messages", "output_text"}, {"prompt", "answer"}]),
     "huatuo": (
         huatuo,
         [{"Question", "Response"}, {"Open-ended Verifiable Question", "Ground-True Answer"}],
     ),
-    "trl": (trl, [{"prompt", "completion"}, {"prompt", "privileged_context"}, {"messages"}]),
+    "trl": (
+        trl,
+        [
+            {"prompt", "completion"},
+            {"prompt", "privileged_context"},
+            {"prompt", "demonstration"},  # our own format
+            {"messages"},
+        ],
+    ),
+    "authors-science": (authors_science, [{"messages", "output_text"}, {"prompt", "answer"}]),
 }
 
 
@@ -239,7 +286,7 @@ TAKEN = {
     },
     "trl": {
         "prompt": ["messages", "prompt"],
-        "demonstration": ["messages", "completion", "privileged_context"],
+        "demonstration": ["messages", "completion", "privileged_context", "demonstration"],
     },
 }
 
@@ -251,18 +298,27 @@ def taken(source, ours, record):
 
 
 def describe(source, record, row, demonstration):
-    """What convert says of the fields that it took."""
+    """What convert says of a record -> (a line of fields taken, the others that have a value)."""
     names = {ours: taken(source, ours, record) for ours in row}
     if source == "huatuo" and demonstration == "reasoning":
         names["demonstration"] = "Complex_CoT + Response"
-    return f"{source}: " + ", ".join(f"{ours} from {theirs}" for ours, theirs in names.items())
+    if source == "trl" and record.get("tools"):
+        names["prompt"] += " + tools"  # with_tools
+    line = f"{source}: " + ", ".join(f"{ours} from {theirs}" for ours, theirs in names.items())
+    used = set(" + ".join(names.values()).split(" + "))
+    return line, [name for name, value in record.items() if value and name not in used]
 
 
 def recognise(place, record):
     """The name of the source that a record comes from."""
-    for name, (_, field_sets) in SOURCES.items():
-        if any(fields <= record.keys() for fields in field_sets):
-            return name
+    matching = [
+        (len(fields), name)
+        for name, (_, field_sets) in SOURCES.items()
+        for fields in field_sets
+        if fields <= record.keys()
+    ]
+    if matching:
+        return max(matching, key=lambda pair: pair[0])[1]  # the first of the largest
     known = "; ".join(
         f"{name}: {' or '.join(', '.join(sorted(fields)) for fields in sets)}"
         for name, (_, sets) in SOURCES.items()
@@ -347,16 +403,29 @@ def letter(record, name, place):
 
 def messages(record, name, place):
     """A string or a list of turns -> turns of role and content; Arrow adds columns of null."""
-    if isinstance(record.get(name), str):
+    if not isinstance(record.get(name), list):
         return [{"role": "user", "content": field(record, name, place)}]
     places = [
         (f'{place}: field "{name}", turn {i}', turn)
         for i, turn in enumerate(field(record, name, place, list), start=1)
     ]
     return [
-        {"role": field(turn, "role", here), "content": field(turn, "content", here)}
+        {"role": field(turn, "role", here), "content": content_of(turn, here)}
         for here, turn in places
     ]
+
+
+def content_of(turn, place):
+    """A turn's text; servers write it as a list of parts, {"type": "text", "text": ...}, too."""
+    parts = turn.get("content") if isinstance(turn, dict) else None
+    if not isinstance(parts, list):
+        return field(turn, "content", place)
+    texts = []
+    for i, part in enumerate(parts, start=1):
+        if not isinstance(part, dict) or part.get("type") != "text":
+            raise ValueError(f'{place}: field "content", part {i} is no text: {repr(part)[:60]}')
+        texts.append(field(part, "text", f'{place}: field "content", part {i}'))
+    return text("".join(texts), f'{place}: field "content"')
 
 
 def turns(record, name, place):
@@ -379,43 +448,125 @@ def turns(record, name, place):
 # ---- files ----
 
 
-def read_source(path, split=None):
-    """A file or folder -> list of (split or None, [(place, record)]), one a file."""
-    if path.is_file():
-        return [(split, read_json(path))]
-    if not path.is_dir():
-        raise ValueError(f"{path} does not exist")
-    if (path / "state.json").is_file():
-        return [(split, read_arrow(path))]
-    named = [
-        (name, path / (alias + suffix))
-        for name in SPLITS
-        for alias in FOLDER_NAMES[name]
-        for suffix in ("", ".json", ".jsonl")
-    ]
-    files = [(name, file) for name, file in named if file.exists()] or [
-        (split, file) for file in sorted(path.glob("*.json*"))
-    ]
-    if not files:
+def find_files(arguments):
+    """PATH and SPLIT=PATH arguments -> (list of (split or None, file), list of files passed over).
+
+    A folder in Arrow format counts as a file. ValueError if some names tell their split and others
+    do not.
+    """
+    found, passed_over = [], []  # found: (word for the split or None, file)
+    for argument in arguments:
+        given, root = split_and_path(argument)
+        files = files_below(root, passed_over)
+        if not files:
+            raise ValueError(
+                f"{root} has no .json or .jsonl file, no .csv, .tsv or .parquet file, and no "
+                "state.json of a save_to_disk folder"
+            )
+        # its own name counts, except that of a single folder, which may be ~/test
+        above = root if root.is_dir() and len(arguments) == 1 else root.parent
+        for file in files:
+            word = split_word(file.relative_to(above).parts)
+            if given and word and root.is_dir() and SPLIT_OF_WORD[word] != given:
+                raise ValueError(
+                    f"{argument}: {file} is named like {SPLIT_OF_WORD[word]}; name the files of "
+                    f"{given} one by one"
+                )
+            found.append((given or word, file))
+    words = {word for word, _ in found}
+    split_of = {None: None} | SPLIT_OF_WORD
+    if words & {"test", "testing", "testset"} and not words & {*SPLIT_WORDS["validation"]}:
+        # train, eval and test: here eval is what the weights are chosen by
+        split_of |= dict.fromkeys(("eval", "evaluation", "evalset"), "validation")
+    unclear = [str(file) for word, file in found if word is None]
+    if unclear and words != {None}:
         raise ValueError(
-            f"{path} has no .json or .jsonl file, no train_data or eval_data, and no "
-            "state.json of a save_to_disk folder"
+            f"which split is {', '.join(unclear[:5])}? Other files have it in their names. Write "
+            "train=PATH, validation=PATH or test=PATH, or move it away"
         )
-    return [part for name, file in files for part in read_source(file, split or name)]
+    return [(split_of[word], file) for word, file in found], passed_over
 
 
-def read_json(file):
-    """JSON Lines, or a JSON array -> list of (place, record)."""
+def split_and_path(argument):
+    """PATH or SPLIT=PATH -> (split or None, Path)."""
+    name, _, path = argument.partition("=")
+    split = SPLIT_OF_WORD.get(name.lower())
+    return split, Path(path if split else argument).expanduser()
+
+
+def split_word(names):
+    """The word for a split in the last of some names, of folders and a file, that has one.
+
+    None if no name has one, or if the last one has words for two splits, as train_test.jsonl has.
+    """
+    for name in reversed(names):
+        # words are also told apart by capitals: trainData
+        found = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+        words = [word.lower() for word in found if word.lower() in SPLIT_OF_WORD]
+        if words:
+            return words[0] if len({SPLIT_OF_WORD[word] for word in words}) == 1 else None
+    return None
+
+
+def files_below(root, passed_over):
+    """A file, or all files with data in a folder and its folders; others go to passed_over."""
+    if not root.exists():
+        link = f", but a link to {os.readlink(root)}" if root.is_symlink() else ""
+        raise ValueError(f"{root} does not exist{link}")
+    if root.is_file():
+        if root.suffix.lower() in UNREADABLE:
+            raise ValueError(
+                f"{root} is in a format that cannot be read; unpack it or export it as JSON Lines "
+                "(.jsonl), or move it away"
+            )
+        return [root]
+    if (root / "state.json").is_file():
+        return [root]
+    files = []
+    for path in sorted(root.iterdir()):
+        suffix = path.suffix.lower()
+        if path.name.startswith(".") or path.name in METADATA:
+            continue
+        if path.is_dir():
+            if path.resolve() not in (root.resolve(), *root.resolve().parents):  # a link upwards
+                files += files_below(path, passed_over)
+        elif suffix in READABLE or suffix in UNREADABLE:
+            files += files_below(path, passed_over)
+        else:
+            passed_over.append(path)
+    return files
+
+
+def read_file(file):
+    """A file, or a folder in Arrow format -> list of (place, record)."""
+    if file.is_dir():
+        return read_arrow(file)
+    if file.suffix.lower() == ".parquet":
+        return read_parquet(file)
     try:
-        content = file.read_text(encoding="utf-8-sig")
+        content = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 ({error.reason} at byte {error.start})") from None
-    if file.suffix == ".jsonl":
-        lines = [
-            (f"{file}:{number}", line)
-            for number, line in enumerate(content.split("\n"), start=1)
-            if line.strip()
-        ]
+        raise ValueError(
+            f"{file}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
+    if content.startswith("version https://git-lfs"):
+        raise ValueError(f"{file} is a Git LFS pointer and not the file itself; git lfs pull")
+    if file.suffix.lower() in (".csv", ".tsv"):
+        return read_table(file, content)
+    return read_json(file, content)
+
+
+def read_json(file, content):
+    """JSON Lines, or a JSON array -> list of (place, record)."""
+    lines = [
+        (f"{file}:{number}", line.strip("\ufeff"))  # inside after `cat` of files that begin with it
+        for number, line in enumerate(content.split("\n"), start=1)
+        if line.strip("\ufeff \t\r")
+    ]
+    # names and contents differ in practice: arrays in .jsonl files, lines in .json files
+    named_lines = file.suffix.lower() in (".jsonl", ".ndjson")
+    is_array = content.lstrip().startswith("[")
+    if (named_lines and not is_array) or (len(lines) > 1 and is_object(lines[0][1])):
         return [(place, parse_json(line, f"{place}: the line", dict)) for place, line in lines]
     records = parse_json(content, f"{file}: the file (JSON Lines end in .jsonl)", list)
     for number, record in enumerate(records, start=1):
@@ -424,6 +575,70 @@ def read_json(file):
                 f"{file}: record {number} must be an object; it is {repr(record)[:60]}"
             )
     return [(f"{file}: record {number}", record) for number, record in enumerate(records, start=1)]
+
+
+def is_object(line):
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def read_table(file, content):
+    """A table with a line of names -> list of (place, record); an empty cell is None."""
+    header = content.partition("\n")[0]
+    if header.startswith("sep="):  # Excel's own line
+        delimiter, content = header[4], content.partition("\n")[2]
+    elif file.suffix.lower() == ".tsv":
+        delimiter = "\t"
+    else:  # Excel writes semicolons where the comma is the decimal one
+        delimiter = ";" if ";" in header and "," not in header else ","
+    csv.field_size_limit(2**31 - 1)  # of a cell: documents are longer than its default
+    records = []
+    try:
+        lines = io.StringIO(content, newline="")
+        rows = csv.DictReader(lines, delimiter=delimiter, strict=True)
+        for number, row in enumerate(rows, start=1):
+            place = f"{file}: record {number}"
+            if None in row or None in row.values():
+                raise ValueError(
+                    f"{place} has not the {len(rows.fieldnames)} cells that the first line names"
+                )
+            records.append((place, {name: cell_value(name, row[name]) for name in row}))
+    except csv.Error as error:
+        raise ValueError(f"{file}: record {len(records) + 1} is not CSV ({error})") from None
+    return records
+
+
+def cell_value(name, cell):
+    """A cell of a table: None, text, or the list that the field of that name holds."""
+    if not cell.strip():
+        return None
+    lists = ("messages", "tools", "options", "calls", "key_facts", "other_facts")
+    if name in lists or (name in ("prompt", "completion") and re.match(r'\[\s*\{\s*"', cell)):
+        try:
+            return json.loads(cell)
+        except (ValueError, RecursionError):
+            return cell
+    return cell
+
+
+def read_parquet(file):
+    """A file of the Hugging Face hub, for example -> list of (place, record)."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError(
+            f"{file} is in Parquet format; pip install pyarrow, then run this again"
+        ) from None
+    try:
+        rows = pyarrow.parquet.read_table(file).to_pylist()
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise ValueError(
+            f"{file}: not readable as Parquet ({error}); if it is a Git LFS pointer, git lfs pull"
+        ) from None
+    return [(f"{file}: record {number}", row) for number, row in enumerate(rows, start=1)]
 
 
 def read_arrow(folder):
@@ -458,16 +673,36 @@ def read_arrow(folder):
 # ---- splits ----
 
 
-def question_of(row):
-    return row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
+def turns_of(row, roles=("system", "user", "assistant")):
+    """A prompt's turns as a tuple of (role, content), white space normalised.
+
+    Case is kept: it changes the meaning of a SMILES.
+    """
+    prompt = row["prompt"]
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return tuple(
+        (turn["role"], " ".join(turn["content"].split())) for turn in turns if turn["role"] in roles
+    )
+
+
+def conversation_of(row):
+    """What the user and the assistant say, without the system turn."""
+    return turns_of(row, ("user", "assistant"))
 
 
 def share(row, seed):
-    """A number in [0, 1) from the seed and the question.
+    """A number in [0, 1) from the seed and the question, with the turns before it.
 
-    Its options do not count: the same question with other options stays in the same split.
+    Its options do not count: the same question with other options stays in the same split. Nor
+    does the system turn.
     """
-    stem = " ".join(question_of(row).partition("\n\nA: ")[0].split())
+    prompt = row["prompt"]
+    texts = (
+        [prompt]
+        if isinstance(prompt, str)
+        else [turn["content"] for turn in prompt if turn["role"] != "system"]
+    )
+    stem = " ".join("\n".join(text.partition("\n\nA: ")[0] for text in texts).split())
     return int(hashlib.sha256(f"{seed}\n{stem}".encode()).hexdigest()[:13], 16) / 16**13
 
 
@@ -478,7 +713,7 @@ def ranks(rows, seed):
 
 
 def split_rows(rows, seed, left_out):
-    """[(split or None, row)] -> {split: [row]}, each question once."""
+    """[(split or None, row)] -> {split: [row]}, each prompt once."""
     rank_of_free = ranks([row for split, row in rows if split is None], seed)
     rank_of_train = ranks([row for split, row in rows if split == "train"], seed)
     has_validation = any(split == "validation" for split, _ in rows)
@@ -490,14 +725,31 @@ def split_rows(rows, seed, left_out):
             split = "train" if rank < 0.75 else "validation" if rank < 0.8 else "test"
         elif split == "train" and not has_validation and rank_of_train[share(row, seed)] < 5 / 80:
             split = "validation"
-        # case is kept: it changes the meaning of a SMILES
-        question = " ".join(question_of(row).split())
-        if question in split_of:
-            left_out[f"question is in {split_of[question]} already"] += 1
+        # whole prompts: two chats may end with the same turn
+        prompt = turns_of(row)
+        if prompt in split_of:
+            left_out[f"question is in {split_of[prompt]} already"] += 1
         else:
-            split_of[question] = split
+            split_of[prompt] = split
             result[split].append(row)
     return result
+
+
+def make_ids_unique(rows):
+    """Number ids that come again, as in shards that each count from 0 -> how many were changed."""
+    used, changed = {row["id"] for row in rows if "id" in row}, 0
+    seen = set()
+    for row in rows:
+        if row.get("id") in seen:
+            number = 2
+            while f"{row['id']}-{number}" in used:
+                number += 1
+            row["id"] = f"{row['id']}-{number}"
+            used.add(row["id"])
+            changed += 1
+        if "id" in row:
+            seen.add(row["id"])
+    return changed
 
 
 def read_rows(inputs, source, demonstration, skip_broken, left_out):
@@ -505,39 +757,67 @@ def read_rows(inputs, source, demonstration, skip_broken, left_out):
 
     It counts in left_out what it leaves out.
     """
-    rows, read, described = [], Counter(), []
-    for argument in map(str, inputs):
-        named, _, path = argument.partition("=")
-        if named not in SPLITS:
-            named, path = None, argument
-        for split, records in read_source(Path(path), named):
-            if not records:
-                raise ValueError(f"{path} has a file without records")
-            name = source or recognise(*records[0])
-            if name == "toolalpaca":
-                records = [
-                    pair for place, tool in records for pair in toolalpaca_instructions(tool, place)
-                ]
-            read[name] += len(records)
-            for place, record in records:
-                try:
-                    row = SOURCES[name][0](record, place, demonstration)
-                except ValueError as error:
-                    if not skip_broken:
-                        raise ValueError(
-                            f"{error}; repair it, or leave such records out with --skip-broken"
-                        ) from None
-                    print(f"broken: {error}")
-                    row = "broken"
-                if isinstance(row, str):
-                    left_out[row] += 1
-                    continue
-                rows.append((split, row))
-                if (line := describe(name, record, row, demonstration)) not in described:
-                    described.append(line)
+    rows, read, described, not_taken = [], Counter(), [], {}
+    files, passed_over = find_files([str(argument) for argument in inputs])
+    for split, file in files:
+        records = read_file(file)
+        if not records:
+            raise ValueError(f"{file} is a file without records")
+        name = source or recognise(*records[0])
+        if name == "toolalpaca":
+            records = [
+                pair for place, tool in records for pair in toolalpaca_instructions(tool, place)
+            ]
+        read[name] += len(records)
+        for place, record in records:
+            try:
+                row = SOURCES[name][0](record, place, demonstration)
+                if not isinstance(row, str):
+                    # read as data.py will read it; what each task needs is checked there
+                    parse_line(json.dumps(row), place, "general")
+            except ValueError as error:
+                if not skip_broken:
+                    raise ValueError(
+                        f"{error}; repair it, or leave such records out with --skip-broken"
+                    ) from None
+                print(f"broken: {error}")
+                row = "broken"
+            if isinstance(row, str):
+                left_out[row] += 1
+                continue
+            rows.append((split, row))
+            line, others = describe(name, record, row, demonstration)
+            if line not in described:
+                described.append(line)
+            not_taken.setdefault(name, Counter()).update(others)
     for line in described:
         print(line)
+    for name, others in not_taken.items():
+        if others:
+            print(f"{name}: not taken: {', '.join(map(str, others))}")
+    for split in reversed(SPLITS):
+        if of_split := [str(file) for named, file in files if named == split]:
+            print(f"{split} from {', '.join(of_split)}")
+    if passed_over:
+        print("passed over:", ", ".join(map(str, passed_over)))
     return rows, read
+
+
+def check_output(output):
+    """ValueError unless `output` is a folder without splits, or one that can be made."""
+    present = [
+        str(output / f"{split}.jsonl") for split in SPLITS if (output / f"{split}.jsonl").exists()
+    ]
+    if present:
+        raise ValueError(f"{', '.join(present)} exists; name another folder, or remove it")
+    for path in (output, *output.parents):
+        if path.is_symlink() and not path.exists():
+            raise ValueError(
+                f"{path} is a link to {os.readlink(path)}, which does not exist; name another "
+                "output folder"
+            )
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is a file; name another output folder than {output}")
 
 
 def convert(inputs, output, source=None, demonstration="answer", seed=0, skip_broken=False):
@@ -545,14 +825,11 @@ def convert(inputs, output, source=None, demonstration="answer", seed=0, skip_br
 
     -> ({split: records written}, {reason: records left out})
     """
-    output, left_out = Path(output), Counter()
-    present = [
-        str(output / f"{split}.jsonl") for split in SPLITS if (output / f"{split}.jsonl").exists()
-    ]
-    if present:
-        raise ValueError(f"{', '.join(present)} exists; name another folder, or remove it")
+    output, left_out = Path(output).expanduser(), Counter()
+    check_output(output)
     rows, read = read_rows(inputs, source, demonstration, skip_broken, left_out)
     parts = split_rows(rows, seed, left_out)
+    renamed = sum(map(make_ids_unique, parts.values()))
     output.mkdir(parents=True, exist_ok=True)
     for split in filter(parts.get, parts):  # no file for an empty split
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in parts[split])
@@ -562,8 +839,36 @@ def convert(inputs, output, source=None, demonstration="answer", seed=0, skip_br
     print("wrote", ", ".join(f"{number} {split}" for split, number in counts.items()), "to", output)
     reasons = ", ".join(f"{number} ({reason})" for reason, number in left_out.items())
     print("left out", reasons or "none")
+    if renamed:
+        print(f"note: {renamed} ids came again within a split, and got a number")
+    print_leaks(rows, parts)
     print_notes(parts)
     return counts, dict(left_out)
+
+
+def print_leaks(rows, parts):
+    """Which questions of one split the files have in another one too."""
+    for first, second in [("test", "train"), ("test", "validation"), ("validation", "train")]:
+        prompts = {turns_of(row) for split, row in rows if split == first}
+        both = [row for split, row in rows if split == second and turns_of(row) in prompts]
+        if both:
+            print(
+                f"note: {len(both)} questions of {second} are in {first} too, and were left out of "
+                f"{second}; the first: {last_words(both[0])}"
+            )
+        conversations = {conversation_of(row) for row in parts[first]}
+        both = [row for row in parts[second] if conversation_of(row) in conversations]
+        if both:
+            print(
+                f"note: {len(both)} questions of {second} are in {first} too, with another system "
+                f"turn, and were kept; the first: {last_words(both[0])}"
+            )
+
+
+def last_words(row):
+    """The last turn of a prompt, in short."""
+    question = turns_of(row)[-1][1]
+    return repr(question if len(question) <= 60 else "…" + question[-60:])
 
 
 def print_notes(parts):
@@ -611,9 +916,10 @@ def main():
     add("--seed", type=int, default=0, help="of the split")
     add("--skip-broken", action="store_true", help="name broken records and leave them out")
     arguments = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # a console may lack some characters
     try:
         convert(**vars(arguments))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

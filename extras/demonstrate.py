@@ -10,27 +10,26 @@ student sees, and scoring.py decides what is right. The model is asked in rounds
 question, until a question has its demonstration. Questions that never get one are named and left
 out, and an answer cut at --max-new-tokens is not kept.
 
---url takes any OpenAI-compatible server, which samples with its own defaults. The key and the cache
-are as in judge.py: an interrupted run resumes, and new samples need another --cache.
+--url takes any OpenAI-compatible server, which samples with its own defaults; its key is read from
+the environment variable --key-env. Replies are kept in --cache: an interrupted run continues, and
+new samples need another --cache.
 """
 
-import argparse
 import json
+import os
 import re
-import sys
-from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of data.py
-
-from judge import ask_all, ask_server, load_to_sample
+import journal
 
 from data import TASKS, read_jsonl, teacher_messages
 from scoring import score
+from support.server import Server
 
 # flags for --model alone, and for --url alone
 LOCAL = {"temperature": 1.0, "top_p": 0.95, "max_new_tokens": 256, "batch_size": 32, "seed": 0}
-SERVER = {"workers": 4, "cache": Path("runs/demonstrate-cache.jsonl")}
+SERVER = {"concurrency": 4, "timeout": 600.0, "key_env": journal.KEY_ENV}
+SERVER |= {"cache": Path("runs/demonstrate-cache.jsonl")}
 
 
 def demonstrate(examples, sample, samples):
@@ -68,47 +67,31 @@ def is_demonstration(answer, example):
     )
 
 
-def local_sampler(name, context, samples, *, temperature, top_p, max_new_tokens, batch_size, seed):
+def local_sampler(name, context, samples, seed, **how):
     """sample(examples, n) for `demonstrate` with a model on this machine."""
     from analysis import sample_answers  # here: a server needs no model
 
-    model, tokenizer = load_to_sample(name)
+    model, tokenizer = journal.load_to_sample(name)
 
     def sample(examples, n):
-        # a seed of its own for each (seed, n): draws are a function of the seed and an example's
-        # place
-        answers = sample_answers(
-            model,
-            tokenizer,
-            examples,
-            samples=1,
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-            seed=seed * samples + n,
-            context=context,
-            batch_size=batch_size,
-            description=f"sample {n + 1}",
-        )
+        # draws are a function of the seed and an example's place: each (seed, n) needs a seed
+        again = {"seed": seed * samples + n, "description": f"sample {n + 1}", "context": context}
+        answers = sample_answers(model, tokenizer, examples, samples=1, **again, **how)
         return [answer.text if answer.finished else None for [answer] in answers]
 
     return sample
 
 
-def server_sampler(url, model, context, *, workers, cache):
-    """sample(examples, n) for `demonstrate` with a model on a server.
-
-    n is in the cache's key, so that each sample is asked for.
-    """
+def server_sampler(url, model, context, cache, **how):
+    """sample(examples, n) for `demonstrate` with a model on a server."""
+    server = Server(url, model, flags=("--server-model", "--timeout"), **how)
 
     def sample(examples, n):
-        return ask_all(
-            [teacher_messages(example, context) for example in examples],
-            f"{url} {model}, sample {n}",
-            partial(ask_server, url, model),
-            cache,
-            workers,
-        )
+        turns = [teacher_messages(example, context) for example in examples]
+        # n is in the journal's key, so that each sample is asked for
+        name = f"{url} {model}, sample {n}"
+        replies = journal.ask_all(turns, name, server.ask, cache, how["concurrency"])
+        return [None if reply.lacks else reply.text for reply in replies]
 
     return sample
 
@@ -120,95 +103,85 @@ def write_demonstrated(questions, output, examples, right):
     with open(output, "x", encoding="utf-8") as file:
         for line, example in zip(lines, examples, strict=True):
             if example.id in right:
-                file.write(
-                    json.dumps(
-                        json.loads(line) | {"demonstration": right[example.id]}, ensure_ascii=False
-                    )
-                    + "\n"
-                )
+                record = json.loads(line) | {"demonstration": right[example.id]}
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def main(argv=None):
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+def parse_arguments(argv):
+    """-> (args, the flags of LOCAL or SERVER with their values)"""
+    parser = journal.make_parser(__doc__)
     add = parser.add_argument
-    add("questions", type=Path, help="JSONL file in our format, without demonstrations")
-    add("output", type=Path, help="file to write; an existing one is refused")
-    add(
-        "--task",
-        required=True,
-        choices=[task for task, fields in TASKS.items() if "demonstration" in fields],
-    )
+    add("questions", type=journal.path, help="JSONL file in our format, without demonstrations")
+    add("output", type=journal.path, help="file to write; an existing one is refused")
+    tasks = [task for task, fields in TASKS.items() if "demonstration" in fields]
+    add("--task", required=True, choices=tasks)
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--model", help="folder, hub id, or smollm2: sample on this machine")
+    local = "folder, hub id, or smollm2: sample on this machine"
+    where.add_argument("--model", type=os.path.expanduser, help=local)
     where.add_argument("--url", help="address of an OpenAI-compatible server, up to /v1")
     add("--server-model", help="name of the model on the server; only with --url")
     add("--samples", type=int, default=8, help="at most so many a question (default: %(default)s)")
-    add(
-        "--context",
-        default="none",
-        choices=["none", "text"],
-        help="text: the model also sees the article (default: %(default)s)",
-    )
-    for flag, defaults in (("--model", LOCAL), ("--url", SERVER)):
+    context = "text: the model also sees the article (default: %(default)s)"
+    add("--context", default="none", choices=["none", "text"], help=context)
+    for owner, defaults in (("--model", LOCAL), ("--url", SERVER)):
         for name, default in defaults.items():
-            add(
-                "--" + name.replace("_", "-"),
-                type=type(default),
-                help=f"only with {flag} (default: {default})",
-            )
+            kind = journal.path if isinstance(default, Path) else type(default)
+            add(flag(name), type=kind, help=f"only with {owner} (default: {default})")
     args = parser.parse_args(argv)
     if (args.url is None) != (args.server_model is None):
-        parser.error(
-            "--url and --server-model go together: a server, and the name of the model there"
-        )
-    for name in LOCAL if args.url else SERVER:
+        what = "a server, and the name of the model there"
+        parser.error(f"--url and --server-model go together: {what}")
+    defaults, others = (SERVER, LOCAL) if args.url else (LOCAL, SERVER)
+    for name in others:
         if getattr(args, name) is not None:
-            parser.error(
-                f"--{name.replace('_', '-')} is only for {'--model' if args.url else '--url'}"
-            )
-    how = {
-        name: default if getattr(args, name) is None else getattr(args, name)
-        for name, default in (SERVER if args.url else LOCAL).items()
-    }
-    for name, value in [("samples", args.samples), *how.items()]:
-        if name not in ("cache", "seed") and not value > 0:
-            parser.error(f"--{name.replace('_', '-')} is {value}; it must be above 0")
-    try:
-        if args.output.exists():
-            raise ValueError(f"{args.output} exists already; name another output, or move it away")
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        examples = read_jsonl(args.questions, args.task, needs_demonstration=False)
-        for example in examples:
-            if example.demonstration is not None:
-                raise ValueError(
-                    f'{example.source}: field "demonstration" is there already; take out this '
-                    "line, or the field"
-                )
-            # before the model loads: is every field there that the context needs?
-            teacher_messages(example, args.context)
-        sample = (
-            server_sampler(args.url, args.server_model, args.context, **how)
-            if args.url
-            else local_sampler(args.model, args.context, args.samples, **how)
-        )
-        right = demonstrate(examples, sample, args.samples)
-        if not right:
-            raise ValueError(
-                "no question got a demonstration, and nothing was written; try a larger model "
-                "or more --samples"
-            )
-        write_demonstrated(args.questions, args.output, examples, right)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(
-        f"{len(right)} of {len(examples)} questions have a demonstration; they are in {args.output}"
-    )
-    if len(right) < len(examples):
-        print(
-            "left out, without a right answer: "
-            + ", ".join(example.id for example in examples if example.id not in right)
-        )
+            parser.error(f"{flag(name)} is only for {'--model' if args.url else '--url'}")
+    given = {name: getattr(args, name) for name in defaults if getattr(args, name) is not None}
+    how = defaults | given
+    for name, value in {"samples": args.samples, **how}.items():
+        if name not in ("cache", "seed", "key_env") and not value > 0:
+            parser.error(f"{flag(name)} is {value}; it must be above 0")
+    journal.check_key_env(parser, how.get("key_env", journal.KEY_ENV))
+    return args, how
+
+
+def flag(name):
+    return "--" + name.replace("_", "-")
+
+
+def read_questions(file, task, context):
+    """Examples; ValueError, before anything is asked, for one that cannot get a demonstration."""
+    examples = read_jsonl(file, task, needs_demonstration=False)
+    for example in examples:
+        if example.demonstration is not None:
+            remedy = "take out this line, or the field"
+            raise ValueError(f'{example.source}: field "demonstration" is there already; {remedy}')
+        teacher_messages(example, context)  # is every field there that the context needs?
+        score("", example)  # is there something to score by?
+    return examples
+
+
+def make_demonstrations(args, how):
+    if args.output.exists():
+        raise ValueError(f"{args.output} exists already; name another output, or move it away")
+    journal.check_writable(args.output)
+    examples = read_questions(args.questions, args.task, args.context)
+    if args.url:
+        sample = server_sampler(args.url, args.server_model, args.context, **how)
+    else:
+        sample = local_sampler(args.model, args.context, args.samples, **how)
+    right = demonstrate(examples, sample, args.samples)
+    if not right:
+        what = "no question got a demonstration, and nothing was written"
+        raise ValueError(f"{what}; try a larger model or more --samples")
+    write_demonstrated(args.questions, args.output, examples, right)
+    where = f"they are in {args.output}"
+    print(f"{len(right)} of {len(examples)} questions have a demonstration; {where}")
+    if left_out := [example.id for example in examples if example.id not in right]:
+        print("left out, without a right answer: " + ", ".join(left_out))
+
+
+def main(argv=None):
+    journal.run_command(make_demonstrations, *parse_arguments(argv))
 
 
 if __name__ == "__main__":

@@ -46,11 +46,12 @@ from analysis import confidence_interval, drift_at, read_stored
 from plot import of_test
 
 from baselines import METHODS
-from config import load_splits, parse_config
-from data import load_task
+from config import parse_config
+from data import load_splits, load_task
 from eval import drift_from_base, evaluate, sample_base_answers
-from models import best_device, list_checkpoints, load_model
 from scoring import validation_rank
+from support.checkpoint import list_checkpoints
+from support.models import best_device, load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING = ("sdft.py", "baselines.py")

@@ -76,9 +76,11 @@ def explain_rollouts(folder, shown=4):
 
     [] for a method without a teacher. Raises ValueError without a run, its weights or its data.
     """
-    import models  # here, as below: the other pictures need neither torch nor transformers
+    # here, as below: the other pictures need neither torch nor transformers
+    from support.chat import encode_prompt
+    from support.checkpoint import list_checkpoints
 
-    kept = models.list_checkpoints(folder)
+    kept = list_checkpoints(folder)
     file = kept[-1] / "state.json" if kept else folder / "results.json"
     if not file.exists():
         raise ValueError(f"{folder} has neither a checkpoint nor the weights of a finished run")
@@ -92,7 +94,7 @@ def explain_rollouts(folder, shown=4):
     for rollout in rollouts:
         if rollout["id"] not in prompts:
             raise ValueError(f'{folder}: id "{rollout["id"]}" is no longer in the data of the run')
-        pair = [data.encode_prompt(tokenizer, turns) for turns in prompts[rollout["id"]]]
+        pair = [encode_prompt(tokenizer, turns) for turns in prompts[rollout["id"]]]
         tokens = token_report(
             (student, teacher), pair, tokenizer, rollout["completion_ids"], config["divergence"]
         )
@@ -115,19 +117,19 @@ def prompts_of_run(config, method):
 
 def load_models(folder, kept, config):
     """(student, teacher, tokenizer, {"student": its source, "teacher": its source}) of a run."""
-    import models
+    from support.models import best_device, load_model, read_weights
 
     source = str(kept[-1] / "student" if kept else folder / "last")
-    student, tokenizer = models.load_model(source, models.best_device(), config["dtype"])
+    student, tokenizer = load_model(source, best_device(), config["dtype"])
     names = {"student": source, "teacher": source}
     if config["teacher"] == "student":
         return student, student, tokenizer, names
     if kept:
         names["teacher"] = str(kept[-1] / "teacher")
-        teacher = models.read_weights(names["teacher"], dtype=student.dtype)
+        teacher = read_weights(names["teacher"], dtype=student.dtype)
         return student, teacher.to(student.device).eval(), tokenizer, names
     names["teacher"] = config["teacher_model"] or config["model"]
-    teacher, _ = models.load_model(names["teacher"], student.device, config["dtype"])
+    teacher, _ = load_model(names["teacher"], student.device, config["dtype"])
     return student, teacher, tokenizer, names
 
 
@@ -155,8 +157,7 @@ def token_report(models, prompts, tokenizer, completion_ids, divergence):
 
 def likeliest_tokens(model, prompt, completions, tokenizer, n=3):
     """For each position [[token, probability], ...], the likeliest first."""
-    from models import output_head
-    from sampling import completion_hidden
+    from sampling import completion_hidden, output_head
 
     hidden_TD = completion_hidden(model, [prompt], *completions)[0]
     top = output_head(model)(hidden_TD).float().softmax(-1).topk(n)

@@ -6,31 +6,27 @@
 FOLDER holds .txt and .md files in UTF-8; any other file is named and skipped. DATA gets train.jsonl
 and, with held-out wordings of the same questions, validation.jsonl and test.jsonl; ood.jsonl has
 questions over two articles. Long articles are cut at paragraphs into passages, whose tokens are
-counted as 1.3 a word: near enough for English, and it needs no tokenizer.
+counted as 1.3 a word, and as 1 a character of a script without blanks: near enough for English and
+Chinese, and it needs no tokenizer.
 
---url takes any OpenAI-compatible server, which sees the articles. Its key is read from the
-environment variable --key-env and is written to no file or message; redirects are refused, so that
-the key goes to no other host. Replies are kept in DATA/replies.jsonl: the same command continues a
-stopped run and asks nothing twice. --local asks a model in this process, greedily; small models
-make poor questions.
+--url takes any OpenAI-compatible server, which sees the articles; its key is read from the
+environment variable --key-env. --local asks a model in this process, greedily; small models make
+poor questions. Replies are kept in DATA/replies.jsonl: the same command continues a stopped run
+and asks nothing twice.
 """
 
-import argparse
 import json
 import math
 import os
 import re
-import sys
+import unicodedata
 from collections import Counter, namedtuple
-from functools import partial
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of data.py
+import journal
 
-from judge import ask_all, ask_server, local_model  # noqa: E402
-
-from data import load_task, parse_line  # noqa: E402
-from scoring import final_answer, score_reference  # noqa: E402
+from data import load_task, parse_line
+from scoring import final_answer, normalise, score_reference, without_blanks
+from support.server import CUT, EMPTY, REFUSAL, THOUGHTS
 
 PROMPT = """Write exam questions about the article below, for people who have read it once and \
 do not have it before them.
@@ -56,9 +52,12 @@ article's own spelling first"""
 SYSTEM = "Answer in one short sentence."  # the turn before each question, as in samples/knowledge
 WORDINGS = 6  # of a question: three train, one validates, two test
 QUESTIONS_PER_PAIR = 2  # of articles
-WORKERS = 4  # requests to a server at a time
 LOCAL_TOKENS = 2048  # longest reply of a local model
 DROPPED = {  # what the last line counts
+    CUT: "replies cut at the length limit",
+    THOUGHTS: "replies with thoughts alone",
+    REFUSAL: "refusals",
+    EMPTY: "replies without text",
     "json": "replies without JSON",
     "shape": "questions of another shape",
     "fact": "answers whose key facts the passage does not have",
@@ -66,6 +65,7 @@ DROPPED = {  # what the last line counts
     "duplicate": "duplicate wordings",
     "few": "questions with too few wordings left",
 }
+OBJECT = re.compile(r'\{\s*["}]')  # how one begins
 
 Passage = namedtuple("Passage", "name text")  # of an article's file; the text begins with its title
 
@@ -104,20 +104,46 @@ def read_passages(file, passage_tokens):
 
 
 def count_tokens(text):
-    return 1.3 * len(text.split())
+    """1.3 a word; in scripts without blanks, such as Chinese or Thai, 1 a character."""
+    characters = sum(map(without_blanks, text))
+    words = "".join(" " if without_blanks(character) else character for character in text)
+    return 1.3 * len(words.split()) + characters
 
 
-def cut_passages(text, most_tokens, cuts=(r"\n\s*\n", r"(?<=[.!?])\s+", r"\s+")):
-    """A text in passages of at most most_tokens, cut at paragraphs; else sentences; else words."""
-    passages, glue = [], "\n\n" if len(cuts) == 3 else " "
-    for piece in re.split(cuts[0], text):
-        fits = count_tokens(piece) <= most_tokens or len(cuts) == 1
+CUTS = (r"\n\s*\n", r"(?<=[.!?])\s+|(?<=[。！？｡។။])\s*", r"\s+")  # paragraphs; sentences; words
+
+
+def cut_passages(text, most_tokens, cuts=CUTS):
+    """A text in passages of at most most_tokens, cut at paragraphs; else at sentences; else at
+    words; else at the characters of scripts without blanks.
+    """
+    if cuts:
+        pieces = re.split(f"({cuts[0]})", text)
+        blanks, pieces = ["", *pieces[1::2]], pieces[::2]
+    else:
+        pieces = characters(text)
+        blanks = [""] * len(pieces)
+    passages = []
+    for blank, piece in zip(blanks, pieces, strict=True):
+        fits = count_tokens(piece) <= most_tokens or not cuts
         for part in [piece] if fits else cut_passages(piece, most_tokens, cuts[1:]):
             if passages and count_tokens(passages[-1]) + count_tokens(part) <= most_tokens:
+                glue = "\n\n" if cuts == CUTS else " " if blank else ""
                 passages[-1] += glue + part
             else:
                 passages.append(part)
     return passages
+
+
+def characters(text):
+    """A text in pieces: each character of a script without blanks, with its marks, is one."""
+    starts = [
+        i
+        for i in range(1, len(text))
+        if not unicodedata.category(text[i]).startswith("M")
+        and (without_blanks(text[i - 1]) or without_blanks(text[i]))
+    ]
+    return [text[a:b] for a, b in zip([0, *starts], [*starts, len(text)], strict=True)]
 
 
 def pair_passages(articles):
@@ -139,12 +165,10 @@ def keep_questions(groups, replies):
     """What can be kept of replies -> [(passages, item, wordings)], Counter of what is DROPPED."""
     kept, dropped, seen = [], Counter(), set()
     for (passages, _, wanted), reply in zip(groups, replies, strict=True):
-        reply = final_answer(reply)
-        try:  # the list, whatever stands around it
-            items = json.loads(reply[reply.find("[") : reply.rfind("]") + 1])
-        except (ValueError, RecursionError):
-            items = []
-            dropped["json"] += 1
+        items, broken = read_items(final_answer(reply.text))
+        dropped["shape"] += broken
+        if not items:
+            dropped[reply.lacks or "json"] += 1
         for item in items:
             # of a single wording none can be held out: only ood.jsonl takes it
             wordings, bad = check_item(item, passages, min(3, wanted), seen)
@@ -153,6 +177,30 @@ def keep_questions(groups, replies):
             seen.update(map(plain_words, wordings))
             kept += [(passages, item, wordings)] if wordings else []
     return kept, dropped
+
+
+def read_items(text):
+    """The JSON objects of a reply, and how many cannot be read.
+
+    They may stand alone, in a list, one a line, or in a list within an object, with other text
+    around them and with a comma too many.
+    """
+    repaired = re.sub(r",(\s*[\]}])", r"\1", text)
+    return min(_read_objects(text), _read_objects(repaired), key=lambda found: found[1])
+
+
+def _read_objects(text):
+    items, broken, place = [], 0, 0
+    while broken < 100 and (start := OBJECT.search(text, place)):
+        try:
+            item, place = json.JSONDecoder().raw_decode(text, start.start())
+        except (ValueError, RecursionError):
+            broken, place = broken + 1, start.end()
+            continue
+        lists = [value for value in item.values() if isinstance(value, list)]
+        is_wrapper = "wordings" not in item and len(lists) == 1
+        items += lists[0] if is_wrapper else [item]
+    return items, broken
 
 
 def check_item(item, passages, fewest, seen):
@@ -187,7 +235,8 @@ def check_item(item, passages, fewest, seen):
 
 def plain_words(question):
     """What two wordings must differ in: their words, whatever the case and the punctuation."""
-    return " ".join(re.findall(r"\w+", question.casefold()))
+    kept = (c if unicodedata.category(c)[0] in "LMN" else " " for c in normalise(question))
+    return " ".join("".join(kept).split())
 
 
 def to_record(id, passages, item, wording):
@@ -230,59 +279,40 @@ def write_splits(folder, splits):
 
 
 def main(argv=None):
-    args = parse_arguments(argv)
-    try:
-        print(make_data(args))
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command goes on from here")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    print(journal.run_command(make_data, parse_arguments(argv)))
 
 
 def parse_arguments(argv):
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = journal.make_parser(__doc__)
     add = parser.add_argument
-    add("folder", type=Path, help="the articles: .txt and .md files")
-    add("--output", type=Path, required=True, help="folder of the data set and the journal")
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--url", help="address of an OpenAI-compatible server, up to /v1")
-    where.add_argument("--local", metavar="MODEL", help="folder, hub id or smollm2: asked here")
-    add("--model", help="name of the model on the server; only with --url")
+    add("folder", type=journal.path, help="the articles: .txt and .md files")
+    add("--output", type=journal.path, required=True, help="folder of the data set and the journal")
+    journal.add_model_flags(parser)
     add("--questions-per-article", type=int, default=8, help="(default: %(default)s)")
     add("--passage-tokens", type=int, default=300, help="most in a passage (default: %(default)s)")
-    add("--key-env", default="OPENAI_API_KEY", help="variable with the key (default: %(default)s)")
-    add("--timeout", type=float, default=600, help="seconds for a reply (default: %(default)s)")
     args = parser.parse_args(argv)
-    if (args.url is None) != (args.model is None):
-        parser.error("--url and --model go together: a server, and the name of the model there")
-    if args.key_env != "OPENAI_API_KEY" and not os.environ.get(args.key_env):
-        # without the name: someone may have given the key itself
-        parser.error("--key-env must name an environment variable that is set")
-    if min(args.questions_per_article, args.timeout) <= 0 or args.passage_tokens < 50:
-        parser.error("--passage-tokens must be at least 50, other numbers above 0")
+    journal.check_model_flags(parser, args)
+    if args.questions_per_article <= 0 or args.passage_tokens < 50:
+        parser.error("--passage-tokens must be at least 50, --questions-per-article above 0")
     return args
 
 
 def make_data(args):
     """Ask, check and write -> the last line to print."""
-    journal = args.output / "replies.jsonl"
-    if (args.output / "train.jsonl").exists() and not journal.exists():
+    file = args.output / "replies.jsonl"
+    if (args.output / "train.jsonl").exists() and not file.exists():
         raise ValueError(f"{args.output} has another data set; name another --output")
     articles = read_articles(args.folder, args.passage_tokens)
-    if args.url:
-        how = {"timeout": args.timeout, "key_env": args.key_env}
-        name, ask = f"{args.url} {args.model}", partial(ask_server, args.url, args.model, **how)
-    else:
+    if args.local:
         print("a small local model makes poor questions; read train.jsonl before you train")
-        name, ask = local_model(args.local, LOCAL_TOKENS)
+    name, ask, workers = journal.chosen_model(args, LOCAL_TOKENS)
     groups = []  # (passages, questions to ask for, wordings of each)
     for article in articles:
         share = math.ceil(args.questions_per_article / len(article))
         groups += [([passage], share, WORDINGS) for passage in article]
     groups += [(pair, QUESTIONS_PER_PAIR, 1) for pair in pair_passages(articles)]
     turns = [[{"role": "user", "content": write_prompt(*group)}] for group in groups]
-    replies = ask_all(turns, name, ask, journal, WORKERS if args.url else 1, "asking")
+    replies = journal.ask_all(turns, name, ask, file, workers, "asking")
     questions, dropped = keep_questions(groups, replies)
     counts = "; ".join(f"{dropped[reason]} {words}" for reason, words in DROPPED.items())
     if {len(passages) for passages, _, _ in questions} != {1, 2}:

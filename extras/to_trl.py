@@ -40,8 +40,9 @@ NOT_CARRIED = {
     "weight_decay": ([0], "TRL decays neither norms nor biases, sdft.py every weight"),
     "offload_optimizer": ([False], "choose offloading in `accelerate config`"),
 }
-UNUSED = ["force", "eval_every", "eval_examples", "eval_new_tokens", "general_data"]
+UNUSED = ["force", "ignore_plan", "eval_every", "eval_examples", "eval_new_tokens", "general_data"]
 UNUSED += ["general_tokens", "judge", "judge_model", "sample_every"]
+UNUSED += ["judge_timeout", "judge_repeats"]
 
 
 def trl_settings(config, steps):
@@ -78,7 +79,7 @@ def trl_settings(config, steps):
         "shuffle_dataset": False,  # settings.json has our order
         "seed": config.seed,
         # logs and checkpoints; these hold weights alone, for TRL saves no teacher
-        "logging_steps": config.log_every,
+        "logging_steps": 1,
         "report_to": "none",
         "save_strategy": "steps" if config.keep_last else "no",
         "save_steps": config.save_every,
@@ -89,10 +90,10 @@ def trl_settings(config, steps):
 
 def encode_examples(tokenizer, examples, config):
     """(rows of data.jsonl, their pairs of token ids) of the examples that TRL encodes as we do."""
-    from data import check_template, teacher_messages
-    from eval import encode_pairs
+    from data import encode_pairs, teacher_messages
+    from support.chat import reads_parts
 
-    if check_template(tokenizer):
+    if reads_parts(tokenizer):
         raise ValueError("the chat template reads content as a list of parts; TRL gives it strings")
     examples_by_id, rows, kept, left_out = {x.id: x for x in examples}, [], [], []
     for pair in encode_pairs(tokenizer, examples, config):
@@ -115,11 +116,11 @@ def encode_examples(tokenizer, examples, config):
 
 
 def largest_micro_batch(config, pairs):
-    """Rows that fit --micro-batch-size and --micro-batch-tokens with the longest prompt; TRL cuts
-    a step into equal parts of so many."""
+    """Rows that fit --micro-batch-tokens with the longest prompt; TRL cuts a step into equal parts
+    of so many."""
     prompts = [len(p) for pair in pairs for p in (pair.student_prompt, pair.teacher_prompt)]
     rows = config.micro_batch_tokens // (max(prompts) + config.max_new_tokens)
-    return max(1, min(rows, config.micro_batch_size))
+    return max(1, rows)
 
 
 def run_settings(config, model, pairs):
@@ -160,9 +161,9 @@ def not_carried(config):
 def write(config, folder):
     """Write the two files -> the lines to print."""
     from data import load_task
-    from models import builtin_smollm2, read_config
+    from support.models import builtin_smollm2, read_config
 
-    examples = load_task(config.task, "train", config.data)[: config.train_examples]
+    examples = load_task(config.task, "train", config.data)
     read_config(config.model)  # refuses what sdft.py would refuse
     model = str(builtin_smollm2()) if config.model == "smollm2" else config.model
     if Path(model).is_dir():
@@ -283,7 +284,8 @@ def main(argv=None):
 
 def write_run(flags):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of sdft.py
-    from config import parse_config, run_folder
+    from config import parse_config
+    from support.run import run_folder
 
     config, checkpoint = parse_config(["python", "extras/to_trl.py", *flags], __doc__)
     with run_folder(config, checkpoint) as folder:

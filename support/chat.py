@@ -5,7 +5,12 @@ data.py needs it: copy the two together. Works on any tokenizer of transformers.
 
 import re
 import uuid
+from datetime import datetime
 from functools import lru_cache
+
+# The date that a template may write: one moment for all prompts of a process. A resumed run sets
+# tokenizer.template_moment to that of its first start (support/run.py).
+STARTED = datetime.now()
 
 
 def encode_prompt(tokenizer, messages):
@@ -14,6 +19,57 @@ def encode_prompt(tokenizer, messages):
     They equal apply_chat_template's, except that a control token typed inside a turn, such as
     <|im_end|>, stays text.
     """
+    return _encode_turns(tokenizer, messages, generation_prompt=True)
+
+
+def encode_answer(tokenizer, messages, answer):
+    """The token ids that the template writes after a prompt for an assistant's turn.
+
+    Through the token that ends the turn, so that what supervised fine-tuning trains is what the
+    model writes when it is asked: an empty thought, a channel or a blank before the answer is part
+    of it. None if the template refuses the turn, writes another prompt before it, or no end.
+    """
+    prompt = encode_prompt(tokenizer, messages)
+    end = turn_end(tokenizer)
+    try:
+        turns = [*messages, {"role": "assistant", "content": answer}]
+        ids = _encode_turns(tokenizer, turns, generation_prompt=False)
+    except ValueError:
+        return None
+    if ids[: len(prompt)] != prompt or end not in ids[len(prompt) :]:
+        return None
+    last = len(ids) - ids[::-1].index(end)  # blanks after the end are the next turn's
+    return ids[len(prompt) : last]
+
+
+def turn_end(tokenizer):
+    """The id of the control token that the template writes after an assistant's content, or None.
+
+    It must end completions, also where no list of EOS tokens names it.
+    """
+    return _turn_end(tokenizer, tokenizer.chat_template)
+
+
+@lru_cache(maxsize=8)
+def _turn_end(tokenizer, template):
+    from jinja2 import TemplateError
+
+    content = "The largest planet is Jupiter"
+    turns = [
+        {"role": "user", "content": "Which planet is largest?"},
+        {"role": "assistant", "content": content},
+    ]
+    try:
+        rendered = _apply_template(tokenizer, turns, reads_parts(tokenizer), False)
+    except (TemplateError, TypeError, ValueError):
+        return None
+    after = rendered.rpartition(content)[2]
+    control = sorted(_control_tokens(tokenizer), key=len, reverse=True)
+    found = re.match(rf"\s*({'|'.join(map(re.escape, control)) or '(?!)'})", after)
+    return tokenizer.convert_tokens_to_ids(found[1]) if found else None
+
+
+def _encode_turns(tokenizer, messages, generation_prompt):
     if tokenizer.chat_template is None:
         raise ValueError("the tokenizer has no chat template; choose an instruction-tuned model")
     from jinja2 import TemplateError  # here: reading data alone needs no package
@@ -22,8 +78,8 @@ def encode_prompt(tokenizer, messages):
     parts = reads_parts(tokenizer)
     try:
         if not any(typed):
-            return _apply_template(tokenizer, messages, parts, tokenize=True)
-        return _encode_typed(tokenizer, messages, typed, parts)
+            return _apply_template(tokenizer, messages, parts, generation_prompt, tokenize=True)
+        return _encode_typed(tokenizer, messages, typed, parts, generation_prompt)
     except TemplateError as error:  # some templates take no system turn, for example
         roles = ", ".join(turn["role"] for turn in messages)
         what = f"the chat template refuses a prompt with the turns {roles}"
@@ -45,7 +101,7 @@ def _reads_parts(tokenizer, template):
     for parts in (False, True):
         try:
             first, second = (
-                _apply_template(tokenizer, [{"role": "user", "content": text}], parts)
+                _apply_template(tokenizer, [{"role": "user", "content": text}], parts, True)
                 for text in ("Which planet is largest?", "Who wrote Hamlet?")
             )
         except (TemplateError, TypeError):
@@ -58,13 +114,25 @@ def _reads_parts(tokenizer, template):
     )
 
 
-def _apply_template(tokenizer, messages, parts, tokenize=False):
+def _apply_template(tokenizer, messages, parts, generation_prompt, tokenize=False):
     if parts:
         contents = [[{"type": "text", "text": turn["content"]}] for turn in messages]
         messages = [turn | {"content": c} for turn, c in zip(messages, contents, strict=True)]
+    moment = getattr(tokenizer, "template_moment", STARTED)
     return tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=tokenize, return_dict=False
+        messages,
+        chat_template=_dated(tokenizer.chat_template, moment),
+        add_generation_prompt=generation_prompt,
+        tokenize=tokenize,
+        return_dict=False,
     )
+
+
+@lru_cache(maxsize=8)
+def _dated(template, moment):
+    """A template in which each strftime_now("…") is the text that it gives at that moment."""
+    call = r"strftime_now\(\s*(['\"])(.*?)\1\s*\)"
+    return re.sub(call, lambda match: repr(moment.strftime(match[2])), template)
 
 
 def _typed_control_tokens(tokenizer, messages):
@@ -74,18 +142,32 @@ def _typed_control_tokens(tokenizer, messages):
     mark <|user|> as not special. Other added tokens, such as runs of blanks or <b>, are ordinary
     text. An assistant's turn keeps its <think>: the model wrote it, and templates look for it.
     """
-    added = [token for token in tokenizer.added_tokens_decoder.values() if token.content.strip()]
-    special = {token.content for token in added if token.special}
-    written = {token.content for token in added if token.content in str(tokenizer.chat_template)}
+    control = _control_tokens(tokenizer)
     typed = []
     for turn in messages:
-        control = special if turn["role"] == "assistant" else special | written
-        found = [token for token in control if token in turn["content"]]
+        # an assistant's turn keeps its <think>, which some models mark as not special
+        kept = turn["role"] == "assistant"
+        found = [
+            token
+            for token, special in control.items()
+            if token in turn["content"] and (special or not kept)
+        ]
         typed.append(sorted(found, key=lambda token: (-len(token), token)))
     return typed
 
 
-def _encode_typed(tokenizer, messages, typed, parts):
+def _control_tokens(tokenizer):
+    """{text of a control token: whether it is special}."""
+    added = [token for token in tokenizer.added_tokens_decoder.values() if token.content.strip()]
+    template = str(tokenizer.chat_template)
+    return {
+        token.content: token.special
+        for token in added
+        if token.special or token.content in template
+    }
+
+
+def _encode_typed(tokenizer, messages, typed, parts, generation_prompt):
     """Token ids of a prompt whose turn i contains the control tokens typed[i] as text.
 
     Replaces each by a mark that no text contains, renders the template and cuts the result at the
@@ -99,10 +181,10 @@ def _encode_typed(tokenizer, messages, typed, parts):
         pattern = "|".join(map(re.escape, found)) or "(?!)"  # (?!) matches nowhere
         content = re.sub(pattern, lambda match: mark_of[match[0]], turn["content"])
         marked.append(turn | {"content": content})
-    rendered = _apply_template(tokenizer, marked, parts)
+    rendered = _apply_template(tokenizer, marked, parts, generation_prompt)
     pieces = [token_of.get(piece, piece) for piece in re.split(f"({'|'.join(token_of)})", rendered)]
     # a template that looks for the token in the content would write another prompt around a mark
-    if "".join(pieces) != _apply_template(tokenizer, messages, parts):
+    if "".join(pieces) != _apply_template(tokenizer, messages, parts, generation_prompt):
         raise ValueError(
             f"the chat template treats turns that contain {', '.join(tokens)} in another way; "
             f"take it out of the prompt that ends with {shorten(messages[-1]['content'][-60:])}"
@@ -132,11 +214,6 @@ def _encode_pieces(tokenizer, pieces):
         before, dropped = ("\x01", len(anchor)) if adds_blank and ids else ("", 0)
         ids += tokenizer.encode(before + part, add_special_tokens=False)[dropped:]
     return ids
-
-
-def opens_thoughts(tokenizer, prompt):
-    """Whether a prompt (token ids) ends with a <think> that the template writes before answers."""
-    return tokenizer.decode(prompt[-16:]).rstrip().endswith("<think>")
 
 
 def shorten(value):

@@ -17,8 +17,8 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import find_adapter_config_file, logging
 
-from sampling import completion_hidden, output_head, sample_completions
-from support.chat import reads_parts
+from sampling import completion_hidden, named_eos_tokens, output_head, sample_completions
+from support.chat import reads_parts, turn_end
 from support.smollm2 import builtin_smollm2
 
 logging.disable_progress_bar()  # its bars would break up ours
@@ -38,9 +38,12 @@ def load_model(name, device="cpu", dtype="float32"):
         if tokenizer.chat_template is not None:
             reads_parts(tokenizer)  # raises for a template that drops the question
         model = read_weights(folder, dtype=getattr(torch, dtype)).to(device).eval()
+        check_tied_head(model)
         check_head(model)
         check_saved_names(model)
         check_sampling(model)
+        if tokenizer.chat_template is not None:
+            add_turn_end(model, tokenizer)
     except Exception as error:  # a library may raise anything on a damaged or unknown model
         where = "a folder with config.json and safetensors, a hub id within reach, or smollm2"
         what = f'model "{name}" cannot be loaded: {reason(error)}. Choose {where}'
@@ -140,6 +143,37 @@ def check_sampling(model):
     if not error < tolerance:  # nor NaN
         reason = f"differ from a full pass by {error:.1e} nats"
         raise ValueError(f"cached sampling and scoring of {family} {reason}")
+
+
+def check_tied_head(model):
+    """ValueError if config.json ties the embeddings and the file has another output matrix."""
+    config = model.config.get_text_config(decoder=True)
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = getattr(config, "tie_word_embeddings", False)
+    if tied and head is not None and head.weight is not embeddings.weight:
+        raise ValueError(
+            "config.json ties the embeddings (tie_word_embeddings), but the file has another "
+            "output matrix, lm_head.weight; set tie_word_embeddings to false, or delete the matrix"
+        )
+
+
+def add_turn_end(model, tokenizer):
+    """Let the token that the template writes after an assistant's content end completions.
+
+    Without it a model that names another EOS would go on with the user's next turn. It stands in
+    generation_config then, and so in the weights that a run saves.
+    """
+    end = turn_end(tokenizer)
+    known = named_eos_tokens(model, tokenizer)
+    if end is not None and end not in known:
+        token = tokenizer.convert_ids_to_tokens(end)
+        print(f"{token} ends completions, too: the chat template writes it after an answer")
+        model.generation_config.eos_token_id = sorted({*known, end})
+
+
+def model_positions(config):
+    """The most tokens of prompt and answer that a model has positions for, None: no limit known."""
+    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Around the loop: what a run consists of, its folder, its signals and logs, what it leaves."""
 
 import dataclasses
+import hashlib
 import json
 import shlex
 import signal
@@ -8,20 +9,23 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import torch
 
 from config import Config
-from data import Splits, encode_pairs
+from data import Splits, encode_pairs, leave_out_beyond_positions
 from eval import BaseAnswers, drift_from_base, evaluate, sample_base_answers
-from support.checkpoint import list_checkpoints, load_weights, save_model
+from support.chat import STARTED
+from support.checkpoint import list_checkpoints, load_weights, read_state, save_model
 from support.judge import choose_scorer
 from support.models import (
     best_device,
     configure_cuda,
     describe_machine,
     load_model,
+    model_positions,
     read_config,
 )
 from support.plan import check_plan
@@ -42,11 +46,22 @@ class Run:
     scorer: object  # the rule of the task, or a judge
     pairs: list  # of data.Pair: the training data as token ids
     base: BaseAnswers  # what drift is measured on
+    digests: dict  # of its files and prompts, which a resumed run compares
     method: str = "sdft"  # a baseline has its own, and may have another model as its teacher
     teacher_model: torch.nn.Module | None = None
     steps: int = 0
     best: dict | None = None  # {"step", "rank"} of the weights in best/
     started: float = field(default_factory=time.perf_counter)
+
+    def state(self):
+        """What a checkpoint keeps of a run beside its tensors."""
+        return {
+            "best": self.best,
+            "config": dataclasses.asdict(self.config),
+            "method": self.method,
+            "data": self.digests,
+            "moment": self.tokenizer.template_moment.isoformat(),
+        }
 
     def how_to_continue(self):
         if not self.config.keep_last:
@@ -57,14 +72,110 @@ class Run:
 def prepare(command, config, splits, folder, checkpoint):
     """Check the plan, load the model, encode the data -> Run; ValueError for what cannot work."""
     scored = splits.validation + sum(splits.reports.values(), [])
-    scorer = choose_scorer(config.task, scored, config.judge, config.judge_model)
+    scorer = choose_scorer(
+        config.task,
+        scored,
+        config.judge,
+        config.judge_model,
+        config.judge_timeout,
+        config.judge_repeats,
+    )
+    state = read_state(checkpoint) if checkpoint else {}
+    digests = digest_files(splits)
+    check_same_data(state.get("data"), digests)
     configure_cuda()
     device = best_device()
-    print(check_plan(read_config(config.model), config, device, folder))
+    model_config = read_config(config.model)
+    check_positions(model_config, config)
+    print(check_plan(model_config, config, device, folder))
     student, tokenizer = load_model(config.model, device, config.dtype)
-    pairs = encode_pairs(tokenizer, splits.train, config)
+    # a template that writes the date writes that of the run's first start, also after a resume
+    moment = state.get("moment")
+    tokenizer.template_moment = datetime.fromisoformat(moment) if moment else STARTED
+    positions = model_positions(student.config)
+    pairs = encode_pairs(tokenizer, splits.train, config, positions)
+    digests["prompts"] = digest_prompts(pairs)
+    check_same_data(state.get("data"), digests)
+    splits.validation = leave_out_beyond_positions(
+        tokenizer, splits.validation, config, positions, has_teacher=True
+    )
+    for name, examples in splits.reports.items():
+        splits.reports[name] = leave_out_beyond_positions(
+            tokenizer, examples, config, positions, has_teacher=False
+        )
     base = sample_base_answers(student, tokenizer, splits.general, config.general_tokens)
-    return Run(command, config, folder, checkpoint, student, tokenizer, splits, scorer, pairs, base)
+    return Run(
+        command,
+        config,
+        folder,
+        checkpoint,
+        student,
+        tokenizer,
+        splits,
+        scorer,
+        pairs,
+        base,
+        digests,
+    )
+
+
+def check_positions(model_config, config):
+    """ValueError if no prompt can fit beside an answer of the length that the flags allow."""
+    positions = model_positions(model_config)
+    if positions is not None and config.answer_tokens >= positions:
+        name = "--max-new-tokens"
+        if config.eval_new_tokens > config.max_new_tokens:
+            name = "--eval-new-tokens"
+        raise ValueError(
+            f"{name} is {config.answer_tokens}, and {config.model} has {positions} positions for "
+            "prompt and answer together; lower it"
+        )
+
+
+# ---- the data of a run, recognised when it goes on ----
+
+
+def digest_files(splits):
+    """{file: sha256 of its examples}."""
+    sets = {"general prompts": splits.general}
+    for examples in (splits.train, splits.validation, *splits.reports.values()):
+        sets[Path(examples[0].source.rpartition(":")[0]).name] = examples
+    return {name: _digest([_content(example) for example in sets[name]]) for name in sets}
+
+
+def _content(example):
+    """An example without its file and line: a folder may move."""
+    content = dataclasses.asdict(example)
+    if example.id == example.source:
+        del content["id"]
+    del content["source"]
+    return content
+
+
+def digest_prompts(pairs):
+    return _digest([[pair.student_prompt, pair.teacher_prompt] for pair in pairs])
+
+
+def _digest(value):
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def check_same_data(before, now):
+    """ValueError, naming the file, if a resumed run would go on with other data."""
+    if before is None:
+        return
+    for name, digest in now.items():
+        if before.get(name) == digest:
+            continue
+        if name == "prompts":
+            what = (
+                "the training prompts are encoded differently than when this run began: tokenizer"
+            )
+            raise ValueError(f"{what}, chat template or limits have changed. Start a new run")
+        raise ValueError(
+            f"{name} has changed since this run began; restore it to go on with --resume, or start "
+            "a new run"
+        )
 
 
 # ---- the folder of a run ----
@@ -128,8 +239,8 @@ def explain(error, folder):
 
 @contextmanager
 def catch_signals():
-    """Yield a list that the first Ctrl-C or SIGTERM fills; a second one stops at once."""
-    interrupted = []
+    """Yield a list of signals: the first Ctrl-C or SIGTERM joins it, a second one stops at once."""
+    caught = []
     numbers = signal.SIGINT, signal.SIGTERM
     previous = [signal.getsignal(number) for number in numbers]
 
@@ -138,14 +249,14 @@ def catch_signals():
             signal.signal(number, handler)
 
     def note(number, _frame):
-        interrupted.append(number)
+        caught.append(number)
         restore()
         print("\nstopping: this step is finished and saved first", flush=True)
 
     for number in numbers:
         signal.signal(number, note)
     try:
-        yield interrupted
+        yield caught
     finally:
         restore()
 
@@ -156,6 +267,21 @@ def start_log(file, step):
     whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     file.write_text("".join(whole))
     return open(file, "a", buffering=1)
+
+
+def drop_later_answers(file, step):
+    """Delete the answers of validations after `step`, which a resumed run gives again."""
+    if not file.exists():
+        return
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    kept = [line for line in whole if _validated_at(json.loads(line)) <= step]
+    file.write_text("".join(kept), encoding="utf-8")
+
+
+def _validated_at(answer):
+    name, _, step = answer["when"].partition(" ")
+    return int(step) if name == "step" else 0
 
 
 def rollout_report(tokenizer, batch, rollout):

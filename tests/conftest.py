@@ -115,8 +115,9 @@ def server(monkeypatch):
     """A server that takes its next answers from server.script, from server.reply(prompt) when that
     is empty, which is CORRECT if a test does not replace it.
 
-    An answer is (status, headers, text) or "hang up".
+    An answer is (status, headers, text), (status, headers, body in bytes) or "hang up".
     """
+    pytest.importorskip("openai", reason="needs: pip install openai")
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -128,8 +129,11 @@ def server(monkeypatch):
                 self.close_connection = True
                 return
             status, headers, text = answer
-            body = {"choices": [{"message": {"content": text}}]}
-            body = json.dumps(body | {"key": self.headers["Authorization"]}).encode()
+            if isinstance(text, bytes):
+                body = text
+            else:
+                body = {"choices": [{"message": {"content": text}}]}
+                body = json.dumps(body | {"key": self.headers["Authorization"]}).encode()
             self.send_response(status)
             for name, value in ({"Content-Length": str(len(body))} | headers).items():
                 self.send_header(name, value)

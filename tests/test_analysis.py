@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, tiny_llama
+from models import stop_tokens
 
 import scoring
 from data import Example, encode_prompt, teacher_messages
-from models import stop_tokens
 from sampling import sample_completions
 
 sys.path.insert(0, str(ROOT / "extras"))

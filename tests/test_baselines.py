@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import gradients, tiny_llama
+from models import list_checkpoints, load_model, read_state
 from test_sdft import PAIRS as PROMPT_PAIRS
 from test_sdft import STOP, KeepGradients, flags, press_ctrl_c_in_step_3, read_lines, same_weights
 
@@ -23,7 +24,6 @@ from config import Config, Splits
 from data import Example, Pair, encode_prompt, load_task
 from eval import drift_from_base, sample_base_answers
 from kl_estimators import completion_logprobs
-from models import list_checkpoints, load_model, read_state
 from scoring import score
 from sdft import make_batch
 

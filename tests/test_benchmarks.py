@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT, tiny_llama, tiny_tokenizer
-
 from models import save_checkpoint
+
 from optim import AdamW, update_ema
 
 sys.path.insert(0, str(ROOT / "benchmarks"))

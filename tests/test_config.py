@@ -7,13 +7,13 @@ import shutil
 import sys
 import time
 
+import models
 import pytest
 import torch
 from conftest import ROOT, tiny_tokenizer
 from transformers import AutoConfig
 
 import baselines
-import models
 import optim
 import sdft
 from config import (

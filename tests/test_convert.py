@@ -532,3 +532,422 @@ def test_counts_of_the_real_files(tmp_path, task, inputs, expected, reasons):
         trained = ["train", "validation"] if task != "science" else []  # no demonstrations there
         for split in ("test", *trained):
             assert len(load_task(task, split, tmp_path / task)) == counts[split]
+
+
+# ---- files as people, exporters and the hub name them ----
+
+
+def rows_of(name, n=4):
+    return [{"prompt": f"{name} {i}?", "completion": f"{name} {i}."} for i in range(n)]
+
+
+def lines_of(rows):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def folder_of(folder, files):
+    """A folder with these files, {name: content}; each name is also the text of its four rows."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        content = lines_of(rows_of(name)) if content is None else content
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def names_in(folder):
+    """{split: the files whose rows went there}; see folder_of. 1/16 of train may validate."""
+    names = {split: set() for split in SPLITS}
+    for split in SPLITS:
+        if (folder / f"{split}.jsonl").exists():
+            for line in (folder / f"{split}.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:
+                names[split].add(json.loads(line)["prompt"][-1]["content"].rpartition(" ")[0])
+    return names
+
+
+@pytest.mark.parametrize(
+    "train, validation, test",
+    [
+        (["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"], [], []),
+        (["train-00000.jsonl", "train-00001.jsonl"], [], ["test-00000.jsonl"]),
+        (["data/train-00000-of-00001.jsonl"], [], ["data/test-00000-of-00001.jsonl"]),
+        (["TRAIN.jsonl"], ["DEV.JSONL"], ["Test.jsonl"]),
+        (["mydata_train.jsonl"], ["mydata_val.jsonl"], ["mydata_test.jsonl"]),
+        (["train.jsonl"], ["validation_matched.jsonl", "validation_mismatched.jsonl"], []),
+        (["trainingData.jsonl"], ["devSet.jsonl"], ["testSet.jsonl"]),
+        (["train_sft.jsonl"], [], ["test_sft.jsonl"]),
+        (["train-v1.1.jsonl"], ["dev-v1.1.jsonl"], []),
+        (["de/train/0000.jsonl", "en/train/0000.jsonl"], [], ["de/test/0000.jsonl"]),
+        (["train.jsonl"], [], ["eval.jsonl"]),  # nothing else could be the test split
+        (["train.jsonl"], ["eval.jsonl"], ["test.jsonl"]),
+        (["train.jsonl"], ["dev.jsonl"], ["eval.jsonl"]),
+        (["latest/train.jsonl"], [], ["latest/contest_test.jsonl"]),  # whole words only
+    ],
+)
+def test_names_of_splits(tmp_path, train, validation, test):
+    wanted = {"train": set(train), "validation": set(validation), "test": set(test)}
+    source = folder_of(tmp_path / "in", dict.fromkeys(train + validation + test))
+    convert([source], tmp_path / "out")
+    found = names_in(tmp_path / "out")
+    if not validation:
+        found["train"] |= found.pop("validation")
+        del wanted["validation"]
+    assert found == wanted
+    # the same as single arguments: in one file each, these names stand alone
+    if all("/" not in name for name in train + test):
+        convert([source / name for name in train + validation + test], tmp_path / "again")
+        for split in SPLITS:
+            first, second = (tmp_path / f / f"{split}.jsonl" for f in ("out", "again"))
+            assert first.exists() == second.exists()
+            if first.exists():
+                assert sorted(first.read_text().split("\n")) == sorted(
+                    second.read_text().split("\n")
+                )
+
+
+@pytest.mark.parametrize(
+    "names, unclear",
+    [
+        (["train.jsonl", "extra.jsonl"], "extra.jsonl"),
+        (["train.jsonl", "test.jsonl", "more/part-0.jsonl"], "more/part-0.jsonl"),
+        (["train.jsonl", "train_test.jsonl"], "train_test.jsonl"),
+        (["dev.jsonl", "latest.jsonl"], "latest.jsonl"),
+        (["train.jsonl", "config.json"], "config.json"),
+    ],
+)
+def test_a_file_of_no_split_beside_others_is_named(tmp_path, names, unclear):
+    source = folder_of(tmp_path / "in", dict.fromkeys(names))
+    with pytest.raises(ValueError, match=f"which split is {source / unclear}"):
+        convert([source], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    others = [f"train={source / name}" for name in names if name != unclear]
+    convert([*others, f"dev={source / unclear}"], tmp_path / "out")
+    assert names_in(tmp_path / "out")["validation"] == {unclear}
+
+
+def test_names_without_splits_are_split_together(tmp_path):
+    source = folder_of(tmp_path / "test", dict.fromkeys(["a.jsonl", "b.jsonl"]))
+    counts, _ = convert([source], tmp_path / "out")  # the folder's own name does not count
+    assert sum(counts.values()) == 8 and counts["train"] == 6
+    for name in ("train_data", "eval_data"):
+        folder_of(tmp_path / name, {"0.jsonl": lines_of(rows_of(name, 20))})
+    convert([tmp_path / "train_data", tmp_path / "eval_data"], tmp_path / "two")  # but of two
+    assert names_in(tmp_path / "two") == {
+        "train": {"train_data"},
+        "validation": {"train_data"},
+        "test": {"eval_data"},
+    }
+
+
+def test_what_is_passed_over_and_what_is_not(tmp_path, capsys):
+    files = dict.fromkeys(["train.jsonl", "test.jsonl"])
+    junk = [
+        "README.md",
+        ".train.jsonl.swp",
+        "._train.jsonl",
+        ".git/train.jsonl",
+        "dataset_infos.json",
+    ]
+    source = folder_of(tmp_path / "in", files | dict.fromkeys(junk, "x"))
+    counts, _ = convert([source], tmp_path / "out")
+    assert sum(counts.values()) == 8
+    printed = capsys.readouterr().out
+    assert f"passed over: {source / 'README.md'}\n" in printed
+    assert f"test from {source / 'test.jsonl'}\n" in printed
+    for name in ("test.jsonl.gz", "test.xlsx", "validation.zip"):
+        (source / name).write_text("x")
+        with pytest.raises(ValueError, match=f"{name} is in a format that cannot be read"):
+            convert([source], tmp_path / "other")
+        (source / name).unlink()
+    with pytest.raises(ValueError, match="test.jsonl is named like test; name the files of train"):
+        convert([f"train={source}"], tmp_path / "other")
+    (source / "dev.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    with pytest.raises(ValueError, match="dev.jsonl does not exist, but a link to .*gone.jsonl"):
+        convert([source], tmp_path / "other")
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    folder_of(tmp_path / "far", dict.fromkeys(["0.jsonl"]))
+    source = folder_of(tmp_path / "in", dict.fromkeys(["test.jsonl"]))
+    (source / "train").symlink_to(tmp_path / "far")
+    (source / "up").symlink_to(source)
+    assert convert([source], tmp_path / "out")[1] == {}  # nothing was read twice
+    assert names_in(tmp_path / "out")["train"] == {"0.jsonl"}
+
+
+def test_test_questions_in_train_are_reported(tmp_path, capsys):
+    rows = rows_of("Which bird", 20)
+    spoken = [
+        {"messages": [{"role": "system", "content": system}, *turns]}
+        for system, *turns in [
+            (
+                "Be brief.",
+                {"role": "user", "content": "Heron?"},
+                {"role": "assistant", "content": "Yes."},
+            ),
+            (
+                "Be kind.",
+                {"role": "user", "content": "Heron?"},
+                {"role": "assistant", "content": "Yes."},
+            ),
+        ]
+    ]
+    source = folder_of(
+        tmp_path / "in",
+        {
+            "train.jsonl": lines_of(rows),
+            "test.jsonl": lines_of(rows[3:5]),
+            "dev.jsonl": lines_of([rows[7]]),
+            "train-chats.jsonl": lines_of(spoken[:1]),
+            "test-chats.jsonl": lines_of(spoken[1:]),
+        },
+    )
+    counts, left_out = convert([source], tmp_path / "out")
+    assert left_out == {"question is in test already": 2, "question is in validation already": 1}
+    assert counts == {"train": 18, "validation": 1, "test": 3}
+    printed = capsys.readouterr().out
+    assert "note: 2 questions of train are in test too, and were left out of train" in printed
+    assert "note: 1 questions of train are in validation too" in printed or (
+        "note: 1 questions of validation are in train too" in printed
+    )
+    assert "first: 'Which bird 3?'" in printed
+    assert (
+        "1 questions of train are in test too, with another system turn, and were kept" in printed
+    )
+
+
+# ---- what a prompt is ----
+
+
+def chat_rows(prompts, **more):
+    """Chats whose prompts are lists of (role, content); all get the same answer."""
+    return [
+        {"messages": [{"role": r, "content": c} for r, c in [*turns, ("assistant", "Fine.")]]}
+        | more
+        for turns in prompts
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "train.jsonl"])
+def test_duplicates_are_whole_prompts(tmp_path, name):
+    last = ("user", "And why?")
+    prompts = [
+        [("user", f"A {x}?"), ("assistant", "No."), last] for x in ("fox", "hen", "cow", "owl")
+    ]
+    prompts += [[("system", s), *prompts[0]] for s in ("Be brief.", "Be kind.")]
+    prompts += [[("user", "A fox?"), ("assistant", "Yes."), last], [last]]
+    again = [[("user", "A  fox?\n"), ("assistant", "No."), last]]
+    rows = chat_rows(prompts + again)
+    tools = [chat_rows(prompts[:1], tools=[{"name": n}])[0] for n in ("find", "stop")]
+    source = folder_of(tmp_path / "in", {name: lines_of(rows + tools)})
+    counts, left_out = convert([source], tmp_path / "out")
+    assert sum(counts.values()) == len(prompts) + 2 and sum(left_out.values()) == 1
+    found = [row["prompt"] for row in written(tmp_path / "out")]
+    assert sum('{"name": "find"}' in prompt[0]["content"] for prompt in found) == 1
+
+
+def test_chats_with_the_same_last_turn_are_split_one_by_one(tmp_path):
+    prompts = [
+        [("user", f"Item {i}?"), ("assistant", "Hm."), ("user", "Go on.")] for i in range(40)
+    ]
+    source = folder_of(tmp_path / "in", {"chats.jsonl": lines_of(chat_rows(prompts))})
+    assert convert([source], tmp_path / "out")[0] == {"train": 30, "validation": 2, "test": 8}
+
+
+def test_a_tool_list_goes_to_the_system_turn(tmp_path, capsys):
+    tools = [{"type": "function", "function": {"name": "find"}}]
+    alone, beside = [("user", "Hi?")], [("system", "Be brief."), ("user", "Ho?")]
+    rows = chat_rows([alone, beside], tools=tools) + chat_rows([[("user", "He?")]], tools=None)
+    first, second, third = converted(tmp_path, rows, "test.jsonl")
+    listed = "You can call these tools:\n" + json.dumps(tools)
+    assert first["prompt"][0] == {"role": "system", "content": listed}
+    assert second["prompt"][0]["content"] == f"Be brief.\n\n{listed}"
+    assert len(third["prompt"]) == 1
+    assert "prompt from messages + tools" in capsys.readouterr().out
+
+
+def test_a_turn_in_parts(tmp_path):
+    parts = [{"type": "text", "text": "Which "}, {"type": "text", "text": "bird?"}]
+    [row] = converted(tmp_path, chat_rows([[("user", parts)]]), "test.jsonl")
+    assert row["prompt"] == [{"role": "user", "content": "Which bird?"}]
+    picture = [{"type": "image_url", "image_url": "x"}]
+    with pytest.raises(ValueError, match='turn 1: field "content", part 1 is no text'):
+        convert(
+            [folder_of(tmp_path / "b", {"a.jsonl": lines_of(chat_rows([[("user", picture)]]))})],
+            "x",
+        )
+
+
+# ---- records ----
+
+
+@pytest.mark.parametrize("name", ["completion", "privileged_context", "demonstration"])
+def test_a_worked_answer_is_kept_beside_the_short_one(tmp_path, name):
+    record = {"prompt": "Which?\nA: x\nB: y", name: "Since y is even, it is B.", "answer": "B"}
+    [row] = converted(tmp_path, [record], "test.jsonl")
+    assert row["demonstration"] == record[name] and row["answer"] == "B"
+
+
+@pytest.mark.parametrize("id, string", [(7, "7"), (0, "0"), (3.0, "3"), (-1, "-1"), ("a7", "a7")])
+def test_ids_are_strings(tmp_path, id, string):
+    record = rows_of("Which bird", 1)[0] | {"id": id, "key_facts": [["x"]]}
+    [row] = converted(tmp_path, [record], "test.jsonl")
+    assert row["id"] == string
+    assert load_task("medical", "test", tmp_path / "out")[0].id == string
+
+
+@pytest.mark.parametrize("id", [True, 1.5, [1], {"a": 1}, ""])
+def test_other_ids_are_refused(tmp_path, id):
+    with pytest.raises(ValueError, match='test.jsonl:1: field "id" must be a string'):
+        converted(tmp_path, [rows_of("Which bird", 1)[0] | {"id": id}], "test.jsonl")
+
+
+def test_ids_of_shards_that_count_from_zero_are_made_unique(tmp_path, capsys):
+    shards = {
+        f"test-{n}.jsonl": lines_of([r | {"id": i} for i, r in enumerate(rows_of(f"bird {n}", 3))])
+        for n in range(3)
+    }
+    source = folder_of(
+        tmp_path / "in", shards | {"test-3.jsonl": lines_of([rows_of("x", 1)[0] | {"id": "1-2"}])}
+    )
+    convert([source], tmp_path / "out")
+    ids = [example.id for example in load_task("medical", "test", tmp_path / "out")]
+    assert ids == ["0", "1", "2", "0-2", "1-3", "2-2", "0-3", "1-4", "2-3", "1-2"]
+    assert "note: 6 ids came again" in capsys.readouterr().out
+
+
+def test_fields_that_are_not_taken_are_named(tmp_path, capsys):
+    rows = [row | {"source": "web", "score": 3, "empty": None} for row in rows_of("Which bird")]
+    converted(tmp_path, rows, "test.jsonl")
+    assert "trl: not taken: source, score\n" in capsys.readouterr().out
+
+
+def test_rows_are_checked_as_they_will_be_read(tmp_path):
+    with pytest.raises(ValueError, match='test.jsonl:1: field "key_facts", item 0, item 0 must be'):
+        converted(tmp_path, [rows_of("x", 1)[0] | {"key_facts": [[312]]}], "test.jsonl")
+
+
+# ---- formats ----
+
+ROWS = rows_of("Größe", 3)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("a.jsonl", "\ufeff" + lines_of(ROWS).replace("\n", "\r\n")),
+        ("a.jsonl", "\ufeff" + lines_of(ROWS[:1]) + "\n\n\ufeff" + lines_of(ROWS[1:])),
+        ("a.json", lines_of(ROWS)),  # lines in .json
+        ("a.json", json.dumps(ROWS, indent=1)),
+        ("a.jsonl", json.dumps(ROWS)),  # an array in .jsonl
+        ("a.ndjson", lines_of(ROWS)),
+        (
+            "a.csv",
+            "\ufeffprompt,completion\r\n"
+            + "".join('"{prompt}","{completion}"\r\n'.format(**r) for r in ROWS),
+        ),
+        (
+            "a.csv",
+            "prompt;completion\n" + "".join("{prompt};{completion}\n".format(**r) for r in ROWS),
+        ),
+        (
+            "a.csv",
+            "sep=|\r\nprompt|completion\r\n"
+            + "".join("{prompt}|{completion}\n".format(**r) for r in ROWS),
+        ),
+        (
+            "a.tsv",
+            "prompt\tcompletion\n" + "".join("{prompt}\t{completion}\n".format(**r) for r in ROWS),
+        ),
+    ],
+)
+def test_the_same_rows_in_each_format(tmp_path, name, content):
+    convert([f"test={folder_of(tmp_path / 'in', {name: content}) / name}"], tmp_path / "out")
+    found = {row["prompt"][0]["content"]: row["demonstration"] for row in written(tmp_path / "out")}
+    assert found == {row["prompt"]: row["completion"] for row in ROWS}
+
+
+def test_cells_of_a_table(tmp_path):
+    """A quoted cell may have lines and commas; lists are JSON; an empty cell is no value."""
+    table = (
+        ',id,prompt,completion,key_facts,answer\n0,1.0,"A, or\nB?",[1] is it,"[[""x"", ""y""]]",\n'
+        '1,2.0,"[{""role"": ""user"", ""content"": ""Hi?""}]",x,,B\n'
+    )
+    convert([folder_of(tmp_path / "in", {"test.csv": table})], tmp_path / "out")
+    first, second = written(tmp_path / "out")
+    assert first == {
+        "id": "1.0",
+        "prompt": [{"role": "user", "content": "A, or\nB?"}],
+        "demonstration": "[1] is it",
+        "key_facts": [["x", "y"]],
+    }
+    assert second["prompt"] == [{"role": "user", "content": "Hi?"}] and second["answer"] == "B"
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.csv", "prompt,completion\nq?\n", "record 1 has not the 2 cells"),
+        ("a.csv", "prompt,completion\nq?,a\nq?,a,b\n", "record 2 has not the 2 cells"),
+        ("a.csv", 'prompt,completion\nq?,"a\n', "record 1 is not CSV"),
+        ("a.csv", "prompt,completion\nq?,\n", 'record 1: field "completion" must be a string'),
+        ("a.csv", "prompt,completion,key_facts\nq?,a,\"[['x']]\"\n", '"key_facts" must be a list'),
+        ("a.jsonl", lines_of(ROWS).encode("utf-16"), "not UTF-8 .*; save it as UTF-8"),
+        ("a.jsonl", '{"prompt": "q?", "completion": NaN}\n', "a.jsonl:1: the line is not JSON"),
+        ("a.jsonl", "version https://git-lfs.github.com/spec/v1\noid x\n", "is a Git LFS pointer"),
+        ("a.parquet", "version https://git-lfs", "Parquet"),
+    ],
+)
+def test_broken_files_are_named(tmp_path, name, content, message):
+    with pytest.raises(ValueError, match=message) as error:
+        convert([folder_of(tmp_path / "in", {name: content})], tmp_path / "out")
+    assert name in str(error.value)
+
+
+def test_parquet_as_the_hub_has_it(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    (tmp_path / "in" / "data").mkdir(parents=True)
+    for split in ("train", "test"):
+        chats = [row | {"id": i} for i, row in enumerate(chat_rows([[("user", f"{split}?")]]))]
+        parquet.write_table(
+            pyarrow.Table.from_pylist(chats),
+            tmp_path / "in" / "data" / f"{split}-00000-of-00001.parquet",
+        )
+    convert([tmp_path / "in"], tmp_path / "out")
+    [row] = [row for row in written(tmp_path / "out") if row["prompt"][0]["content"] == "test?"]
+    assert row["demonstration"] == "Fine." and row["id"] == "0"
+
+
+# ---- the output folder ----
+
+
+def test_outputs_that_cannot_be_written_are_refused_at_once(tmp_path):
+    source = folder_of(tmp_path / "in", {"a.jsonl": "not even JSON"})
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for output, message in [
+        ("file", "file is a file; name another output folder"),
+        ("file/deeper/out", "file is a file"),
+        ("link", "link is a link to .*gone, which does not exist"),
+        ("link/out", "link is a link to .*gone, which does not exist"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            convert([source], tmp_path / output)
+    assert (tmp_path / "file").read_text() == "x" and not (tmp_path / "gone").exists()
+
+
+def test_the_home_folder_in_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    folder_of(tmp_path / "in", dict.fromkeys(["test.jsonl", "x.jsonl"]))
+    convert(["~/in/test.jsonl", "train=~/in/x.jsonl"], "~/new/out")
+    assert (tmp_path / "new/out/test.jsonl").exists() and not (tmp_path / "~").exists()
+
+
+def test_a_document_in_a_cell(tmp_path):
+    """200,000 characters; Python's csv reads cells of 131,072."""
+    table = "prompt,completion\nq?," + "long " * 40_000
+    convert([folder_of(tmp_path / "in", {"test.csv": table})], tmp_path / "out")
+    [row] = written(tmp_path / "out")
+    assert len(row["demonstration"]) == 200_000

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 from conftest import KEY, ROOT
+from models import load_model
 
 from data import Example, read_jsonl
-from models import load_model
 
 sys.path.insert(0, str(ROOT / "extras"))
 
@@ -94,7 +94,7 @@ def test_with_a_server(server, questions, tmp_path, capsys):
         "gpt",
         "--samples",
         "2",
-        "--workers",
+        "--concurrency",
         "1",
         "--cache",
         str(tmp_path / "cache.jsonl"),
@@ -129,7 +129,7 @@ def test_with_a_server(server, questions, tmp_path, capsys):
     demonstrate.main([str(questions), str(tmp_path / "again.jsonl")] + command)
     assert (tmp_path / "again.jsonl").read_bytes() == before == output.read_bytes() and len(
         server.asked
-    ) == 5, "the second run reads the cache"
+    ) == 6, "the second run reads the cache, and asks again where there was no text"
 
 
 def test_with_a_model(tiny_folder, tmp_path):
@@ -175,11 +175,14 @@ def test_with_a_model(tiny_folder, tmp_path):
         ({}, [], "no question got a demonstration, and nothing was written"),
         ({"demonstration": "d"}, [], 'questions.jsonl:1: field "demonstration" is there already'),
         ({"answer": "E"}, [], 'questions.jsonl:1: field "answer" is .E'),
+        ({"answer": None}, ["--task", "knowledge"], "1: there is nothing to score an answer by"),
         ({}, ["--context", "text"], 'questions.jsonl:1: field "text" is missing'),
     ],
 )
 def test_what_leaves_no_file(change, more, message, server, tmp_path):
-    (tmp_path / "questions.jsonl").write_text(json.dumps(RECORDS[0] | change))
+    record = {k: v for k, v in (RECORDS[0] | change).items() if v is not None}
+    record |= {"text": "An article."} if "knowledge" in more else {}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(record))
     with pytest.raises(SystemExit, match=message):
         demonstrate.main(
             [
@@ -211,6 +214,10 @@ def test_what_leaves_no_file(change, more, message, server, tmp_path):
         ),
         ("--model smollm2 --cache x", "--cache is only for --url"),
         ("--model smollm2 --temperature 0", "--temperature is 0.0; it must be above 0"),
+        (
+            "--url http://127.0.0.1:9 --server-model gpt --concurrency 0",
+            "--concurrency is 0; it must be above 0",
+        ),
         ("--model smollm2 --samples 0", "--samples is 0; it must be above 0"),
         ("--model smollm2 --url http://127.0.0.1:9", "not allowed with"),
     ],

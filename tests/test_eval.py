@@ -6,14 +6,17 @@ Oracles: answers judged by hand here; a KL computed dense, without padding or ch
 import copy
 import dataclasses
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import tiny_llama
+from conftest import ROOT, tiny_llama
 
 import eval as evaluation
 import scoring
@@ -544,3 +547,37 @@ def test_defaults_are_those_of_the_run_that_left_the_model(
         evaluation.main(["--model", str(folder), "--task", "science", "--limit", "1", *more])
         assert f"at most {tokens} tokens" in capsys.readouterr().out
         assert seen == {"dtype": dtype, "instruction": instruction}
+
+
+def test_the_json_file_may_be_in_a_new_folder(tiny_folder, tmp_path, monkeypatch):
+    """Checked before the model loads; nothing is left there when the run fails."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    asked = ["--model", str(tiny_folder), "--task", "science", "--limit", "1"]
+    asked += ["--max-new-tokens", "2", "--json"]
+    evaluation.main([*asked, str(tmp_path / "new" / "er" / "a.json")])
+    assert json.loads((tmp_path / "new" / "er" / "a.json").read_text())["summary"]["n"] == 1
+    evaluation.main([*asked, "~/b.json"])
+    evaluation.main([*asked, "~/b.json"])  # again, over the first
+    assert json.loads((tmp_path / "b.json").read_text())["summary"]["n"] == 1
+
+    def no_model(*_):
+        raise ValueError("the model was loaded")
+
+    monkeypatch.setattr(evaluation.models, "load_model", no_model)
+    for path in (tmp_path, tmp_path / "b.json" / "c.json"):
+        with pytest.raises(SystemExit, match=f"{path} cannot be written"):
+            evaluation.main([*asked, str(path)])
+    with pytest.raises(SystemExit, match="the model was loaded"):
+        evaluation.main([*asked, str(tmp_path / "d.json")])
+    assert not (tmp_path / "d.json").exists() and (tmp_path / "b.json").read_text()
+
+
+def test_a_console_without_the_character(tiny_folder, tmp_path):
+    """The table has a ±, which ASCII lacks."""
+    command = [sys.executable, str(ROOT / "eval.py"), "--model", str(tiny_folder)]
+    command += ["--task", "science", "--limit", "1", "--max-new-tokens", "2"]
+    command += ["--json", str(tmp_path / "a.json")]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "\\xb1 is one standard error" in done.stdout
+    assert json.loads((tmp_path / "a.json").read_text())["summary"]["n"] == 1

@@ -12,9 +12,9 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT, gradients, tiny_tokenizer
+from models import checkpoint_layers, load_checkpoint, load_model, output_head, save_checkpoint
 from transformers import AutoModelForCausalLM
 
-from models import checkpoint_layers, load_checkpoint, load_model, output_head, save_checkpoint
 from optim import AdamW
 from sampling import completion_hidden, sample_completions
 

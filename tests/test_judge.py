@@ -10,12 +10,27 @@ import pytest
 from conftest import KEY, ROOT
 
 from data import Example, load_task
+from support import server as client
+from support.judge import judge_prompt, parse_verdict
+from support.server import CUT, EMPTY, MAX_REPLY_BYTES, Reply, Server, read_body, read_reply
 
 sys.path.insert(0, str(ROOT / "extras"))
 
+import journal
 import judge
 
 QUESTION = [{"role": "user", "content": "Is it?"}]
+needs_openai = pytest.mark.skipif(client.openai is None, reason="needs: pip install openai")
+
+
+def ask_server(url, model, messages, **how):
+    return Server(url, model, **how).ask(messages).text
+
+
+def ask_all(prompts, asked, ask, file, workers=1):
+    """The texts of journal.ask_all's replies."""
+    replies = journal.ask_all(prompts, asked, lambda prompt: Reply(ask(prompt)), file, workers)
+    return [reply.text for reply in replies]
 
 
 @pytest.mark.parametrize(
@@ -46,7 +61,7 @@ QUESTION = [{"role": "user", "content": "Is it?"}]
     ],
 )
 def test_parse_verdict(reply, knowledge, medical):
-    assert (judge.parse_verdict(reply, "knowledge"), judge.parse_verdict(reply, "medical")) == (
+    assert (parse_verdict(reply, "knowledge"), parse_verdict(reply, "medical")) == (
         knowledge,
         medical,
     )
@@ -73,16 +88,16 @@ def test_prompts():
     example = Example(
         "q", "knowledge", [{"role": "user", "content": "Why {this}?"}], "the demonstration"
     )
-    assert judge.judge_prompt("knowledge", example, "{answer}").endswith(
+    assert judge_prompt("knowledge", example, "{answer}").endswith(
         "\n\n[Question]\nWhy {this}?\n\n[Reference Answer]\nthe demonstration\n\n"
         "[Model Response]\n{answer}"
     )
     example.reference = "the reference"
-    prompt = judge.judge_prompt("medical", example, "a")
+    prompt = judge_prompt("medical", example, "a")
     assert "\n\n[Medical Question]\nWhy {this}?\n\n[Reference Answer]\nthe reference\n\n" in prompt
     assert 'Output ONLY one of: "CORRECT" or "INCORRECT".' in prompt and "PARTIALLY" not in prompt
     with pytest.raises(ValueError, match="my.jsonl:3: neither"):
-        judge.judge_prompt(
+        judge_prompt(
             "medical",
             Example("q", "medical", [{"role": "user", "content": "?"}], source="my.jsonl:3"),
             "a",
@@ -90,13 +105,13 @@ def test_prompts():
 
 
 def test_ask_server_sends_the_turns_and_the_key(server, monkeypatch):
-    assert judge.ask_server(server.url + "/", "gpt", QUESTION) == "CORRECT"
+    assert ask_server(server.url + "/", "gpt", QUESTION) == "CORRECT"
     assert server.asked == [
         ("/v1/chat/completions", f"Bearer {KEY}", {"model": "gpt", "messages": QUESTION})
     ]
     monkeypatch.delenv("OPENAI_API_KEY")
     server.script = [(200, {}, None)]
-    assert judge.ask_server(server.url, "gpt", QUESTION) == "" and server.asked[-1][1] is None
+    assert ask_server(server.url, "gpt", QUESTION) == "" and server.asked[-1][1] is None
 
 
 def test_busy_broken_and_silent_servers_are_asked_again(server):
@@ -107,14 +122,15 @@ def test_busy_broken_and_silent_servers_are_asked_again(server):
         "hang up",
         (503, {"Retry-After": "900"}, ""),
     ]
-    assert judge.ask_server(server.url, "gpt", QUESTION, sleep=waits.append) == "CORRECT"
+    assert ask_server(server.url, "gpt", QUESTION, sleep=waits.append) == "CORRECT"
     assert waits == [7, 2, 4, 60] and len(server.asked) == 5
     server.script = [(429, {}, "")] * 3
     with pytest.raises(ValueError, match="no answer in 3 attempts; the last one: HTTP 429"):
-        judge.ask_server(server.url, "gpt", QUESTION, attempts=3, sleep=waits.append)
+        ask_server(server.url, "gpt", QUESTION, attempts=3, sleep=waits.append)
     assert waits[4:] == [1, 2]
 
 
+@needs_openai
 def test_a_timeout_is_asked_again(monkeypatch):
     """The port listens, and nobody answers."""
     import socket
@@ -123,7 +139,7 @@ def test_a_timeout_is_asked_again(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as listening:
         waits = []
         with pytest.raises(ValueError, match="no answer in 2 attempts; the last one: .*timed out"):
-            judge.ask_server(
+            ask_server(
                 f"http://127.0.0.1:{listening.getsockname()[1]}",
                 "gpt",
                 QUESTION,
@@ -145,7 +161,7 @@ def test_a_timeout_is_asked_again(monkeypatch):
 def test_refusals_are_asked_once_and_never_show_the_key(server, answer, message):
     server.script = [answer]
     with pytest.raises(ValueError, match=message) as error:
-        judge.ask_server(server.url, "gpt", QUESTION, sleep=pytest.fail)
+        ask_server(server.url, "gpt", QUESTION, sleep=pytest.fail)
     assert len(server.asked) == 1 and KEY not in str(error.value)
 
 
@@ -153,23 +169,24 @@ def test_refusals_are_asked_once_and_never_show_the_key(server, answer, message)
 def test_a_key_that_no_header_holds_is_not_printed(server, monkeypatch, key):
     monkeypatch.setenv("OPENAI_API_KEY", key)
     with pytest.raises(ValueError, match="OPENAI_API_KEY holds") as error:
-        judge.ask_server(server.url, "gpt", QUESTION)
+        ask_server(server.url, "gpt", QUESTION)
     assert "sk" not in str(error.value) and server.asked == []
 
 
+@needs_openai
 def test_other_bodies_and_schemes_are_errors():
     for body in (
         b'{"choices": [{"message": {"content": "CORRECT"}, "finish_reason": "length"}]}',
         b'{"choices": [{"message": {"content": null}}]}',
     ):
-        assert judge.read_reply(body) == ""
+        assert read_reply(body).text == ""
     others = [b"<html>", b"[]", b'{"choices": []}', b'{"choices": [{"message": null}]}']
     for body in (*others, b"[" * 99999, b"\xff\xfe\x00"):
         with pytest.raises(ValueError, match="sent no chat completion"):
-            judge.read_reply(body)
+            read_reply(body)
     for url in ("file:///etc", "http://me:secret@127.0.0.1", "http://127.0.0.1/?key=secret"):
         with pytest.raises(ValueError, match="must begin with http") as error:
-            judge.ask_server(url, "gpt", QUESTION)
+            ask_server(url, "gpt", QUESTION)
         assert "secret" not in str(error.value)
 
 
@@ -183,24 +200,24 @@ def test_cache(tmp_path):
         asked.append(prompt)
         return f"reply to {prompt}"
 
-    assert judge.ask_all(["a", "b", "a"], "gpt", ask, cache) == [
+    assert ask_all(["a", "b", "a"], "gpt", ask, cache) == [
         "reply to a",
         "reply to b",
         "reply to a",
     ] and asked == ["a", "b"]
-    assert judge.ask_all(["b", "c"], "gpt", ask, cache, workers=3) == [
+    assert ask_all(["b", "c"], "gpt", ask, cache, workers=3) == [
         "reply to b",
         "reply to c",
     ] and asked == ["a", "b", "c"]
-    judge.ask_all(["a"], "another", ask, cache)
+    ask_all(["a"], "another", ask, cache)
     assert asked == ["a", "b", "c", "a"]
     whole = cache.read_text()
     cache.write_text(whole[:-5])
-    judge.ask_all(["a"], "another", ask, cache)
+    ask_all(["a"], "another", ask, cache)
     assert asked == ["a", "b", "c", "a", "a"] and cache.read_text() == whole
     cache.write_text("{}\n" + whole)
-    with pytest.raises(ValueError, match="cache.jsonl:1: not a line of a cache of replies"):
-        judge.ask_all(["a"], "gpt", ask, cache)
+    with pytest.raises(ValueError, match="cache.jsonl:1: not a line of a journal of replies"):
+        ask_all(["a"], "gpt", ask, cache)
 
 
 def test_what_was_judged_before_an_error_is_kept(tmp_path):
@@ -214,39 +231,65 @@ def test_what_was_judged_before_an_error_is_kept(tmp_path):
         return f"reply to {prompt}"
 
     with pytest.raises(ValueError, match="no answer"):
-        judge.ask_all(list("abcdef"), "gpt", ask, tmp_path / "cache.jsonl", workers=3)
-    assert judge.ask_all(list("abcdef"), "gpt", ask, tmp_path / "cache.jsonl") == [
+        ask_all(list("abcdef"), "gpt", ask, tmp_path / "cache.jsonl", workers=3)
+    assert ask_all(list("abcdef"), "gpt", ask, tmp_path / "cache.jsonl") == [
         f"reply to {prompt}" for prompt in "abcdef"
     ]
     assert sorted(asked) == list("abccdef")
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_reply_without_text_is_asked_for_again(tmp_path, workers, capsys):
+    """Neither a new journal keeps it, nor does an old one count in which "" stands for it."""
+    lacking, asked, file = {"b": Reply("", CUT), "c": Reply("", EMPTY)}, [], tmp_path / "j.jsonl"
+
+    def ask(prompt):
+        asked.append(prompt)
+        return lacking.get(prompt, Reply(f"reply to {prompt}"))
+
+    replies = journal.ask_all(list("abbc"), "gpt", ask, file, workers)
+    assert replies == [Reply("reply to a"), Reply("", CUT), Reply("", CUT), Reply("", EMPTY)]
+    said = capsys.readouterr().out.splitlines()
+    assert said == [f"2 of 4 replies: {CUT}", f"1 of 4 replies: {EMPTY}"]
+    [line] = file.read_text().splitlines()
+    record = json.loads(line)
+    assert record["reply"] == "reply to a"
+    lacking.clear()
+    file.write_text(json.dumps(record | {"reply": ""}) + "\n")
+    assert ask_texts(list("abc"), ask, file) == ["reply to a", "reply to b", "reply to c"]
+    assert sorted(asked) == list("aabbcc")
+
+
+def ask_texts(prompts, ask, file):
+    return [reply.text for reply in journal.ask_all(prompts, "gpt", ask, file)]
+
+
 def test_a_server_that_repeats_the_key_does_not_get_it_printed(server, monkeypatch):
     """In the text of a reply it is replaced; a placeholder such as "none" stays a word."""
     server.script = [(200, {}, f"CORRECT {KEY}")]
-    assert judge.ask_server(server.url, "gpt", QUESTION) == "CORRECT [key]"
+    assert ask_server(server.url, "gpt", QUESTION) == "CORRECT [key]"
     monkeypatch.setenv("ANOTHER", "none")
     server.script = [(200, {}, "none")]
-    assert judge.ask_server(server.url, "gpt", QUESTION, key_env="ANOTHER") == "none"
+    assert ask_server(server.url, "gpt", QUESTION, key_env="ANOTHER") == "none"
     assert server.asked[-1][1] == "Bearer none"
 
 
 def test_a_reply_without_end_is_given_up(server):
-    server.script = [(200, {}, "x" * (judge.MAX_REPLY_BYTES + 1))]
-    with pytest.raises(ValueError, match=f"longer than {judge.MAX_REPLY_BYTES} bytes"):
-        judge.ask_server(server.url, "gpt", QUESTION, attempts=1)
+    server.script = [(200, {}, "x" * (MAX_REPLY_BYTES + 1))]
+    with pytest.raises(ValueError, match=f"longer than {MAX_REPLY_BYTES} bytes"):
+        ask_server(server.url, "gpt", QUESTION, attempts=1)
 
 
 def test_a_reply_that_trickles_is_given_up():
     """The timeout of a socket begins anew at each byte."""
 
-    class Trickle:
-        def read1(self, size):
+    def trickle():
+        while True:
             time.sleep(0.02)
-            return bytes(2**18)
+            yield bytes(2**18)
 
     with pytest.raises(TimeoutError):
-        judge.read_body(Trickle(), seconds=0.05)
+        read_body(trickle(), seconds=0.05)
 
 
 @pytest.fixture
@@ -279,7 +322,7 @@ def test_command_line(server, answers, tmp_path, capsys):
         server.url,
         "--model",
         "gpt",
-        "--workers",
+        "--concurrency",
         "1",
         "--cache",
         str(tmp_path / "cache.jsonl"),
@@ -301,12 +344,27 @@ def test_command_line(server, answers, tmp_path, capsys):
         None,
     ] and record["summary"]["n"] == 4
     example = load_task("knowledge", "test")[3]
-    assert server.asked[3][2]["messages"][0]["content"] == judge.judge_prompt(
+    assert server.asked[3][2]["messages"][0]["content"] == judge_prompt(
         "knowledge", example, "answer 3"
     )
     assert not any(
         KEY in file.read_text() for file in tmp_path.glob("*.json*")
     ) and KEY not in "".join(printed)
+
+
+def test_paths(server, answers, tmp_path, monkeypatch):
+    """~ is the home folder, a new folder is made, and a file that cannot be written stops it before
+    anything is asked."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command = f"~/answers.json --task knowledge --url {server.url} --model gpt --cache ~/c.jsonl"
+    judge.main([*command.split(), "--json", "~/new/v.json"])
+    assert json.loads((tmp_path / "new/v.json").read_text())["summary"]["correct"] == 1
+    assert (tmp_path / "c.jsonl").exists()
+    server.asked.clear()
+    for other in (tmp_path / "new", tmp_path / "answers.json" / "v.json"):
+        with pytest.raises(SystemExit, match="^error: "):
+            judge.main([*command.split(), "--json", str(other), "--cache", "~/d.jsonl"])
+    assert server.asked == []
 
 
 def test_local_judge(tiny_folder, answers, tmp_path, capsys):
@@ -330,7 +388,7 @@ def test_local_judge(tiny_folder, answers, tmp_path, capsys):
         "0.0%",
         "100.0%",
     ]
-    assert len(judge.read_cache(tmp_path / "cache.jsonl")) == 4
+    assert len(journal.read_journal(tmp_path / "cache.jsonl")) == 4
 
 
 def test_answers_of_other_questions_are_refused(answers, tmp_path):

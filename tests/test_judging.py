@@ -9,20 +9,22 @@ import json
 import re
 import socket
 import sys
-from functools import partial
 
+import models
 import pytest
 from conftest import KEY, ROOT
 from test_sdft import flags, read_lines
 
 import baselines
 import eval as evaluation
-import models
 import scoring
 import sdft
 from data import Example
 from eval import Answer
-from scoring import choose_scorer, format_table, log_line, validation_rank, verdict
+from scoring import format_table, log_line, validation_rank, verdict
+from support import judge as judging
+from support import server as client
+from support.judge import choose_scorer
 
 sys.path.insert(0, str(ROOT / "extras"))
 
@@ -36,7 +38,7 @@ DENIAL = "It is not the heart, the liver, the skin or the lung."
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(judge, "ask_server", partial(judge.ask_server, sleep=lambda _: None))
+    monkeypatch.setitem(judging.SERVER, "sleep", lambda _: None)
 
 
 @pytest.fixture
@@ -194,7 +196,7 @@ def test_a_dead_judge_is_not_waited_for_at_every_answer(server):
     server.reply = lambda _: (500, {}, "")
     scores = scorer(examples, [Answer("a", [], True)] * 40)
     assert scores == [{"not_judged": True}] * 40
-    assert 4 * judge.WAITING["attempts"] <= len(server.asked) <= 7 * judge.WAITING["attempts"]
+    assert 4 * judging.SERVER["attempts"] <= len(server.asked) <= 7 * judging.SERVER["attempts"]
     server.reply = lambda _: (200, {}, "CORRECT")
     scores = scorer(examples, [Answer("a", [], True)] * 40)
     assert scores == [{"correct": True, "not_judged": False}] * 40, "it is asked again later"
@@ -224,7 +226,6 @@ def test_a_judge_that_cannot_judge_stops_before_the_model_loads(
 
 
 def test_a_redirect_to_another_host_is_refused_and_the_key_stays(folder, server, monkeypatch):
-    monkeypatch.setitem(judge.WAITING, "timeout", 1)
     with socket.create_server(("127.0.0.1", 0)) as other:
         other.setblocking(False)
         elsewhere = f"http://localhost:{other.getsockname()[1]}/v1/chat/completions"
@@ -232,7 +233,7 @@ def test_a_redirect_to_another_host_is_refused_and_the_key_stays(folder, server,
             server.reply = lambda _, status=status: (status, {"Location": elsewhere}, "CORRECT")
             with pytest.raises(SystemExit, match=f"refused the request: HTTP {status}") as end:
                 command = f"--model nowhere --task medical --data {folder} --judge {server.url}"
-                evaluation.main(command.split())
+                evaluation.main([*command.split(), "--judge-timeout", "1"])
             assert KEY not in end.value.code
         with pytest.raises(BlockingIOError):
             other.accept()
@@ -242,19 +243,11 @@ def test_a_redirect_to_another_host_is_refused_and_the_key_stays(folder, server,
 # ---- what is refused, and what the core does alone ----
 
 
-def test_the_judge_is_found_in_extras_from_anywhere(monkeypatch):
-    monkeypatch.setattr(sys, "path", [path for path in sys.path if not path.endswith("extras")])
-    monkeypatch.delitem(sys.modules, "judge")
-    with pytest.raises(ValueError, match="^--judge: the address ftp://x must begin with http"):
-        choose_scorer("medical", [], "ftp://x")
-
-
-def test_without_extras_one_line_says_what_is_missing(folder, tmp_path, monkeypatch):
-    """The rule needs no extras/; --judge does."""
-    monkeypatch.setattr(scoring, "__file__", str(tmp_path / "scoring.py"))
-    monkeypatch.setitem(sys.modules, "judge", None)
+def test_without_openai_one_line_says_what_to_install(folder, monkeypatch):
+    """The rule needs no package; --judge does."""
+    monkeypatch.setattr(client, "openai", None)
     assert choose_scorer("science", []) is scoring.score_by_rule
-    with pytest.raises(SystemExit, match=f"^error: --judge needs the file {tmp_path}/extras/judge"):
+    with pytest.raises(SystemExit, match="^error: --judge: .* openai; pip install -U openai$"):
         command = f"--model nowhere --task medical --data {folder} --judge http://127.0.0.1:9"
         evaluation.main(command.split())
 
@@ -263,9 +256,11 @@ def test_without_extras_one_line_says_what_is_missing(folder, tmp_path, monkeypa
     "command, message",
     [
         ("--task science --judge URL", "--judge scores medical and knowledge, .* is science"),
-        ("--task tooluse --judge URL --rule published", "--judge scores medical and knowledge"),
         ("--task medical --judge-model NAME", "--judge-model NAME needs --judge URL"),
-        ("--task science --rule published", "--rule published scores tool use; --task is science"),
+        ("--task medical --judge-repeats 2", "--judge-repeats 2 needs --judge URL"),
+        ("--task medical --judge-timeout 9", "--judge-timeout 9.0 needs --judge URL"),
+        ("--task medical --judge URL --judge-repeats 0", "--judge-repeats is 0; it must be at"),
+        ("--task medical --judge URL --judge-timeout 0", "--judge-timeout is 0.0; it must be ab"),
         ("--task medical --judge ftp://x", "--judge: the address ftp://x must begin with http"),
     ],
 )
@@ -320,6 +315,71 @@ def test_partial_credit_is_lenient(folder, server):
         (False, True),
         (False, False),
     ]
+
+
+def test_the_judge_sees_all_turns_and_only_what_is_scored(server):
+    turns = [("system", "Be brief."), ("user", "Bile?"), ("assistant", "The liver."), ("user", "?")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    examples = [Example("q", "medical", messages, "d")]
+    scorer = choose_scorer("medical", examples, server.url)
+    scorer(examples, [Answer("<think>Hm, CORRECT.</think>a", [], True)])
+    sent = [asked["temperature"] for _, _, asked in server.asked]
+    prompt = server.asked[-1][2]["messages"][0]["content"]
+    assert sent == [0, 0] and prompt.endswith(
+        "[Medical Question]\nsystem: Be brief.\n\nuser: Bile?\n\nassistant: The liver.\n\n"
+        "user: ?\n\n[Reference Answer]\nd\n\n[Model Response]\na"
+    )
+
+
+def test_repeated_verdicts_widen_the_standard_error(server):
+    """By hand, three verdicts each: shares 2/3, 1 and 0 with judge variances 1/9, 0 and 0; their
+    mean is 5/9, their spread 14/81, the standard error sqrt((14/81 + 1/27) / 3)."""
+    examples = [Example(str(n), "knowledge", [{"content": str(n)}], "d") for n in range(3)]
+    scorer = choose_scorer("knowledge", examples, server.url, judge_repeats=3)
+    verdicts = {"0": ["CORRECT", "PARTIALLY_CORRECT", "CORRECT"], "1": ["CORRECT"] * 3}
+    verdicts["2"] = ["PARTIALLY_CORRECT", "INCORRECT", "INCORRECT"]
+    server.reply = lambda prompt: (200, {}, verdicts[prompt.split("[Question]\n")[1][0]].pop())
+    answers = [Answer("a", [], True) for _ in examples]
+    for answer, scores in zip(answers, scorer(examples, answers), strict=True):
+        answer.scores = scores
+    assert [answer.scores["correct"] for answer in answers] == [pytest.approx(2 / 3), 1, 0]
+    assert [answer.scores["lenient"] for answer in answers] == [1, 1, pytest.approx(1 / 3)]
+    summary = scoring.summarise(answers)
+    assert summary["standard_error"] == pytest.approx(((14 / 81 + 1 / 27) / 3) ** 0.5)
+    assert len(server.asked) == 1 + 9
+    assert scorer(examples, answers) == [answer.scores for answer in answers]
+    assert len(server.asked) == 1 + 9, "each answer is judged three times in all"
+
+
+def test_a_repeat_without_a_verdict_is_asked_for_again_later(server):
+    examples = [Example("q", "medical", [{"content": "?"}], "d")]
+    scorer = choose_scorer("medical", examples, server.url, judge_repeats=2)
+    answers = [Answer("a", [], True)]
+    judged = {"correct": True, "not_judged": False}
+    server.script = [(200, {}, "CORRECT")] + [(200, {}, "Hm.")] * judging.ASKED
+    assert scorer(examples, answers) == [judged]
+    server.script = [(200, {}, "INCORRECT")]
+    shares = {"correct": 0.5, "judge_variance": 0.25}
+    assert scorer(examples, answers) == [judged | shares]
+
+
+def test_cut_replies_are_called_so(server, capsys):
+    cut = b'{"choices": [{"message": {"content": "C"}, "finish_reason": "length"}]}'
+    examples = [Example("q", "medical", [{"content": "?"}], "d")]
+    scorer = choose_scorer("medical", examples, server.url)
+    server.reply = lambda _: (200, {}, cut)
+    assert scorer(examples, [Answer("a", [], True)]) == [{"not_judged": True}]
+    said = "1 of 1 answers not judged: its replies are cut at the server's length limit"
+    assert said in capsys.readouterr().out
+    with pytest.raises(ValueError, match="asked about a right answer and sent cut at the server's"):
+        choose_scorer("medical", examples, server.url)
+
+
+def test_a_judge_of_reasoning_models_is_asked_without_temperature(folder, server):
+    refusal = {"error": {"message": "Unsupported value: 'temperature'", "param": "temperature"}}
+    server.script = [(400, {}, json.dumps(refusal).encode())]
+    choose_scorer("medical", [], server.url)
+    assert [asked.get("temperature") for _, _, asked in server.asked] == [0, None]
 
 
 # ---- medical on records in HuatuoGPT's style ----

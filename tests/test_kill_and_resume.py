@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for the script
 
-import sdft
 from models import list_checkpoints
+
+import sdft
 
 KILLS, STEPS = 3, 10
 FLAGS = (

@@ -8,22 +8,10 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import models
 import pytest
 import torch
 from conftest import ROOT, gradients, tiny_llama, tiny_model
-from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    CohereConfig,
-    Gemma2Config,
-    GPTNeoConfig,
-    GPTNeoXJapaneseConfig,
-    GraniteConfig,
-    LlamaConfig,
-)
-
-import models
 from models import (
     checkpoint_layers,
     list_checkpoints,
@@ -36,6 +24,18 @@ from models import (
     save_model,
     stop_tokens,
 )
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CohereConfig,
+    Gemma2Config,
+    GPTNeoConfig,
+    GPTNeoXJapaneseConfig,
+    GraniteConfig,
+    LlamaConfig,
+)
+
 from optim import AdamW, prepare_for_training, relative_distance, update_ema
 from scoring import start_log
 

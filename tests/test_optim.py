@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import gradients, tiny_llama, tiny_tokenizer
+from models import load_checkpoint, save_checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import optim
-from models import load_checkpoint, save_checkpoint
 from optim import (
     AdamW,
     clip_gradients,

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-
 from models import load_model
 
 sys.path.insert(0, str(ROOT / "extras"))

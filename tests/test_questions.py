@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import unicodedata
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -21,8 +22,10 @@ from scoring import score
 
 sys.path.insert(0, str(ROOT / "extras"))
 
-import judge  # noqa: E402
+import journal  # noqa: E402
 import questions  # noqa: E402
+
+from support.server import CUT, THOUGHTS, Reply, Server  # noqa: E402
 
 ARTICLES = ROOT / "samples" / "articles"
 LINES = (ROOT / "tests" / "fixtures" / "replies.jsonl").read_text().splitlines()
@@ -52,6 +55,7 @@ def good(handler, title):
 @pytest.fixture
 def teacher(monkeypatch):
     """A chat server that has read the articles: teacher.reply(number of the request) answers."""
+    pytest.importorskip("openai", reason="needs: pip install openai")
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -72,7 +76,7 @@ def teacher(monkeypatch):
     here.url = f"http://127.0.0.1:{here.server_port}/v1"
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr(questions, "ask_server", partial(judge.ask_server, sleep=lambda _: None))
+    monkeypatch.setattr(journal, "Server", partial(Server, sleep=lambda _: None))
     with serving(here):
         yield here
 
@@ -169,16 +173,17 @@ def test_no_question_is_asked_twice_and_none_is_lost(teacher, tmp_path, monkeypa
     def hang_up(handler, title):
         handler.close_connection = True
 
-    def interrupted(*args, n, **how):
-        started.append(1)
-        if len(started) > n:
-            raise KeyboardInterrupt
-        return ask(*args, **how)
+    class Interrupted(Server):
+        def ask(self, messages):
+            started.append(1)
+            if len(started) > n:
+                raise KeyboardInterrupt
+            return super().ask(messages)
 
-    ask = partial(judge.ask_server, attempts=1)
+    once = partial(Server, attempts=1)
     for n in range(13):
         teacher.asked.clear(), teacher.answered.clear()
-        monkeypatch.setattr(questions, "ask_server", ask)
+        monkeypatch.setattr(journal, "Server", once)
         teacher.reply = lambda number, n=n: good if number < n else hang_up
         assert attempt(teacher, tmp_path / f"gone-{n}") == (n == 12)
         teacher.reply = lambda number: good
@@ -187,9 +192,9 @@ def test_no_question_is_asked_twice_and_none_is_lost(teacher, tmp_path, monkeypa
 
         teacher.answered.clear()
         started = []
-        monkeypatch.setattr(questions, "ask_server", partial(interrupted, n=n))
+        monkeypatch.setattr(journal, "Server", partial(Interrupted, attempts=1))
         assert attempt(teacher, tmp_path / f"interrupted-{n}") == (n == 12)
-        monkeypatch.setattr(questions, "ask_server", ask)
+        monkeypatch.setattr(journal, "Server", once)
         assert attempt(teacher, tmp_path / f"interrupted-{n}")
         assert sorted(teacher.answered) == sorted(REPLIES)
         assert records(tmp_path / f"gone-{n}") == records(tmp_path / f"interrupted-{n}")
@@ -318,8 +323,9 @@ def test_two_hundred_hostile_replies(teacher, server, tmp_path, monkeypatch, cap
         hostile.append(kind) if kind is not good else None
         return kind
 
-    ask, reached = partial(judge.ask_server, attempts=3, sleep=lambda _: None), []
-    monkeypatch.setattr(questions, "ask_server", ask)
+    reached = []
+    quick = partial(Server, attempts=3, sleep=lambda _: None)
+    monkeypatch.setattr(journal, "Server", quick)
     monkeypatch.setattr(server, "verify_request", lambda *_: reached.append(1) or True)
     teacher.reply, n, written = reply, 0, 0
     while len(hostile) < 200 or not written:
@@ -338,8 +344,7 @@ def test_two_hundred_hostile_replies(teacher, server, tmp_path, monkeypatch, cap
 @pytest.mark.parametrize("kind", [*FOR_A_WHILE, *FOR_GOOD])
 def test_each_hostile_reply_alone(teacher, tmp_path, monkeypatch, kind):
     """It comes first, and then the server is well: the rest of the data set is right."""
-    ask = partial(judge.ask_server, sleep=lambda _: None)
-    monkeypatch.setattr(questions, "ask_server", ask)
+    monkeypatch.setattr(journal, "Server", partial(Server, sleep=lambda _: None))
     teacher.reply = lambda number: kind if number == 0 else good
     assert attempt(teacher, tmp_path, "--timeout", "0.4")
     found = sum(records(tmp_path).values(), [])
@@ -357,7 +362,7 @@ def test_a_server_that_stays_hostile_ends_the_run_with_one_line(
     teacher, tmp_path, monkeypatch, kind
 ):
     """`attempt` looks for the key in it. Nothing was answered, so nothing is kept."""
-    monkeypatch.setattr(questions, "ask_server", partial(judge.ask_server, attempts=1))
+    monkeypatch.setattr(journal, "Server", partial(Server, attempts=1))
     teacher.reply = lambda number: kind
     assert not attempt(teacher, tmp_path, "--timeout", "0.4")
     assert in_journal(tmp_path) == []
@@ -378,6 +383,57 @@ def test_the_key_in_escapes(teacher, tmp_path):
 
 
 # ---- the parts ----
+
+ONE, TWO = {"wordings": ["Who?"], "answer": "A"}, {"wordings": ["What, and [who]?"], "n": 2}
+BOTH = json.dumps([ONE, TWO])
+
+
+@pytest.mark.parametrize(
+    "text, items, broken",
+    [
+        (BOTH, [ONE, TWO], 0),
+        (json.dumps(ONE), [ONE], 0),
+        (f"{json.dumps(ONE)}\n\n{json.dumps(TWO, indent=1)}\n", [ONE, TWO], 0),
+        (BOTH[:-1] + ",\n]", [ONE, TWO], 0),
+        (BOTH.replace('["Who?"]', '["Who?", ]'), [ONE, TWO], 0),
+        (
+            "For [Article 1]:\n```json\n" + BOTH + "\n```\nAs there [sic], {so} it is.",
+            [ONE, TWO],
+            0,
+        ),
+        (json.dumps({"questions": [ONE, TWO]}), [ONE, TWO], 0),
+        (json.dumps({"questions": [ONE], "notes": []}), [{"questions": [ONE], "notes": []}], 0),
+        (BOTH.replace('"A"', "A"), [TWO], 1),
+        (BOTH[:-20], [ONE], 1),
+        ("[]", [], 0),
+        ("None.", [], 0),
+        ('{"a":' * 100_000, [], 100),
+        ("{" * 100_000, [], 0),
+        ("[" * 100_000, [], 0),
+    ],
+)
+def test_json_in_a_reply(text, items, broken):
+    assert questions.read_items(text) == (items, broken)
+
+
+def test_thoughts_and_replies_without_text_are_not_read():
+    good = {"wordings": WORDINGS, "answer": "A dentist.", "key_facts": [["dentist"]]}
+    other = json.dumps(good | {"wordings": ["A?", "B?", "C?"]})
+    texts = [f"<think>{other}</think>[{json.dumps(good)}]", "Sorry.", '{"wordings": }']
+    replies = [Reply(text) for text in texts] + [Reply("", CUT), Reply("", THOUGHTS)]
+    kept, dropped = questions.keep_questions([([PASSAGE], 1, 3)] * len(replies), replies)
+    assert [wordings for _, _, wordings in kept] == [WORDINGS]
+    assert dropped == {"json": 2, "shape": 1, CUT: 1, THOUGHTS: 1}
+
+
+def test_after_the_limit_was_raised_the_same_command_asks_again(teacher, tmp_path, capsys):
+    teacher.reply = lambda number: says("[{", finish_reason="length") if number < 2 else good
+    questions.main(command(teacher, tmp_path, "--concurrency", "1"))
+    assert "dropped: 2 replies cut at the length limit" in capsys.readouterr().out
+    questions.main(command(teacher, tmp_path, "--concurrency", "1"))
+    assert len(teacher.asked) == len(REPLIES) + 2
+    assert sorted(sum(records(tmp_path).values(), [])) == sorted(GOOD)
+
 
 PASSAGE = questions.Passage(
     "clock", "The Corvane clock\n\nA dentist built it. An owl tells the hour."
@@ -483,3 +539,41 @@ def test_folders_that_are_refused(teacher, tmp_path):
     (tmp_path / "a.txt").write_text("One short text.")
     with pytest.raises(SystemExit, match="1 article in one passage"):
         questions.main([str(tmp_path), *only])
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "灯塔建于一九〇三年，由渔民看守。",
+        "とうだいは1903ねんにたてられました。",
+        "ประภาคารสร้างเมื่อปี",
+        "ប្រទីបបានសាងសង់",
+    ],
+)
+@pytest.mark.parametrize("between", ["", " ", "\n\n"])
+def test_articles_without_blanks_are_cut_at_characters(sentence, between):
+    """Nothing is lost, each passage keeps the limit, and no mark stands at the start of one."""
+    text = between.join([sentence] * 40)
+    passages = questions.cut_passages(text, 50)
+    assert "".join("".join(passages).split()) == "".join(text.split())
+    assert len(passages) > 1 and all(20 < len(passage) <= 60 for passage in passages[:-1])
+    assert not any(unicodedata.category(passage[0]).startswith("M") for passage in passages)
+    if sentence.endswith("。"):  # whole sentences, where they fit
+        assert all(passage.endswith("。") for passage in passages)
+
+
+def test_a_long_word_with_blanks_is_never_cut():
+    assert questions.cut_passages("a" * 500 + " b", 50) == ["a" * 500 + " b"]
+
+
+@pytest.mark.parametrize(
+    "one, other, same",
+    [
+        ("谁建了灯塔？", "谁建了灯塔?", True),
+        ("谁建了灯塔？", "谁拆了灯塔？", False),
+        ("दिल कहाँ है?", "दाल कहाँ है?", False),  # two words that differ in a vowel sign
+        ("Who painted it?", "WHO painted it", True),
+    ],
+)
+def test_wordings_are_compared_in_any_script(one, other, same):
+    assert (questions.plain_words(one) == questions.plain_words(other)) is same

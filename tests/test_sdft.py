@@ -14,18 +14,18 @@ import re
 import shutil
 import signal
 
+import models
 import pytest
 import torch
 from conftest import ROOT, gradients, tiny_llama, tiny_model
+from models import list_checkpoints, load_model
 from safetensors.torch import load_file
 from transformers import Olmo3Config, Qwen2Config
 
 import eval as evaluation
-import models
 import sdft
 from config import Config
 from data import Pair
-from models import list_checkpoints, load_model
 from optim import AdamW
 from sampling import Rollout, completion_hidden, sample_completions
 from sdft import Batch, learning_rate_at, make_batch, micro_batches, sdft_step

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT
+from models import load_model, stop_tokens
 
 import sampling
 from data import encode_prompt, load_task
-from models import load_model, stop_tokens
 from sampling import completion_hidden, draw, sample_completions
 
 MAKER = ROOT / "samples" / "make" / "smollm2.py"

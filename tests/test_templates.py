@@ -5,11 +5,11 @@ Oracles: the template rendered by hand, and sentencepiece's rule that a text has
 
 import pytest
 from conftest import tiny_tokenizer
+from models import load_model
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from data import check_template, encode_prompt, encode_text
-from models import load_model
 
 PARTS = (
     "{% for m in messages %}{{ m['role'] }}: {% for c in m['content'] %}"

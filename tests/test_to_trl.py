@@ -17,6 +17,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from models import load_model, stop_tokens
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 
@@ -24,7 +25,6 @@ import sdft
 from config import Config, flag
 from data import load_task
 from eval import encode_pairs
-from models import load_model, stop_tokens
 from optim import AdamW, join_float32
 from sampling import Rollout
 

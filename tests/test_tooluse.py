@@ -163,8 +163,6 @@ def test_either_rule_from_the_command_line(tiny_folder, tmp_path, monkeypatch, c
     command = f"--model {tiny_folder} --task tooluse --data {tmp_path} --json {tmp_path}/out.json"
     for more, right, label in [
         ([], [False, True], "tokens "),
-        (["--rule", "calls"], [False, True], "tokens "),
-        (["--rule", "published"], [True, False], "tokens, by the published rule "),
     ]:
         evaluation.main([*command.split(), *more])
         record = json.loads((tmp_path / "out.json").read_text())
