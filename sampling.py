@@ -206,9 +206,9 @@ def decode(
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a family may do anything that a graph cannot hold
-            model.refuses_graph = True
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             print(f"decoding {model.config.model_type} step by step, without a graph: {reason}")
+            model.refuses_graph = reason  # the rest of the run does not try again
     T = ids_BT.shape[1]
     cache, mask_RL, logits_RV = prefill(model, prompt_ids, T)
     rows_R = torch.arange(len(prompt_ids), device=model.device)  # those that have not ended
@@ -399,6 +399,7 @@ def decode_by_graph(model, prompt_ids, uniforms_BT, ids_BT, eos_ids, temperature
     if T > 1 and getattr(model, "columns_by_graph", 0) < L:
         column = compare_steps(model, cache, state, column, L, *options)
         model.columns_by_graph = L
+        ids_BT[:] = state.ids_RL[:, P:]
     while column < L - 1 and len(rows_R) > 0:
         length = min(L, (column // GRAPH_COLUMNS + 2) * GRAPH_COLUMNS)
         _, step = record(model, cache, state, length, *options)
