@@ -142,9 +142,10 @@ def sample_completions(
                     alone; temperature 0 needs none
     check_every     how often to look for finished rows and drop them: each step on a CPU, every 16
                     on a GPU, where looking makes Python wait for the device
-    use_graph       decode_by_graph, the default on a GPU; on a CPU its step runs without a graph
     rows_at_once    rows decoded together: on a CPU all, on a GPU as many as its free memory holds;
                     if memory runs out, half as many are tried again
+    use_graph       decode_by_graph, the default on a GPU, which drops rows when it records anew;
+                    on a CPU its steps run without a graph
     Raises ValueError, with the figures, for prompts that the model cannot take.
     """
     B, T = len(prompt_ids), max_new_tokens
@@ -199,7 +200,9 @@ def decode(
     model, prompt_ids, uniforms_BT, ids_BT, eos_ids, temperature, top_p, check_every, use_graph
 ):
     """Fill ids_BT with the tokens of some rows, all decoded together."""
-    if use_graph and not getattr(model, "refuses_graph", False):
+    T = ids_BT.shape[1]
+    # fewer tokens are not worth a recording
+    if use_graph and T > COMPARED_STEPS and not getattr(model, "refuses_graph", False):
         try:
             decode_by_graph(model, prompt_ids, uniforms_BT, ids_BT, eos_ids, temperature, top_p)
             return
@@ -209,7 +212,6 @@ def decode(
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             print(f"decoding {model.config.model_type} step by step, without a graph: {reason}")
             model.refuses_graph = reason  # the rest of the run does not try again
-    T = ids_BT.shape[1]
     cache, mask_RL, logits_RV = prefill(model, prompt_ids, T)
     rows_R = torch.arange(len(prompt_ids), device=model.device)  # those that have not ended
     for t in range(T):
@@ -396,7 +398,7 @@ def decode_by_graph(model, prompt_ids, uniforms_BT, ids_BT, eos_ids, temperature
     options = eos_ids, temperature, top_p
     column = P  # what state.column_1 holds, counted by Python
     # a family that counts columns (GPT-Neo) may be right in short buffers and wrong in longer ones
-    if T > 1 and getattr(model, "columns_by_graph", 0) < L:
+    if getattr(model, "columns_by_graph", 0) < L:
         column = compare_steps(model, cache, state, column, L, *options)
         model.columns_by_graph = L
         ids_BT[:] = state.ids_RL[:, P:]
@@ -425,11 +427,11 @@ def compare_steps(model, cache, state, column, L, eos_ids, temperature, top_p):
 
     The graph reads whole buffers of L columns. Raises ValueError if it draws other tokens from its
     logits than draw does, or if its log-probabilities differ from those of next_logits by more than
-    rounding, in the mean over their distribution.
+    rounding: weighted by the probabilities, and in the mean over rows and steps.
     """
-    tolerance = 1e-4 if model.dtype == torch.float32 else 0.1  # nats; bfloat16 has eight bits
+    differences = []
     step = None
-    for _ in range(min(COMPARED_STEPS, L - 1 - column)):
+    for _ in range(COMPARED_STEPS):
         if step is None:
             found_RV, step = record(model, cache, state, L, eos_ids, temperature, top_p)
         else:
@@ -441,9 +443,11 @@ def compare_steps(model, cache, state, column, L, eos_ids, temperature, top_p):
             raise ValueError("it would draw other tokens")
         expected_RV = next_logits(model, last_R1, state.mask_RL[:, :column], cache).log_softmax(-1)
         difference_RV = (found_RV.log_softmax(-1) - expected_RV).abs()
-        error = (expected_RV.exp() * difference_RV).sum(-1).max().item()
-        if not error < tolerance:  # nor NaN
-            raise ValueError(f"it would change log-probabilities by {error:.1e} nats")
+        differences.append((expected_RV.exp() * difference_RV).sum(-1).mean())
+    difference = torch.stack(differences).mean().item()
+    # nats; rounding in bfloat16 makes 0.03 for SmolLM2, a key that is missing 0.13
+    if not difference < (1e-4 if model.dtype == torch.float32 else 0.1):  # nor NaN
+        raise ValueError(f"it would change log-probabilities by {difference:.1e} nats")
     return column
 
 

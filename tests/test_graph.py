@@ -114,11 +114,14 @@ def test_decoding_ends_when_all_rows_have_ended(tiny, monkeypatch):
     assert len(seen) == sampling.COMPARED_STEPS + 1
 
 
-@pytest.mark.parametrize("new_tokens", [1, 2, 9, 10])
-def test_few_tokens(tiny, new_tokens):
-    """None, one or all of them drawn in the comparison, or one after it."""
+@pytest.mark.parametrize("new_tokens, steps", [(1, 0), (8, 0), (9, 8), (10, 9)])
+def test_few_tokens(tiny, new_tokens, steps, monkeypatch):
+    """Too few for a recording; all but the first drawn in the comparison; one after it."""
     options = {"max_new_tokens": new_tokens, "uniforms_BT": uniforms(12)[:, :new_tokens]}
-    assert_same(sample(tiny, True, **options), sample(tiny, False, **options))
+    seen = noted_steps(monkeypatch)
+    found = sample(tiny, True, **options)
+    assert len(seen) == steps
+    assert_same(found, sample(tiny, False, **options))
 
 
 def test_weights_that_have_been_updated_are_read(tiny):
