@@ -216,7 +216,7 @@ def make_teacher(student, config, teacher_model):
 
 
 def validate(run, teacher, step, watched, stop_ids):
-    """Accuracy on validation, drift, and signs of a collapse; best/ gets the best weights so far."""
+    """Accuracy on validation, drift and signs of collapse; best/ gets the best weights so far."""
     summary = report(run, {"validation": run.splits.validation}, f"step {step}")["validation"]
     rank = validation_rank(summary)
     # >=: of two equal validations the later one has learned more from the teacher
