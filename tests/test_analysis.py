@@ -9,22 +9,12 @@ import copy
 import gzip
 import json
 import math
-import sys
 from itertools import combinations
 
+import analysis
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, tiny_llama
-from models import stop_tokens
-
-import scoring
-from data import Example, encode_prompt, teacher_messages
-from sampling import sample_completions
-
-sys.path.insert(0, str(ROOT / "extras"))
-
-import analysis
 from analysis import (
     confidence_interval,
     evaluate_pass_at_k,
@@ -32,6 +22,12 @@ from analysis import (
     pass_at_k,
     sample_answers,
 )
+from conftest import tiny_llama
+
+import scoring
+from data import Example, teacher_messages
+from sampling import sample_completions, stop_tokens
+from support.chat import encode_prompt
 
 
 @pytest.fixture
@@ -166,7 +162,7 @@ def test_no_interval_of_one_seed():
 def test_kl_to_base_equals_a_dense_computation(model, tokenizer, context, monkeypatch):
     # 80 of the tokens end an answer, so that answers differ in length and the short ones are padded
     monkeypatch.setattr(
-        analysis.models,
+        analysis,
         "stop_tokens",
         lambda *_: {"eos_token_ids": range(1, 80), "pad_token_id": 1},
     )
@@ -285,7 +281,7 @@ def test_rescore_takes_the_sets_of_its_task(data):
 def test_a_changed_scorer_changes_the_table(data, monkeypatch, capsys):
     """Another scorer takes "A!" for right, too; no model is loaded."""
     (data / "answers.jsonl").write_text(stored(*ANSWERS))
-    monkeypatch.setattr(analysis.models, "load_model", lambda *_: pytest.fail("a model loads"))
+    monkeypatch.setattr(analysis, "load_model", lambda *_: pytest.fail("a model loads"))
 
     def lenient(text, answer):
         return {"correct": answer in text, "well_formed": False}

@@ -6,20 +6,15 @@ import gzip
 import json
 import re
 import subprocess
-import sys
-
-import pytest
-from conftest import ROOT
-
-from data import load_task
-
-sys.path.insert(0, str(ROOT / "extras"))
 
 import analysis
 import experiments
+import pytest
+from conftest import ROOT
 
 import eval as evaluation
 import sdft
+from data import load_task
 
 TINY = (
     "sdft.py --force --preset laptop --steps 2 --batch-size 2 --max-new-tokens 4 "

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import plot
 import pytest
 import torch
 from conftest import ROOT, tiny_llama, tiny_tokenizer
@@ -14,10 +15,6 @@ from transformers import AutoModelForCausalLM
 import baselines
 import sdft
 from data import load_task
-
-sys.path.insert(0, str(ROOT / "extras"))
-
-import plot
 
 TOKEN = {"token": "<b>&", "kl": 0.7, "student": [["<i>", 0.5]], "teacher": [["\n", 0.25]]}
 ROLLOUT = {

@@ -6,16 +6,12 @@ forms for bfloat16's rounding."""
 import json
 import math
 import struct
-import sys
 from itertools import product
 
 import pytest
 import torch
-from conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "extras"))
-
 import toy
+from conftest import ROOT
 
 V, T = 4, 3
 ROWS = {
