@@ -85,6 +85,8 @@ def sample_answers(
     seed=0,
     context="none",
     instruction="thinking",
+    own_template=None,
+    template_kwargs=None,
     batch_size=32,
     description=None,
 ):
@@ -93,8 +95,10 @@ def sample_answers(
     Draws are a function of (seed, place of the example, sample): neither batch_size nor a larger
     `samples` changes an answer.
     """
-    messages = [teacher_messages(example, context, instruction) for example in examples]
-    prompts = [encode_prompt(tokenizer, turns) for turns in messages]
+    messages = [
+        teacher_messages(example, context, instruction, own_template) for example in examples
+    ]
+    prompts = [encode_prompt(tokenizer, turns, template_kwargs) for turns in messages]
     stop = stop_tokens(model, tokenizer)
     answers = [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # less padding
@@ -162,6 +166,8 @@ def kl_to_base(
     batch_size=8,
     context="none",
     instruction="thinking",
+    own_template=None,
+    template_kwargs=None,
     **how,
 ):
     """Mean over tokens of KL(model || base) on the model's own sampled answers, nats per token.
@@ -170,9 +176,9 @@ def kl_to_base(
     Only the model's prompt has `context`, so that a teacher is compared with the base that sees the
     question alone.
     """
-    seen = {"context": context, "instruction": instruction}
+    seen = {"context": context, "instruction": instruction, "own_template": own_template}
     how |= seen | {"samples": 1, "top_p": 1.0, "batch_size": batch_size}
-    sampled = sample_answers(model, tokenizer, examples, **how)
+    sampled = sample_answers(model, tokenizer, examples, template_kwargs=template_kwargs, **how)
     total, tokens = 0.0, 0
     for rows in split(list(zip(examples, sampled, strict=True)), batch_size):
         lengths_B1 = torch.tensor([[len(answer.ids)] for _, (answer,) in rows])
@@ -180,8 +186,10 @@ def kl_to_base(
         ids_BT = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(model.device)
         mask_BT = (torch.arange(ids_BT.shape[1]) < lengths_B1).to(model.device)
         messages = [teacher_messages(example, **seen) for example, _ in rows]
-        prompts = [encode_prompt(tokenizer, turns) for turns in messages]
-        base_prompts = [encode_prompt(tokenizer, example.messages) for example, _ in rows]
+        prompts = [encode_prompt(tokenizer, turns, template_kwargs) for turns in messages]
+        base_prompts = [
+            encode_prompt(tokenizer, example.messages, template_kwargs) for example, _ in rows
+        ]
         kl_BT, _, _ = token_divergence(
             model, prompts, base_model, base_prompts, (ids_BT, mask_BT), "reverse"
         )
@@ -592,7 +600,9 @@ def parse_arguments(argv):
     run = config_of_run(args.model)
     args.max_new_tokens = args.max_new_tokens or run["answer_tokens"]
     args.dtype = args.dtype or run["dtype"]
+    args.own_template = None if args.instruction else run["teacher_template"]
     args.instruction = args.instruction or run["teacher_instruction"]
+    args.template_kwargs = run["chat_template_kwargs"]
     return args
 
 
@@ -621,6 +631,8 @@ def measure(args):
         args,
         context=args.context,
         instruction=args.instruction,
+        own_template=args.own_template,
+        template_kwargs=args.template_kwargs,
         max_new_tokens=args.max_new_tokens,
         batch_size=args.batch_size,
         description=args.measure,

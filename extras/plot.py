@@ -90,11 +90,12 @@ def explain_rollouts(folder, shown=4):
         return []
     prompts = prompts_of_run(config, record["method"])
     student, teacher, tokenizer, names = load_models(folder, kept, config)
+    kwargs = config.get("chat_template_kwargs")
     explained = []
     for rollout in rollouts:
         if rollout["id"] not in prompts:
             raise ValueError(f'{folder}: id "{rollout["id"]}" is no longer in the data of the run')
-        pair = [encode_prompt(tokenizer, turns) for turns in prompts[rollout["id"]]]
+        pair = [encode_prompt(tokenizer, turns, kwargs) for turns in prompts[rollout["id"]]]
         tokens = token_report(
             (student, teacher), pair, tokenizer, rollout["completion_ids"], config["divergence"]
         )
@@ -110,7 +111,7 @@ def prompts_of_run(config, method):
     task, folder = config["task"], config["data"]
     if method == "reinvoke":
         task, folder = "general", None
-    seen = config["teacher_context"], config["teacher_instruction"]
+    seen = config["teacher_context"], config["teacher_instruction"], config.get("teacher_template")
     examples = data.load_task(task, "train", folder)
     return {e.id: (e.messages, data.teacher_messages(e, *seen)) for e in examples}
 

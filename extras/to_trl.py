@@ -39,6 +39,7 @@ NOT_CARRIED = {
     "reduction": (["mean"], "TRL takes the mean over a completion's tokens"),
     "weight_decay": ([0], "TRL decays neither norms nor biases, sdft.py every weight"),
     "offload_optimizer": ([False], "choose offloading in `accelerate config`"),
+    "on_collapse": (["warn"], "TRL looks for no collapse"),
 }
 UNUSED = [
     "force",
@@ -109,7 +110,9 @@ def encode_examples(tokenizer, examples, config, positions=None):
     examples_by_id, rows, kept, left_out = {x.id: x for x in examples}, [], [], []
     for pair in encode_pairs(tokenizer, examples, config, positions):
         example = examples_by_id[pair.id]
-        turns = teacher_messages(example, config.teacher_context, config.teacher_instruction)
+        turns = teacher_messages(
+            example, config.teacher_context, config.teacher_instruction, config.teacher_template
+        )
         by_trl = tokenizer.apply_chat_template(
             [example.messages, turns], add_generation_prompt=True, tokenize=True, return_dict=True
         )["input_ids"]
@@ -230,6 +233,8 @@ def write(config, folder):
     from data import load_task
     from support.models import builtin_smollm2, model_positions, read_config
 
+    if config.chat_template_kwargs:
+        raise ValueError("--chat-template-kwargs is not handed over; set it in the chat template")
     examples = load_task(config.task, "train", config.data)
     model_config = read_config(config.model)  # refuses what sdft.py would refuse
     model = str(builtin_smollm2()) if config.model == "smollm2" else config.model

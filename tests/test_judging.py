@@ -10,7 +10,6 @@ import re
 import socket
 import sys
 
-import models
 import pytest
 from conftest import KEY, ROOT
 from test_sdft import flags, read_lines
@@ -21,10 +20,12 @@ import scoring
 import sdft
 from data import Example
 from eval import Answer
-from scoring import format_table, log_line, validation_rank, verdict
+from scoring import validation_rank
 from support import judge as judging
 from support import server as client
 from support.judge import choose_scorer
+from support.preflight import verdict
+from support.tables import format_table, log_line
 
 sys.path.insert(0, str(ROOT / "extras"))
 
