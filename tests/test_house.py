@@ -18,11 +18,12 @@ HOUSE = {
     "baselines": """sdft support.run support.preflight config eval support.models
         support.checkpoint data optim sampling kl_estimators support.chat""",
     "sdft": """support.run support.preflight config support.models support.checkpoint data optim
-        sampling kl_estimators scoring support.tables""",
+        sampling kl_estimators scoring support.tables support.watch""",
     "support.run": """config eval support.plan support.judge support.checkpoint support.models data
-        support.tables""",
+        support.tables support.watch support.chat""",
+    "support.watch": "data sampling kl_estimators support.chat",
     "support.preflight": "eval data scoring support.chat",
-    "config": "support.checkpoint data kl_estimators",
+    "config": "support.checkpoint data kl_estimators support.chat",
     "eval": """support.judge support.models data sampling kl_estimators scoring support.chat
         support.tables""",
     "support.plan": "data optim sampling kl_estimators",
