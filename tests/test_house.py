@@ -19,11 +19,12 @@ HOUSE = {
         support.checkpoint data optim sampling kl_estimators scoring support.chat
         support.console""",
     "sdft": """support.run support.preflight config support.models support.checkpoint data optim
-        sampling kl_estimators scoring support.tables support.console""",
+        sampling kl_estimators scoring support.tables support.console support.watch""",
     "support.run": """config eval support.plan support.judge support.checkpoint support.models data
-        support.chat support.tables""",
+        support.chat support.tables support.watch""",
+    "support.watch": "data sampling kl_estimators support.chat",
     "support.preflight": "eval data scoring support.chat",
-    "config": "support.checkpoint data kl_estimators",
+    "config": "support.checkpoint data kl_estimators support.chat",
     "eval": """support.judge support.models data sampling kl_estimators scoring support.chat
         support.tables support.console""",
     "support.plan": "data optim sampling kl_estimators",
