@@ -1,0 +1,236 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685), for a student and a teacher that share a base.
+
+    y = W x + (alpha / r) B A x        A [r, inputs] random, B [outputs, r] zero, both float32
+
+W is frozen, so student and teacher keep one copy of it: 2 bytes a parameter in bfloat16, and some
+megabytes for the adapters. A training run takes these calls:
+
+    add_adapters(student, rank=16, alpha=32)      freezes the model, adds A and B
+    teacher = share_base(student)                 l. 1: the same W, adapters of its own
+    teacher = share_base(student, False)          or the base itself, as --teacher base
+    merged, lost = merge(student)                 dense weights, to save or to serve
+
+Only A and B require gradients: an optimiser, a clipping and an EMA that keep to such parameters need
+not know of adapters. There is no dropout, so both models are functions of their input.
+
+The average of products is not the product of averages. After steps n the EMA teacher should add
+the average of B_n A_n to W. If A and B both move, averaging each of them gives that only roughly:
+if both started at zero, the product after one step of rate 0.05 would be 0.25 % of the student's,
+not 5 %. Here the teacher starts as a copy of the student, with its random A, so that only what A
+learns causes an error (docs/adapters.md has figures). train_A=False keeps A as it was drawn
+(LoRA-FA, arXiv 2308.03303): the average is then exact, and the layers need not keep their inputs.
+Needs torch and safetensors. Files are in the format of the library peft, which reads them.
+"""
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch.nn import Parameter
+
+# ---- adding ----
+
+
+def add_adapters(model, rank, alpha, targets=None, train_A=True, seed=0):
+    """Freeze the model and add an adapter to its linear layers, in place.
+
+    targets   ends of module names, such as ["q_proj", "v_proj"]; None: every linear layer but the
+              output head
+    train_A   False: only B learns, and the average of the teacher is exact
+    seed      decides A, whatever torch's own generators hold
+    Raises ValueError, with the names, if a target is not there or is no linear layer.
+    """
+    if adapted_layers(model):
+        raise ValueError("the model has adapters already; merge them first")
+    if rank < 1:
+        raise ValueError(f"rank {rank} of the adapters must be at least 1")
+    layers = choose_layers(model, targets)
+    model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for layer in layers.values():
+        inputs, outputs = layer.weight.shape if _is_conv1d(layer) else layer.weight.shape[::-1]
+        A = torch.empty(rank, inputs)
+        torch.nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)  # as peft draws it
+        device = layer.weight.device
+        layer.lora_alpha = alpha
+        layer.lora_A = Parameter(A.to(device), requires_grad=train_A)
+        layer.lora_B = Parameter(torch.zeros(outputs, rank, device=device))
+        layer.lora_hook = layer.register_forward_hook(_add_low_rank)
+
+
+def _add_low_rank(layer, inputs, output):
+    """Forward hook: adds (alpha / r) B A x, computed in the dtype of x, to the layer's output."""
+    [x] = inputs
+    # not x.float(): backward would keep a float32 copy of x for every layer that reads it
+    A, B = layer.lora_A.to(x.dtype), layer.lora_B.to(x.dtype)
+    return output + F.linear(_scale(layer) * F.linear(x, A), B)
+
+
+def _scale(layer):
+    return layer.lora_alpha / len(layer.lora_A)
+
+
+def choose_layers(model, targets=None):
+    """{name: linear layer} of the text model whose names end in one of the targets.
+
+    A matrix that joins several projections, such as Phi-3's qkv_proj, gets one adapter. The experts
+    of a mixture are no linear layers in transformers: without targets such a model is refused.
+    """
+    inside = set(model.get_decoder().modules()) - {model.get_output_embeddings()}
+    named = {name: module for name, module in model.named_modules() if module in inside}
+    linear = {n: m for n, m in named.items() if isinstance(m, torch.nn.Linear) or _is_conv1d(m)}
+    last_names = ", ".join(sorted({_last(name) for name in linear}))
+    if targets is None:
+        for name, parameter in model.get_decoder().named_parameters():
+            if parameter.ndim == 3:
+                what = f"{name} holds a weight for each expert, and adapters fit linear layers only"
+                raise ValueError(f"{what}; name the targets among {last_names}")
+        return linear
+    for target in targets:
+        if not any(_ends_in(name, [target]) for name in linear):
+            found = [module for name, module in model.named_modules() if _ends_in(name, [target])]
+            why = f"is no linear layer but {type(found[0]).__name__}" if found else "is not there"
+            if model.get_output_embeddings() in found:
+                why = "is the output head, which takes no adapter"
+            raise ValueError(f'adapter target "{target}" {why}; choose from {last_names}')
+    return {name: layer for name, layer in linear.items() if _ends_in(name, targets)}
+
+
+def _is_conv1d(module):
+    return type(module).__name__ == "Conv1D"  # GPT-2's linear layer, whose weight is transposed
+
+
+def _ends_in(name, targets):
+    return any(f".{name}".endswith(f".{target}") for target in targets)
+
+
+def _last(name):
+    return name.rsplit(".", 1)[-1]
+
+
+def adapted_layers(model):
+    """{name: layer} of the layers that have an adapter."""
+    return {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
+
+
+# ---- sharing and merging ----
+
+
+def share_base(model, adapters=True):
+    """A copy that shares the model's frozen tensors and owns the others.
+
+    With adapters it is an EMA teacher; without, the base model, which costs no memory. A model
+    without frozen parameters is simply copied.
+    """
+    for name, module in model.named_modules():
+        own = module.__dict__.get("forward")
+        # trap: deepcopy keeps a function as it is, and the copy would run the original's layers
+        if own is not None and getattr(own, "__self__", None) is not module:
+            raise ValueError(
+                f"{name}.forward was replaced by a function; copy the model before that"
+            )
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    # deepcopy takes what it finds in the memo for its own copy
+    memo = {id(tensor): tensor for tensor in [*frozen, *model.buffers()]}
+    shared = copy.deepcopy(model, memo)
+    if not adapters:
+        for layer in adapted_layers(shared).values():
+            layer.lora_hook.remove()
+            del layer.lora_hook, layer.lora_alpha, layer.lora_A, layer.lora_B
+    return shared
+
+
+@torch.no_grad()
+def merge(model):
+    """(a frozen copy with weights W + (alpha / r) B A and without adapters, the share lost).
+
+    The sum is rounded to the dtype of W. A bfloat16 weight keeps 8 significant bits, and an update
+    of less than half its last one vanishes: lost = ||rounded - exact|| / ||update||, over all
+    layers, is near 0 where the update survives and 1 where the merged model is the base.
+    """
+    merged = share_base(model, adapters=False)
+    lost = total = 0.0
+    for name, layer in adapted_layers(model).items():
+        update = _scale(layer) * (layer.lora_B @ layer.lora_A)
+        update = update.T if _is_conv1d(layer) else update
+        exact = layer.weight + update  # at least float32
+        weight = exact.to(layer.weight.dtype)
+        merged.get_submodule(name).weight = Parameter(weight, requires_grad=False)
+        lost += (weight - exact).square().sum().item()
+        total += update.square().sum().item()
+    return merged, math.sqrt(lost / total) if total else 0.0
+
+
+# ---- files, in peft's format ----
+
+# what may stand in adapter_config.json without changing the function that A and B describe
+PLAIN_FIELDS = {
+    *("peft_type", "peft_version", "task_type", "auto_mapping", "inference_mode", "revision"),
+    *("base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "init_lora_weights"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("fan_in_fan_out", "megatron_core", "qalora_group_size", "ensure_weight_tying"),
+}
+
+
+def save_adapter(folder, model, base_name):
+    """Write adapter_config.json and adapter_model.safetensors: A and B in float32.
+
+    base_name   hub id or folder of the base model, for those who load the adapter
+    """
+    layers = adapted_layers(model)
+    last_names = sorted({_last(name) for name in layers})
+    same_ends = {name for name, _ in model.named_modules() if _ends_in(name, last_names)}
+    layer = next(iter(layers.values()))
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base_name),
+        "r": len(layer.lora_A),
+        "lora_alpha": layer.lora_alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": any(map(_is_conv1d, layers.values())),
+        # servers expect last names; whole names where those would name other layers too
+        "target_modules": last_names if same_ends == layers.keys() else list(layers),
+        "inference_mode": True,
+    }
+    tensors = {}
+    for name, layer in layers.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = layer.lora_A.detach().contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = layer.lora_B.detach().contiguous()
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (Path(folder) / "adapter_config.json").write_text(json.dumps(config, indent=2))
+    save_file(tensors, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+@torch.no_grad()
+def load_adapter(folder, model):
+    """Copy a saved adapter into the model's adapters, or add them to a model that has none.
+
+    Raises ValueError for an adapter that is more than A and B, or belongs to another model.
+    """
+    config = json.loads((Path(folder) / "adapter_config.json").read_text())
+    tensors = load_file(Path(folder) / "adapter_model.safetensors")
+    for field, value in config.items():
+        plain = field in PLAIN_FIELDS or not value or (field, value) == ("bias", "none")
+        # pissa, olora and others also change W
+        if not plain or (field == "init_lora_weights" and value not in (True, False, "gaussian")):
+            raise ValueError(f"{folder}: {field} {value!r} is not supported; merge it with peft")
+    rank, alpha, prefix, end = config["r"], config["lora_alpha"], "base_model.model.", ".weight"
+    saved = {key.removeprefix(prefix).removesuffix(end): t for key, t in tensors.items()}
+    names = list(dict.fromkeys(key.rsplit(".", 1)[0] for key in saved))
+    if not adapted_layers(model):
+        add_adapters(model, rank, alpha, names)
+    layers = adapted_layers(model)
+    own = {f"{name}.lora_{X}": getattr(m, f"lora_{X}") for name, m in layers.items() for X in "AB"}
+    differ = sorted(own.keys() ^ saved.keys())
+    differ += [key for key in own.keys() & saved.keys() if own[key].shape != saved[key].shape]
+    if differ or any(layer.lora_alpha != alpha for layer in layers.values()):
+        what = f"differs at {differ[0]}" if differ else f"has alpha {alpha}"
+        raise ValueError(f"{folder} {what}; it belongs to a model with other adapters")
+    for key, parameter in own.items():
+        parameter.copy_(saved[key])
