@@ -10,8 +10,8 @@ megabytes for the adapters. A training run takes these calls:
     teacher = share_base(student, False)          or the base itself, as --teacher base
     merged, lost = merge(student)                 dense weights, to save or to serve
 
-Only A and B require gradients: an optimiser, a clipping and an EMA that keep to such parameters need
-not know of adapters. There is no dropout, so both models are functions of their input.
+Only A and B require gradients: an optimiser, a clipping and an EMA that keep to such parameters
+need not know of adapters. There is no dropout, so both models are functions of their input.
 
 The average of products is not the product of averages. After steps n the EMA teacher should add
 the average of B_n A_n to W. If A and B both move, averaging each of them gives that only roughly:
@@ -65,7 +65,8 @@ def add_adapters(model, rank, alpha, targets=None, train_A=True, seed=0):
 def _add_low_rank(layer, inputs, output):
     """Forward hook: adds (alpha / r) B A x, computed in the dtype of x, to the layer's output."""
     [x] = inputs
-    # not x.float(): backward would keep a float32 copy of x for every layer that reads it
+    # not x.float(): backward would keep a float32 copy of x for each layer, and at a bfloat16 base
+    # the gradients would be no more exact
     A, B = layer.lora_A.to(x.dtype), layer.lora_B.to(x.dtype)
     return output + F.linear(_scale(layer) * F.linear(x, A), B)
 

@@ -1,0 +1,578 @@
+"""Low-rank adapters.
+
+Oracles: dense weights W + (alpha / r) B A written out, torch's AdamW, the exact average of the
+dense updates, the tensors that autograd keeps; and the library peft, where it is installed.
+"""
+
+import copy
+import json
+import types
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from conftest import tiny_llama, tiny_model
+from safetensors.torch import load_file
+from test_families import FAMILIES, PROMPTS, SIZES
+from torch.func import functional_call
+from torch.nn import Parameter
+
+from lora import adapted_layers, add_adapters, load_adapter, merge, save_adapter, share_base
+from models import checkpoint_layers
+from optim import AdamW, update_ema
+from sampling import sample_completions
+
+RANK, ALPHA = 4, 8
+STOP = {"eos_token_ids": [1], "pad_token_id": 1}
+EXPERTS = {"Qwen 3 MoE", "gpt-oss"}
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def family_model(family, dtype=torch.float32):
+    """A tiny random model of a family in tests/test_families.py."""
+    _, config_class, fields, _ = FAMILIES[family]
+    sizes = {} if "text_config" in fields else SIZES
+    torch.manual_seed(0)
+    config = getattr(transformers, config_class)(**sizes | fields)
+    return transformers.AutoModelForCausalLM.from_config(config).to(dtype).eval()
+
+
+RIGHT = [family for family, (_, _, _, verdict) in FAMILIES.items() if verdict == "right"]
+
+
+def with_adapters(model, scale_B=0.1, **options):
+    """Adapters whose B is random, so that they change the model."""
+    add_adapters(model, RANK, ALPHA, **options)
+    generator = torch.Generator().manual_seed(5)
+    for layer in adapted_layers(model).values():
+        layer.lora_B.data = scale_B * torch.randn(layer.lora_B.shape, generator=generator)
+    return model
+
+
+def targets_of(family):
+    return ATTENTION if family in EXPERTS else None
+
+
+def dense_weights(model):
+    """The oracle: {name of a weight: W + (alpha / r) B A}, a function of A and B."""
+    weights = {}
+    for name, layer in adapted_layers(model).items():
+        update = ALPHA / RANK * layer.lora_B @ layer.lora_A
+        transposed = isinstance(layer, transformers.pytorch_utils.Conv1D)
+        weights[f"{name}.weight"] = layer.weight + (update.T if transposed else update)
+    return weights
+
+
+def some_ids(model, rows=2):
+    V = model.get_input_embeddings().weight.shape[0]
+    return torch.randint(0, V, (rows, 12), generator=torch.Generator().manual_seed(3))
+
+
+def loss_of(logits, ids):
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+def trainable(model):
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+# ---- adding ----
+
+
+def test_a_new_adapter_changes_nothing_and_all_else_is_frozen(tiny):
+    ids = some_ids(tiny)
+    plain = tiny(input_ids=ids).logits
+    add_adapters(tiny, RANK, ALPHA)
+    assert torch.equal(tiny(input_ids=ids).logits, plain)
+    assert len(adapted_layers(tiny)) == 14 and "lm_head" not in adapted_layers(tiny)
+    assert len(trainable(tiny)) == 28
+    assert all(name.endswith(("lora_A", "lora_B")) for name in trainable(tiny))
+    assert all(parameter.dtype == torch.float32 for parameter in trainable(tiny).values())
+
+
+def test_adapters_are_float32_on_a_bfloat16_base():
+    model = with_adapters(tiny_llama(dtype=torch.bfloat16))
+    ids = some_ids(model)
+    logits = model(input_ids=ids).logits
+    loss_of(logits, ids).backward()
+    assert logits.dtype == torch.bfloat16
+    for parameter in trainable(model).values():
+        assert parameter.dtype == parameter.grad.dtype == torch.float32
+        assert parameter.grad.norm() > 0
+
+
+def test_the_first_A_comes_from_the_seed_alone():
+    """Uniform in +- 1 / sqrt(inputs), which is Kaiming's with a = sqrt(5)."""
+    drawn = []
+    for torch_seed, seed in ((1, 7), (2, 7), (2, 8)):
+        model = tiny_llama()
+        torch.manual_seed(torch_seed)
+        state = torch.get_rng_state()
+        add_adapters(model, 64, 64, seed=seed)
+        assert torch.equal(torch.get_rng_state(), state)
+        drawn.append([layer.lora_A for layer in adapted_layers(model).values()])
+    assert all(map(torch.equal, drawn[0], drawn[1]))
+    assert not any(map(torch.equal, drawn[1], drawn[2]))
+    for A in drawn[0]:
+        bound = A.shape[1] ** -0.5
+        assert 0.98 * bound < A.abs().max() <= bound
+        assert A.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+    assert not torch.equal(drawn[0][0], drawn[0][1])
+
+
+def test_targets_are_ends_of_names(tiny):
+    add_adapters(tiny, RANK, ALPHA, targets=["v_proj", "mlp.up_proj", "0.self_attn.q_proj"])
+    names = {name.removeprefix("model.layers.") for name in adapted_layers(tiny)}
+    ends = "0.self_attn.v_proj 1.self_attn.v_proj 0.mlp.up_proj 1.mlp.up_proj 0.self_attn.q_proj"
+    assert names == set(ends.split())
+
+
+@pytest.mark.parametrize(
+    "targets, words",
+    [
+        (["q_proj", "c_attn"], 'target "c_attn" is not there; choose from down_proj'),
+        (["proj"], 'target "proj" is not there'),  # an end of a name, not of a word
+        (["embed_tokens"], "is no linear layer but Embedding"),
+        (["lm_head"], "is the output head"),
+    ],
+)
+def test_what_takes_no_adapter_is_refused_and_nothing_is_changed(tiny, targets, words):
+    with pytest.raises(ValueError, match=words):
+        add_adapters(tiny, RANK, ALPHA, targets)
+    assert not adapted_layers(tiny) and all(p.requires_grad for p in tiny.parameters())
+
+
+def test_a_second_adapter_and_a_rank_of_0_are_refused(tiny):
+    with pytest.raises(ValueError, match="rank 0"):
+        add_adapters(tiny, 0, ALPHA)
+    add_adapters(tiny, RANK, ALPHA)
+    with pytest.raises(ValueError, match="adapters already"):
+        add_adapters(tiny, RANK, ALPHA)
+
+
+@pytest.mark.parametrize("family", sorted(EXPERTS))
+def test_experts_are_refused_unless_targets_are_named(family):
+    with pytest.raises(ValueError, match="experts.*name the targets among .*q_proj"):
+        add_adapters(family_model(family), RANK, ALPHA)
+    with pytest.raises(ValueError, match="gate_up_proj"):
+        add_adapters(family_model(family), RANK, ALPHA, ["gate_up_proj"])
+
+
+# ---- right in every family ----
+
+
+@pytest.mark.parametrize("family", RIGHT)
+def test_logits_gradients_and_greedy_answers_are_those_of_dense_weights(family):
+    """Also that each layer's adapter is used: a module that never runs would have no gradient."""
+    model = with_adapters(family_model(family), targets=targets_of(family))
+    ids, parameters = some_ids(model), trainable(model)
+    base = share_base(model, adapters=False)
+
+    logits = model(input_ids=ids).logits
+    found = torch.autograd.grad(loss_of(logits, ids), list(parameters.values()))
+    expected_logits = functional_call(base, dense_weights(model), kwargs={"input_ids": ids}).logits
+    expected = torch.autograd.grad(loss_of(expected_logits, ids), list(parameters.values()))
+    torch.testing.assert_close(logits, expected_logits, rtol=1e-4, atol=1e-4)
+    for name, gradient, exact in zip(parameters, found, expected, strict=True):
+        assert exact.norm() > 0, name
+        assert (gradient - exact).norm() < 1e-3 * exact.norm(), name
+
+    merged, lost = merge(model)
+    torch.testing.assert_close(merged(input_ids=ids).logits, expected_logits, rtol=1e-4, atol=1e-4)
+    assert lost < 1e-5 and not adapted_layers(merged)
+    assert not torch.allclose(base(input_ids=ids).logits, logits, atol=1e-2)
+    answers = [
+        sample_completions(one, PROMPTS, max_new_tokens=8, temperature=0, **STOP).completion_ids_BT
+        for one in (model, merged)
+    ]
+    assert torch.equal(*answers)
+
+
+def test_two_steps_are_those_of_dense_weights_under_torchs_adamw(tiny):
+    model = with_adapters(tiny)
+    oracle = {name: Parameter(p.detach().clone()) for name, p in trainable(model).items()}
+    theirs = torch.optim.AdamW(oracle.values(), lr=1e-2, weight_decay=0.1)
+    optimizer, base = AdamW(model, weight_decay=0.1), share_base(model, adapters=False)
+    for step in range(2):
+        ids = some_ids(model, rows=2 + step)
+        loss_of(model(input_ids=ids).logits, ids).backward()
+        optimizer.step(1e-2)
+        dense = {
+            f"{name}.weight": layer.weight
+            + ALPHA / RANK * oracle[f"{name}.lora_B"] @ oracle[f"{name}.lora_A"]
+            for name, layer in adapted_layers(model).items()
+        }
+        logits = functional_call(base, dense, kwargs={"input_ids": ids}).logits
+        theirs.zero_grad()
+        loss_of(logits, ids).backward()
+        theirs.step()
+    for name, parameter in trainable(model).items():
+        torch.testing.assert_close(parameter, oracle[name], rtol=1e-5, atol=1e-5)
+    plain = dict(tiny_llama().named_parameters())
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad or torch.equal(parameter, plain[name])
+
+
+def test_gradients_flow_through_checkpointed_layers(tiny):
+    """Nothing that enters the first layer requires a gradient: the embedding is frozen."""
+    model = with_adapters(tiny)
+    ids, parameters = some_ids(model), list(trainable(model).values())
+    plain = torch.autograd.grad(loss_of(model(input_ids=ids).logits, ids), parameters)
+    checkpoint_layers(model)
+    again = torch.autograd.grad(loss_of(model(input_ids=ids).logits, ids), parameters)
+    assert all(map(torch.equal, plain, again))
+    assert all(gradient.norm() > 0 for gradient in plain)
+
+
+# ---- memory ----
+
+
+def kept_for_backward(model, run):
+    """Addresses and bytes of the storages that autograd keeps, but for the model's own."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        alive.append(tensor)  # or another tensor may get its address
+        return tensor
+
+    alive = []
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        alive.append(run())
+    return kept
+
+
+@pytest.mark.parametrize("train_A", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_keeps_its_input_only_for_a_learning_A(train_A, dtype):
+    model = with_adapters(tiny_llama(dtype=dtype), train_A=train_A)
+    layer = model.model.layers[0].self_attn.q_proj
+    x = torch.randn(64, 16, dtype=dtype).requires_grad_() * 1  # as an earlier layer's output
+    kept = kept_for_backward(model, lambda: layer(x))
+    address = x.untyped_storage().data_ptr()
+    assert (address in kept) == train_A
+    others = sum(size for key, size in kept.items() if key != address)
+    # A x, and on bfloat16 the rounded A and B; no float32 copy of x
+    factors = 0 if dtype == torch.float32 else (16 * RANK + 16 * RANK) * 2
+    assert others <= 64 * RANK * x.element_size() + factors
+
+
+def test_activations_of_a_whole_model_take_less():
+    """Bytes that autograd keeps: all weights learn > adapters > adapters with a frozen A."""
+    bytes_kept = []
+    for options in (None, {}, {"train_A": False}):
+        model = tiny_llama()
+        if options is not None:
+            add_adapters(model, 1, 1, **options)
+        ids = some_ids(model, rows=8)
+        kept = kept_for_backward(model, lambda m=model, i=ids: m(input_ids=i).logits)
+        bytes_kept.append(sum(kept.values()))
+    assert bytes_kept[0] > bytes_kept[1] > bytes_kept[2]
+
+
+# ---- sharing ----
+
+
+def storages(model):
+    return {name: p.data_ptr() for name, p in model.named_parameters(remove_duplicate=False)}
+
+
+@pytest.mark.parametrize("train_A", [True, False])
+def test_a_teacher_shares_what_is_frozen_and_owns_the_rest(tiny, train_A):
+    student = with_adapters(tiny, train_A=train_A)
+    teacher, ids = share_base(student), some_ids(tiny)
+    before = student(input_ids=ids).logits
+    for name, address in storages(student).items():
+        owned = name.endswith("lora_B") or (train_A and name.endswith("lora_A"))
+        assert (storages(teacher)[name] != address) == owned, name
+    assert torch.equal(teacher(input_ids=ids).logits, before)
+    for parameter in trainable(student).values():
+        parameter.data += 0.1
+    assert torch.equal(teacher(input_ids=ids).logits, before)
+    assert not torch.allclose(student(input_ids=ids).logits, before, atol=1e-2)
+    assert teacher.lm_head.weight is teacher.model.embed_tokens.weight  # still tied
+
+
+def test_the_base_has_no_adapters_and_no_tensors_of_its_own(tiny):
+    ids = some_ids(tiny)
+    plain = tiny(input_ids=ids).logits
+    student = with_adapters(tiny)
+    adapted = student(input_ids=ids).logits
+    base = share_base(student, adapters=False)
+    assert torch.equal(base(input_ids=ids).logits, plain)
+    assert torch.equal(student(input_ids=ids).logits, adapted)  # its hooks are still there
+    addresses = storages(student)
+    assert all(addresses[name] == address for name, address in storages(base).items())
+    assert not adapted_layers(base)
+
+
+def test_a_model_without_frozen_weights_is_copied(tiny):
+    teacher = share_base(tiny)
+    assert storages(teacher).keys() == storages(tiny).keys()
+    assert not set(storages(teacher).values()) & set(storages(tiny).values())
+
+
+def test_a_forward_that_would_run_the_originals_layers_is_not_copied(tiny):
+    """A function bound to the layer itself is copied with it; a closure is not."""
+    student = with_adapters(tiny)
+    layer, ids = student.model.layers[1], some_ids(tiny)
+    layer.forward = types.MethodType(type(layer).forward, layer)
+    base = share_base(student, adapters=False)
+    assert torch.equal(base(input_ids=ids).logits, tiny_llama()(input_ids=ids).logits)
+    layer.forward = lambda *args, plain=layer.forward, **kwargs: plain(*args, **kwargs)
+    with pytest.raises(ValueError, match="layers.1.forward was replaced"):
+        share_base(student)
+
+
+# ---- the EMA teacher ----
+
+
+class OneLayer(torch.nn.Module):
+    """y = W x, learnt towards another matrix."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.linear = torch.nn.Linear(64, 64, bias=False)
+        self.linear.weight.data = torch.randn(64, 64, generator=generator) / 8
+        self.target = self.linear.weight.detach() + torch.randn(64, 64, generator=generator) / 40
+
+    def get_decoder(self):
+        return self
+
+    def get_output_embeddings(self):
+        return None
+
+    def loss(self, x):
+        return (self.linear(x) - F.linear(x, self.target)).square().mean()
+
+
+def distances_from_exact_average(form, learning_rate, rate=0.01, steps=(1, 20, 50, 200)):
+    """||B A of the teacher - average of the student's B A|| / ||that average|| after each of steps.
+
+    The exact average M follows M += rate (B A - M) on the dense matrix, from 0.
+    """
+    student, generator = OneLayer(), torch.Generator().manual_seed(1)
+    add_adapters(student, 16, 16, train_A=form != "frozen A")
+    optimizer, teacher = AdamW(student), share_base(student)
+    if form == "both from zero":
+        teacher.linear.lora_A.data.zero_()
+    average, distances = torch.zeros(64, 64, dtype=torch.float64), []
+    for step in range(1, steps[-1] + 1):
+        student.loss(torch.randn(32, 64, generator=generator)).backward()
+        optimizer.step(learning_rate)
+        update_ema(teacher, student, rate)
+        with torch.no_grad():
+            exact, own = (m.linear.lora_B @ m.linear.lora_A for m in (student, teacher))
+        average += rate * (exact - average)
+        if step in steps:
+            distances.append(((own - average).norm() / average.norm()).item())
+    return distances
+
+
+@pytest.mark.parametrize("learning_rate", [1e-4, 2e-3])
+def test_with_a_frozen_A_the_teacher_is_the_exact_average(learning_rate):
+    assert max(distances_from_exact_average("frozen A", learning_rate)) < 1e-5
+
+
+def test_with_a_learning_A_the_teacher_starts_right_and_strays_as_A_moves():
+    """Only the first step is exact, for B is 0 until then and A has hardly moved."""
+    slow = distances_from_exact_average("copied A", 1e-4)
+    fast = distances_from_exact_average("copied A", 2e-3)
+    assert slow[0] < 0.01 and max(slow) < 0.1
+    assert fast[0] < 0.1 and max(slow) < max(fast) < 0.6
+
+
+def test_factors_that_start_at_zero_hardly_follow():
+    """After one step the product has come rate of the way that rate B A should: rate^2 B A."""
+    distances = distances_from_exact_average("both from zero", 1e-4)
+    assert distances[0] == pytest.approx(0.99, abs=1e-3)
+    assert distances[1] > 0.75 and distances[2] > 0.5 and distances[3] > 0.1
+
+
+# ---- merging ----
+
+
+def test_merging_leaves_the_student_and_what_it_shares_alone(tiny):
+    ids, student = some_ids(tiny), with_adapters(tiny)
+    teacher = share_base(student)
+    adapted = student(input_ids=ids).logits
+    merged, _ = merge(student)
+    for model in (student, teacher):
+        assert torch.equal(model(input_ids=ids).logits, adapted)
+    adapted_names = {f"{name}.weight" for name in adapted_layers(student)}
+    own = {n for n, address in storages(merged).items() if address != storages(student)[n]}
+    assert own == adapted_names
+    assert not any(parameter.requires_grad for parameter in merged.parameters())
+
+
+def test_what_rounding_takes_from_a_merged_update():
+    """W = 1 in bfloat16, whose neighbours are 1 - 1/256 and 1 + 1/128.
+
+    B A = 1/64 survives; 1/512 of it is less than half way up, and vanishes; 3/512 becomes 4/512.
+    """
+    for B, weight, lost in (
+        (1 / 64, 1 + 1 / 64, 0),
+        (1 / 512, 1, 1),
+        (3 / 512, 1 + 1 / 128, 1 / 3),
+    ):
+        model = OneLayer().bfloat16()
+        add_adapters(model, 1, 1)
+        model.linear.weight.data.fill_(1)
+        model.linear.lora_A.data.fill_(1)
+        model.linear.lora_B.data.fill_(B)
+        merged, found = merge(model)
+        assert merged.linear.weight.dtype == torch.bfloat16
+        assert (merged.linear.weight == weight).all()
+        assert found == pytest.approx(lost)
+
+
+def test_a_new_adapter_merges_into_the_base(tiny):
+    add_adapters(tiny, RANK, ALPHA)
+    merged, lost = merge(tiny)
+    assert lost == 0.0
+    assert torch.equal(
+        merged.model.layers[0].mlp.up_proj.weight, tiny.model.layers[0].mlp.up_proj.weight
+    )
+
+
+# ---- files ----
+
+
+def test_saved_and_loaded_bit_for_bit(tiny, tmp_path):
+    save_adapter(tmp_path, with_adapters(tiny), "some/base")
+    fresh = tiny_llama()
+    load_adapter(tmp_path, fresh)
+    used = with_adapters(tiny_llama(), scale_B=0.7, seed=9, train_A=False)
+    teacher = share_base(used)
+    load_adapter(tmp_path, used)
+    load_adapter(tmp_path, teacher)
+    for model in (fresh, used, teacher):
+        assert adapted_layers(model).keys() == adapted_layers(tiny).keys()
+        for name, layer in adapted_layers(tiny).items():
+            loaded = model.get_submodule(name)
+            assert torch.equal(loaded.lora_A, layer.lora_A)
+            assert torch.equal(loaded.lora_B, layer.lora_B)
+        assert torch.equal(
+            model(input_ids=some_ids(tiny)).logits, tiny(input_ids=some_ids(tiny)).logits
+        )
+    assert teacher.get_submodule(name).lora_A is loaded.lora_A is used.get_submodule(name).lora_A
+
+
+def test_target_modules_are_last_names_unless_those_name_more(tiny, tmp_path):
+    save_adapter(
+        tmp_path, with_adapters(copy.deepcopy(tiny), targets=["q_proj", "mlp.up_proj"]), "b"
+    )
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["q_proj", "up_proj"]
+    assert (config["r"], config["lora_alpha"]) == (RANK, ALPHA)
+    save_adapter(tmp_path, with_adapters(tiny, targets=["0.self_attn.q_proj"]), "b")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["model.layers.0.self_attn.q_proj"]
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
+    keys = {f"{prefix}.lora_A.weight", f"{prefix}.lora_B.weight"}
+    assert load_file(tmp_path / "adapter_model.safetensors").keys() == keys
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("use_dora", True),
+        ("use_rslora", True),
+        ("bias", "all"),
+        ("modules_to_save", ["lm_head"]),
+        ("rank_pattern", {"q_proj": 8}),
+        ("init_lora_weights", "pissa"),
+        ("a_field_of_the_future", 1),
+    ],
+)
+def test_an_adapter_that_is_more_than_A_and_B_is_refused(tiny, tmp_path, field, value):
+    save_adapter(tmp_path, with_adapters(tiny), "some/base")
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    with pytest.raises(ValueError, match=f"{field} .* is not supported"):
+        load_adapter(tmp_path, tiny_llama())
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"targets": ["q_proj"]}, "differs at model.layers.0"),
+        ({"rank": 2}, "differs at model.layers.0"),
+        ({"alpha": 16}, "has alpha 8"),
+    ],
+)
+def test_the_adapter_of_another_model_is_refused(tiny, tmp_path, options, words):
+    save_adapter(tmp_path, with_adapters(tiny), "some/base")
+    other = tiny_llama()
+    add_adapters(other, **{"rank": RANK, "alpha": ALPHA} | options)
+    with pytest.raises(ValueError, match=words):
+        load_adapter(tmp_path, other)
+    with pytest.raises(ValueError, match="is not there"):
+        load_adapter(tmp_path, tiny_model(transformers.GPT2Config))
+
+
+# ---- against the library peft ----
+
+
+@pytest.fixture
+def peft():
+    return pytest.importorskip("peft", reason="compares with peft: pip install peft==0.21.2")
+
+
+@pytest.mark.parametrize("family", RIGHT)
+def test_peft_reads_our_adapters(family, peft, tmp_path):
+    ours = with_adapters(family_model(family), targets=targets_of(family))
+    save_adapter(tmp_path, ours, "some/base")
+    theirs = peft.PeftModel.from_pretrained(family_model(family), tmp_path)
+    tuned = [m for m in theirs.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
+    assert len(tuned) == len(adapted_layers(ours))
+    ids = some_ids(ours)
+    torch.testing.assert_close(ours(input_ids=ids).logits, theirs(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("family", ["Llama", "GPT-2", "Phi-3"])
+def test_we_read_pefts_adapters(family, peft, tmp_path):
+    config = peft.LoraConfig(
+        r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    config.init_lora_weights = False  # B is random
+    theirs = peft.get_peft_model(family_model(family), config)
+    theirs.save_pretrained(tmp_path)
+    ours = family_model(family)
+    load_adapter(tmp_path, ours)
+    ids = some_ids(ours)
+    assert not torch.allclose(
+        ours(input_ids=ids).logits, family_model(family)(input_ids=ids).logits
+    )
+    torch.testing.assert_close(ours(input_ids=ids).logits, theirs(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen 2", "Gemma 2", "GPT-NeoX (Pythia)", "GPT-2"])
+def test_gradients_and_two_steps_are_pefts(family, peft, tmp_path):
+    ours = with_adapters(family_model(family))
+    save_adapter(tmp_path, ours, "some/base")
+    theirs = peft.PeftModel.from_pretrained(family_model(family), tmp_path, is_trainable=True)
+    named = {
+        name.removeprefix("base_model.model.").replace(".default.weight", ""): p
+        for name, p in theirs.named_parameters()
+        if p.requires_grad
+    }
+    assert named.keys() == trainable(ours).keys()
+    optimizer = AdamW(ours, weight_decay=0.1)
+    torchs = torch.optim.AdamW(named.values(), lr=1e-3, weight_decay=0.1)
+    for step in range(2):
+        ids = some_ids(ours, rows=2 + step)
+        loss_of(ours(input_ids=ids).logits, ids).backward()
+        torchs.zero_grad()
+        loss_of(theirs(input_ids=ids).logits, ids).backward()
+        for name, parameter in trainable(ours).items():
+            torch.testing.assert_close(parameter.grad, named[name].grad, rtol=1e-5, atol=1e-5)
+        optimizer.step(1e-3)
+        torchs.step()
+    for name, parameter in trainable(ours).items():
+        torch.testing.assert_close(parameter, named[name], rtol=1e-5, atol=1e-5)
