@@ -131,12 +131,9 @@ def share_base(model, adapters=True):
         own = module.__dict__.get("forward")
         # trap: deepcopy keeps a function as it is, and the copy would run the original's layers
         if own is not None and getattr(own, "__self__", None) is not module:
-            raise ValueError(
-                f"{name}.forward was replaced by a function; copy the model before that"
-            )
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    # deepcopy takes what it finds in the memo for its own copy
-    memo = {id(tensor): tensor for tensor in [*frozen, *model.buffers()]}
+            raise ValueError(f"{name}.forward was replaced; copy the model before that")
+    # deepcopy takes a tensor that it finds here for its copy
+    memo = {id(tensor): tensor for tensor in model.parameters() if not tensor.requires_grad}
     shared = copy.deepcopy(model, memo)
     if not adapters:
         for layer in adapted_layers(shared).values():
@@ -228,8 +225,8 @@ def load_adapter(folder, model):
         add_adapters(model, rank, alpha, names)
     layers = adapted_layers(model)
     own = {f"{name}.lora_{X}": getattr(m, f"lora_{X}") for name, m in layers.items() for X in "AB"}
-    differ = sorted(own.keys() ^ saved.keys())
-    differ += [key for key in own.keys() & saved.keys() if own[key].shape != saved[key].shape]
+    shapes, saved_shapes = ({k: t.shape for k, t in some.items()} for some in (own, saved))
+    differ = sorted({name for name, _ in shapes.items() ^ saved_shapes.items()})
     if differ or any(layer.lora_alpha != alpha for layer in layers.values()):
         what = f"differs at {differ[0]}" if differ else f"has alpha {alpha}"
         raise ValueError(f"{folder} {what}; it belongs to a model with other adapters")

@@ -6,21 +6,25 @@ dense updates, the tensors that autograd keeps; and the library peft, where it i
 
 import copy
 import json
+import sys
 import types
 
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from conftest import tiny_llama, tiny_model
+from conftest import ROOT, tiny_llama, tiny_model
 from safetensors.torch import load_file
 from test_families import FAMILIES, PROMPTS, SIZES
 from torch.func import functional_call
 from torch.nn import Parameter
 
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from bench_adapters import OneLayer, average_errors, kept_for_backward  # noqa: E402
+
 from lora import adapted_layers, add_adapters, load_adapter, merge, save_adapter, share_base
 from models import checkpoint_layers
-from optim import AdamW, update_ema
+from optim import AdamW
 from sampling import sample_completions
 
 RANK, ALPHA = 4, 8
@@ -226,24 +230,6 @@ def test_gradients_flow_through_checkpointed_layers(tiny):
 # ---- memory ----
 
 
-def kept_for_backward(model, run):
-    """Addresses and bytes of the storages that autograd keeps, but for the model's own."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        alive.append(tensor)  # or another tensor may get its address
-        return tensor
-
-    alive = []
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        alive.append(run())
-    return kept
-
-
 @pytest.mark.parametrize("train_A", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_layer_keeps_its_input_only_for_a_learning_A(train_A, dtype):
@@ -329,67 +315,24 @@ def test_a_forward_that_would_run_the_originals_layers_is_not_copied(tiny):
 # ---- the EMA teacher ----
 
 
-class OneLayer(torch.nn.Module):
-    """y = W x, learnt towards another matrix."""
-
-    def __init__(self):
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.linear = torch.nn.Linear(64, 64, bias=False)
-        self.linear.weight.data = torch.randn(64, 64, generator=generator) / 8
-        self.target = self.linear.weight.detach() + torch.randn(64, 64, generator=generator) / 40
-
-    def get_decoder(self):
-        return self
-
-    def get_output_embeddings(self):
-        return None
-
-    def loss(self, x):
-        return (self.linear(x) - F.linear(x, self.target)).square().mean()
-
-
-def distances_from_exact_average(form, learning_rate, rate=0.01, steps=(1, 20, 50, 200)):
-    """||B A of the teacher - average of the student's B A|| / ||that average|| after each of steps.
-
-    The exact average M follows M += rate (B A - M) on the dense matrix, from 0.
-    """
-    student, generator = OneLayer(), torch.Generator().manual_seed(1)
-    add_adapters(student, 16, 16, train_A=form != "frozen A")
-    optimizer, teacher = AdamW(student), share_base(student)
-    if form == "both from zero":
-        teacher.linear.lora_A.data.zero_()
-    average, distances = torch.zeros(64, 64, dtype=torch.float64), []
-    for step in range(1, steps[-1] + 1):
-        student.loss(torch.randn(32, 64, generator=generator)).backward()
-        optimizer.step(learning_rate)
-        update_ema(teacher, student, rate)
-        with torch.no_grad():
-            exact, own = (m.linear.lora_B @ m.linear.lora_A for m in (student, teacher))
-        average += rate * (exact - average)
-        if step in steps:
-            distances.append(((own - average).norm() / average.norm()).item())
-    return distances
-
-
 @pytest.mark.parametrize("learning_rate", [1e-4, 2e-3])
 def test_with_a_frozen_A_the_teacher_is_the_exact_average(learning_rate):
-    assert max(distances_from_exact_average("frozen A", learning_rate)) < 1e-5
+    assert max(average_errors("frozen A", learning_rate)) < 1e-5
 
 
 def test_with_a_learning_A_the_teacher_starts_right_and_strays_as_A_moves():
     """Only the first step is exact, for B is 0 until then and A has hardly moved."""
-    slow = distances_from_exact_average("copied A", 1e-4)
-    fast = distances_from_exact_average("copied A", 2e-3)
+    slow = average_errors("copied A", 1e-4)
+    fast = average_errors("copied A", 2e-3)
     assert slow[0] < 0.01 and max(slow) < 0.1
     assert fast[0] < 0.1 and max(slow) < max(fast) < 0.6
 
 
 def test_factors_that_start_at_zero_hardly_follow():
     """After one step the product has come rate of the way that rate B A should: rate^2 B A."""
-    distances = distances_from_exact_average("both from zero", 1e-4)
-    assert distances[0] == pytest.approx(0.99, abs=1e-3)
-    assert distances[1] > 0.75 and distances[2] > 0.5 and distances[3] > 0.1
+    errors = average_errors("both from zero", 1e-4)
+    assert errors[0] == pytest.approx(0.99, abs=1e-3)
+    assert errors[1] > 0.75 and errors[2] > 0.5 and errors[3] > 0.1
 
 
 # ---- merging ----
@@ -455,9 +398,7 @@ def test_saved_and_loaded_bit_for_bit(tiny, tmp_path):
             loaded = model.get_submodule(name)
             assert torch.equal(loaded.lora_A, layer.lora_A)
             assert torch.equal(loaded.lora_B, layer.lora_B)
-        assert torch.equal(
-            model(input_ids=some_ids(tiny)).logits, tiny(input_ids=some_ids(tiny)).logits
-        )
+        assert torch.equal(model(input_ids=ids).logits, tiny(input_ids=ids).logits)
     assert teacher.get_submodule(name).lora_A is loaded.lora_A is used.get_submodule(name).lora_A
 
 
