@@ -81,7 +81,7 @@ def choose_layers(model, targets=None):
     A matrix that joins several projections, such as Phi-3's qkv_proj, gets one adapter. The experts
     of a mixture are no linear layers in transformers: without targets such a model is refused.
     """
-    inside = set(model.get_decoder().modules()) - {model.get_output_embeddings()}
+    inside = set(model.get_decoder().modules())  # not the output head, nor the part that sees images
     named = {name: module for name, module in model.named_modules() if module in inside}
     linear = {n: m for n, m in named.items() if isinstance(m, torch.nn.Linear) or _is_conv1d(m)}
     last_names = ", ".join(sorted({_last(name) for name in linear}))
@@ -153,14 +153,38 @@ def merge(model):
     merged = share_base(model, adapters=False)
     lost = total = 0.0
     for name, layer in adapted_layers(model).items():
-        update = _scale(layer) * (layer.lora_B @ layer.lora_A)
-        update = update.T if _is_conv1d(layer) else update
+        update = _update(layer)
         exact = layer.weight + update  # at least float32
         weight = exact.to(layer.weight.dtype)
         merged.get_submodule(name).weight = Parameter(weight, requires_grad=False)
         lost += (weight - exact).square().sum().item()
         total += update.square().sum().item()
     return merged, math.sqrt(lost / total) if total else 0.0
+
+
+def _update(layer):
+    """(alpha / r) B A in the shape of the layer's weight; float32."""
+    update = _scale(layer) * (layer.lora_B @ layer.lora_A)
+    return update.T if _is_conv1d(layer) else update
+
+
+@torch.no_grad()
+def adapter_gap(teacher, student):
+    """||teacher - student|| / ||student|| over all weights, W + (alpha / r) B A where there is one.
+
+    The teacher shares the student's base, with adapters or without.
+    """
+    layers = adapted_layers(student)
+    of_adapters = {id(p) for layer in layers.values() for p in (layer.lora_A, layer.lora_B)}
+    squares = {id(p): p.float().square().sum() for p in student.parameters()}
+    distance = 0.0
+    for name, layer in layers.items():
+        update, of_teacher = _update(layer), teacher.get_submodule(name)
+        squares[id(layer.weight)] = (layer.weight + update).square().sum()
+        difference = update - _update(of_teacher) if hasattr(of_teacher, "lora_A") else update
+        distance += difference.square().sum()
+    norm = sum(square for key, square in squares.items() if key not in of_adapters)
+    return (distance / norm).sqrt().item()
 
 
 # ---- files, in peft's format ----

@@ -22,9 +22,17 @@ from torch.nn import Parameter
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from bench_adapters import OneLayer, average_errors, kept_for_backward  # noqa: E402
 
-from lora import adapted_layers, add_adapters, load_adapter, merge, save_adapter, share_base
+from lora import (
+    adapted_layers,
+    adapter_gap,
+    add_adapters,
+    load_adapter,
+    merge,
+    save_adapter,
+    share_base,
+)
 from models import checkpoint_layers
-from optim import AdamW
+from optim import AdamW, relative_distance
 from sampling import sample_completions
 
 RANK, ALPHA = 4, 8
@@ -378,6 +386,19 @@ def test_a_new_adapter_merges_into_the_base(tiny):
     base = dict(tiny.named_parameters())
     assert lost == 0.0
     assert all(torch.equal(weight, base[name]) for name, weight in merged.named_parameters())
+
+
+@pytest.mark.parametrize("config_class", [transformers.LlamaConfig, transformers.GPT2Config])
+def test_the_gap_is_that_of_the_merged_weights(config_class):
+    student = with_adapters(tiny_model(config_class))
+    teacher, base = share_base(student), share_base(student, adapters=False)
+    assert adapter_gap(teacher, student) == 0
+    for parameter in trainable(student).values():
+        parameter.data *= 1.5
+    for other in (teacher, base):
+        merged = merge(other)[0] if adapted_layers(other) else other
+        expected = relative_distance(merged, merge(student)[0])
+        assert adapter_gap(other, student) == pytest.approx(expected, rel=1e-4)
 
 
 # ---- files ----
