@@ -65,8 +65,8 @@ def add_adapters(model, rank, alpha, targets=None, train_A=True, seed=0):
 def _add_low_rank(layer, inputs, output):
     """Forward hook: adds (alpha / r) B A x, computed in the dtype of x, to the layer's output."""
     [x] = inputs
-    # not x.float(): backward would keep a float32 copy of x for each layer, and at a bfloat16 base
-    # the gradients would be no more exact
+    # not x.float(): backward would keep a float32 copy of x for each layer, and on a bfloat16 base
+    # the gradients would hardly be more exact
     A, B = layer.lora_A.to(x.dtype), layer.lora_B.to(x.dtype)
     return output + F.linear(_scale(layer) * F.linear(x, A), B)
 
@@ -81,7 +81,8 @@ def choose_layers(model, targets=None):
     A matrix that joins several projections, such as Phi-3's qkv_proj, gets one adapter. The experts
     of a mixture are no linear layers in transformers: without targets such a model is refused.
     """
-    inside = set(model.get_decoder().modules())  # not the output head, nor the part that sees images
+    # without the output head, and without the part of a model that sees images
+    inside = set(model.get_decoder().modules())
     named = {name: module for name, module in model.named_modules() if module in inside}
     linear = {n: m for n, m in named.items() if isinstance(m, torch.nn.Linear) or _is_conv1d(m)}
     last_names = ", ".join(sorted({_last(name) for name in linear}))

@@ -253,6 +253,38 @@ def test_a_layer_keeps_its_input_only_for_a_learning_A(train_A, dtype):
     assert others <= 64 * RANK * x.element_size() + factors
 
 
+def float32_product(layer, inputs, output):
+    """As peft computes it on a bfloat16 base: x is cast to the dtype of A, and kept in it."""
+    product = F.linear(F.linear(inputs[0].to(layer.lora_A.dtype), layer.lora_A), layer.lora_B)
+    return (output + ALPHA / RANK * product).to(output.dtype)
+
+
+def test_a_product_in_bfloat16_has_hardly_worse_gradients_and_keeps_less():
+    """On a bfloat16 base, whose own rounding is the greater part of the gradients' error.
+
+    The oracle is the same model in float64.
+    """
+    config = transformers.LlamaConfig(**SIZES | {"hidden_size": 64, "initializer_range": 0.1})
+    torch.manual_seed(0)
+    base = transformers.AutoModelForCausalLM.from_config(config).bfloat16()
+    ids, gradients, kept = some_ids(base, rows=8), {}, {}
+    for form in ("ours", "in float32", "oracle"):
+        model = with_adapters(copy.deepcopy(base))
+        for layer in adapted_layers(model).values():
+            if form != "ours":
+                layer.lora_hook.remove()
+                layer.register_forward_hook(float32_product)
+        if form == "oracle":
+            model = model.double()
+        kept[form] = sum(kept_for_backward(model, lambda m=model: m(input_ids=ids)).values())
+        loss_of(model(input_ids=ids).logits, ids).backward()
+        learning = trainable(model).values()
+        gradients[form] = torch.cat([p.grad.flatten().double() for p in learning])
+    errors = {form: (g - gradients["oracle"]).norm().item() for form, g in gradients.items()}
+    assert errors["ours"] < 1.2 * errors["in float32"] < 0.05 * gradients["oracle"].norm()
+    assert kept["ours"] < 0.75 * kept["in float32"]
+
+
 def test_activations_of_a_whole_model_take_less():
     """Bytes that autograd keeps: all weights learn > adapters > adapters with a frozen A."""
     bytes_kept = []
