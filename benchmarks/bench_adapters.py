@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from common import ROOT, markdown_table, number, write_record
 
 from lora import add_adapters, merge, share_base
-from optim import AdamW, update_ema
+from optim import AdamW, prepare_for_training, update_ema
+from support.models import load_model
 
 # ---- the EMA teacher ----
 
@@ -49,6 +50,7 @@ def average_errors(form, learning_rate, rate=0.01, steps=(1, 20, 50, 200, 500)):
     """
     student, generator = OneLayer(), torch.Generator().manual_seed(1)
     add_adapters(student, 16, 16, train_A=form != "frozen A")
+    prepare_for_training(student)
     optimizer, teacher = AdamW(student), share_base(student)
     if form == "both from zero":
         teacher.linear.lora_A.data.zero_()
@@ -166,6 +168,7 @@ def compare_merging(base, tokenizer, learning_rate, steps):
     train, held_out = (science_ids(tokenizer, *s) for s in (("train", 64), ("validation", 16)))
     student, of_base, rows = copy.deepcopy(base), logprobs(base, held_out), []
     add_adapters(student, 16, 32)
+    prepare_for_training(student)
     optimizer = AdamW(student)
     for step in range(1, steps[-1] + 1):
         ids = train[step * 7 % len(train)]
@@ -190,8 +193,6 @@ def main():
     )
     parser.add_argument("--steps", type=int, nargs="+", default=[2, 10, 40])
     arguments = parser.parse_args()
-    from models import load_model
-
     averages = compare_averages()
     base, tokenizer = load_model("smollm2")
     base = base.bfloat16().float()

@@ -31,9 +31,9 @@ from lora import (
     save_adapter,
     share_base,
 )
-from models import checkpoint_layers
-from optim import AdamW, relative_distance
+from optim import AdamW, prepare_for_training, relative_distance
 from sampling import sample_completions
+from support.models import checkpoint_layers
 
 RANK, ALPHA = 4, 8
 STOP = {"eos_token_ids": [1], "pad_token_id": 1}
@@ -203,6 +203,7 @@ def test_two_steps_are_those_of_dense_weights_under_torchs_adamw(tiny):
     model = with_adapters(tiny)
     oracle = {name: Parameter(p.detach().clone()) for name, p in trainable(model).items()}
     theirs = torch.optim.AdamW(oracle.values(), lr=1e-2, weight_decay=0.1)
+    prepare_for_training(model)
     optimizer, base = AdamW(model, weight_decay=0.1), share_base(model, adapters=False)
     for step in range(2):
         ids = some_ids(model, rows=2 + step)
@@ -555,6 +556,7 @@ def test_gradients_and_two_steps_are_pefts(family, peft, tmp_path):
         if p.requires_grad
     }
     assert named.keys() == trainable(ours).keys()
+    prepare_for_training(ours)
     optimizer = AdamW(ours, weight_decay=0.1)
     torchs = torch.optim.AdamW(named.values(), lr=1e-3, weight_decay=0.1)
     for step in range(2):
