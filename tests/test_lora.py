@@ -31,7 +31,7 @@ from lora import (
     save_adapter,
     share_base,
 )
-from optim import AdamW, prepare_for_training, relative_distance
+from optim import AdamW, prepare_for_training
 from sampling import sample_completions
 from support.models import checkpoint_layers
 
@@ -421,6 +421,11 @@ def test_a_new_adapter_merges_into_the_base(tiny):
     assert all(torch.equal(weight, base[name]) for name, weight in merged.named_parameters())
 
 
+def all_weights(model):
+    merged = merge(model)[0] if adapted_layers(model) else model
+    return torch.cat([parameter.detach().flatten() for parameter in merged.parameters()])
+
+
 @pytest.mark.parametrize("config_class", [transformers.LlamaConfig, transformers.GPT2Config])
 def test_the_gap_is_that_of_the_merged_weights(config_class):
     student = with_adapters(tiny_model(config_class))
@@ -428,10 +433,10 @@ def test_the_gap_is_that_of_the_merged_weights(config_class):
     assert adapter_gap(teacher, student) == 0
     for parameter in trainable(student).values():
         parameter.data *= 1.5
+    weights = all_weights(student)
     for other in (teacher, base):
-        merged = merge(other)[0] if adapted_layers(other) else other
-        expected = relative_distance(merged, merge(student)[0])
-        assert adapter_gap(other, student) == pytest.approx(expected, rel=1e-4)
+        expected = (all_weights(other) - weights).norm() / weights.norm()
+        assert adapter_gap(other, student) == pytest.approx(expected.item(), rel=1e-4)
 
 
 # ---- files ----
@@ -469,6 +474,16 @@ def test_target_modules_are_last_names_unless_those_name_more(tiny, tmp_path):
     prefix = "base_model.model.model.layers.0.self_attn.q_proj"
     keys = {f"{prefix}.lora_A.weight", f"{prefix}.lora_B.weight"}
     assert load_file(tmp_path / "adapter_model.safetensors").keys() == keys
+
+
+def test_the_transposed_weights_of_gpt2_are_declared(tmp_path):
+    for config_class, transposed in (
+        (transformers.GPT2Config, True),
+        (transformers.LlamaConfig, False),
+    ):
+        save_adapter(tmp_path, with_adapters(tiny_model(config_class)), "some/base")
+        config = json.loads((tmp_path / "adapter_config.json").read_text())
+        assert config["fan_in_fan_out"] == transposed
 
 
 @pytest.mark.parametrize(
