@@ -73,6 +73,11 @@ class Config:
     offload_optimizer: bool = option(False, "moments and remainders in host memory; same bits")
     max_grad_norm: float = option(1.0, "gradients are scaled down to this 2-norm", above=0)
     weight_decay: float = option(0.0, "decoupled, as in AdamW", least=0)
+    # low-rank adapters (lora.py)
+    lora_rank: int = option(0, "train adapters of this rank; 0: all weights", least=0)
+    lora_alpha: int = option(32, "they add (alpha / rank) B A to a weight", above=0)
+    lora_targets: str | None = option(None, "ends of layer names, with commas; else all linear")
+    lora_train_a: bool = option(True, "train A and B; without, B alone: an exact EMA teacher")
     # lengths, in tokens
     max_new_tokens: int = option(2048, "longest completion in training", least=1)
     eval_new_tokens: int = option(0, "longest answer in evaluation, if longer than that", least=0)
@@ -324,6 +329,10 @@ def reject_contradictions(config):
             "--estimator rb needs --reduction sum and --skip-first-tokens 0; "
             "rao_blackwell_surrogate in kl_estimators.py says why"
         )
+    for f in dataclasses.fields(Config):
+        if f.name.startswith("lora_") and config.lora_rank == 0:
+            if getattr(config, f.name) != f.default:
+                raise ValueError(f"{flag(f.name)} needs --lora-rank, such as --lora-rank 16")
     if config.ema_rate > 1:
         raise ValueError(f"--ema-rate is {config.ema_rate}; it must be above 0 and at most 1")
     if config.skip_first_tokens >= config.max_new_tokens:

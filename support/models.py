@@ -3,10 +3,13 @@
 Needs torch and transformers; gguf and accelerate for the built-in model alone.
 """
 
+import json
 import os
 import platform
 import re
+from functools import partial
 from pathlib import Path
+from types import MethodType
 
 import torch
 import transformers
@@ -17,6 +20,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import find_adapter_config_file, logging
 
+from lora import load_adapter
 from sampling import completion_hidden, named_eos_tokens, output_head, sample_completions
 from support.chat import reads_parts, turn_end
 from support.smollm2 import builtin_smollm2
@@ -32,6 +36,8 @@ def load_model(name, device="cpu", dtype="float32"):
     cannot be loaded, or could not be sampled, scored, saved and resumed exactly.
     """
     folder = builtin_smollm2() if name == "smollm2" else name
+    if Path(folder, "adapter_config.json").is_file():
+        return load_base_and_adapter(folder, device, dtype)
     try:
         read_architecture(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -48,6 +54,14 @@ def load_model(name, device="cpu", dtype="float32"):
         where = "a folder with config.json and safetensors, a hub id within reach, or smollm2"
         what = f'model "{name}" cannot be loaded: {reason(error)}. Choose {where}'
         raise ValueError(what) from None
+    return model, tokenizer
+
+
+def load_base_and_adapter(folder, device, dtype):
+    """The base that an adapter's folder names, with the adapter on it, unmerged and so exact."""
+    config = json.loads(Path(folder, "adapter_config.json").read_text())
+    model, tokenizer = load_model(config["base_model_name_or_path"], device, dtype)
+    load_adapter(folder, model)
     return model, tokenizer
 
 
@@ -211,21 +225,23 @@ def configure_cuda():
 def checkpoint_layers(model):
     """Keep one state a layer and recompute the rest in backward: a third more work, less memory.
 
-    Hugging Face's own switch would disable the cache in sampling. Copy a teacher before: a later
-    copy would run the student's layers.
+    Hugging Face's own switch would disable the cache in sampling.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     if not layers:
         family = model.config.model_type
         raise ValueError(f"--gradient-checkpointing finds no layers in {family}; leave it out")
     for layer in layers:
+        # trap: a function would be shared by copies, and run the original's layer; a bound method
+        # is bound anew by deepcopy
+        layer.forward = MethodType(_checkpointed, layer)
 
-        def forward(*args, plain=layer.forward, **kwargs):
-            if not torch.is_grad_enabled():
-                return plain(*args, **kwargs)
-            return checkpoint(plain, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
-        layer.forward = forward
+def _checkpointed(layer, *args, **kwargs):
+    plain = partial(type(layer).forward, layer)
+    if not torch.is_grad_enabled():
+        return plain(*args, **kwargs)
+    return checkpoint(plain, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 def describe_machine():

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from data import GENERAL_PROMPTS
 from kl_estimators import CHUNK_SIZE
+from lora import choose_layers
 from optim import SLICE
 from sampling import PREFILL_ROWS
 
@@ -34,6 +35,19 @@ def count_parameters(model_config):
     return sum(sizes), max(sizes)
 
 
+def count_adapters(model_config, config):
+    """(numbers in A and B together, those of them that learn); (0, 0) without adapters."""
+    if config.lora_rank == 0:
+        return 0, 0
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config)
+    targets = config.lora_targets and config.lora_targets.split(",")
+    weights = [layer.weight for layer in choose_layers(model, targets).values()]
+    every = config.lora_rank * sum(sum(weight.shape) for weight in weights)
+    of_B = config.lora_rank * sum(weight.shape[0] for weight in weights)  # Conv1D: its inputs
+    return every, every if config.lora_train_a else of_B
+
+
 def plan_run(model_config, config, device="cuda", counts=None):
     """{"training", "sampling", "host", "disk"}: {part: bytes}, and "parameters", "needs".
 
@@ -41,25 +55,27 @@ def plan_run(model_config, config, device="cuda", counts=None):
     memory. needs has the sums {"card", "host", "disk"}. counts is what count_parameters returns.
     """
     parameters, largest_tensor = counts or count_parameters(model_config)
+    adapters = count_adapters(model_config, config)
     shape = layer_shape(model_config)
-    weights = plan_weights(parameters, shape, config)
-    state = plan_state(parameters, config)
+    weights = plan_weights(parameters, adapters, shape, config)
+    state = plan_state(parameters, adapters, config)
     host = {"libraries": LIBRARIES}
     if config.offload_optimizer:
         host |= state
         resident = weights | {"slices of the state": STAGING[device]}
     else:
         resident = weights | state
-    training = resident | plan_training(parameters, largest_tensor, shape, config)
+    training = resident | plan_training(parameters, adapters, largest_tensor, shape, config)
     sampling = resident | plan_sampling(shape, config, device)
     if device == "cpu":
         host |= max(training, sampling, key=lambda parts: sum(parts.values()))
         training, sampling = {}, {}
     else:
         training["CUDA context"] = sampling["CUDA context"] = LIBRARIES
-        optimizer_file = 0 if config.offload_optimizer else 6 * parameters
+        moments = 8 * adapters[1] if config.lora_rank else 6 * parameters
+        optimizer_file = 0 if config.offload_optimizer else moments
         host["a file's tensors on their way to the disk"] = max(weights["weights"], optimizer_file)
-    disk = plan_disk(parameters, state, config)
+    disk = plan_disk(parameters, adapters, state, config)
     return {
         "parameters": parameters,
         "training": training,
@@ -107,11 +123,18 @@ def has_copied_teacher(config):
     return config.teacher in ("ema", "base")
 
 
-def plan_weights(parameters, shape, config):
+def plan_weights(parameters, adapters, shape, config):
     """Both models, and what drift is measured against."""
     size = BYTES[config.dtype]
     weights = {"weights": size * parameters}
-    if has_copied_teacher(config) or config.teacher == "model":
+    if config.lora_rank:
+        every, learning = adapters
+        weights["adapters"] = 4 * every
+        if config.teacher == "ema":  # the base is shared
+            weights["teacher's adapters"] = 4 * learning
+    elif has_copied_teacher(config):
+        weights["teacher"] = size * parameters
+    if config.teacher == "model":
         weights["teacher"] = size * parameters
     if config.general_tokens:
         states = GENERAL_PROMPTS * config.general_tokens
@@ -120,8 +143,11 @@ def plan_weights(parameters, shape, config):
     return weights
 
 
-def plan_state(parameters, config):
-    """Moments and remainders: the table in optim.py."""
+def plan_state(parameters, adapters, config):
+    """Moments and remainders: the table in optim.py. Adapters are float32, without remainders."""
+    if config.lora_rank:
+        _, learning = adapters
+        return {"first moment": 4 * learning, "second moment": 4 * learning}
     size = BYTES[config.dtype]
     state = {"first moment": size * parameters, "second moment": 4 * parameters}
     if config.dtype == "bfloat16":
@@ -130,7 +156,7 @@ def plan_state(parameters, config):
     return state
 
 
-def plan_training(parameters, largest_tensor, shape, config):
+def plan_training(parameters, adapters, largest_tensor, shape, config):
     """Gradients, activations, and the largest of the short-lived tensors of a pass."""
     size = BYTES[config.dtype]
     student_length = config.max_prompt_tokens + config.max_new_tokens
@@ -144,6 +170,10 @@ def plan_training(parameters, largest_tensor, shape, config):
     layer = student_tokens * layer_bytes(shape, size)
     # one use of the output head, and the sum over its uses, before .grad has them
     head_gradients = (size + 8 if config.dtype == "bfloat16" else 8) * largest_tensor
+    gradients = 4 * parameters
+    if config.lora_rank:  # the head is frozen
+        _, learning = adapters
+        gradients, head_gradients = 4 * learning, 0
     loss_tensors = LOSS_TENSORS[config.dtype] * 4 * positions * shape.vocabulary
     short_lived = {
         "loss, and gradients of the head": loss_tensors + head_gradients,
@@ -152,7 +182,7 @@ def plan_training(parameters, largest_tensor, shape, config):
     }
     largest = max(short_lived, key=short_lived.get)  # never two of them at once
     return {
-        "gradients": 4 * parameters,
+        "gradients": gradients,
         "activations": shape.layers * (final_states if config.gradient_checkpointing else layer),
         "final states and their gradient": 3 * final_states,
         largest: short_lived[largest],
@@ -175,8 +205,10 @@ def plan_sampling(shape, config, device):
     }
 
 
-def plan_disk(parameters, state, config):
+def plan_disk(parameters, adapters, state, config):
     size = BYTES[config.dtype]
+    if config.lora_rank:
+        parameters, size = adapters[0], 4
     models = 2 if has_copied_teacher(config) else 1
     checkpoint = size * parameters * models + sum(state.values()) if config.keep_last else 0
     return {

@@ -17,6 +17,7 @@ import torch
 from config import Config
 from data import Splits, encode_pairs, leave_out_beyond_positions
 from eval import BaseAnswers, drift_from_base, evaluate, sample_base_answers
+from lora import add_adapters
 from support.chat import STARTED
 from support.checkpoint import list_checkpoints, load_weights, read_state, save_model
 from support.judge import choose_scorer
@@ -89,6 +90,16 @@ def prepare(command, config, splits, folder, checkpoint):
     check_positions(model_config, config)
     print(check_plan(model_config, config, device, folder))
     student, tokenizer = load_model(config.model, device, config.dtype)
+    if config.lora_rank:
+        targets = config.lora_targets and config.lora_targets.split(",")
+        add_adapters(
+            student,
+            config.lora_rank,
+            config.lora_alpha,
+            targets,
+            train_A=config.lora_train_a,
+            seed=config.seed,
+        )
     # a template that writes the date writes that of the run's first start, also after a resume
     moment = state.get("moment")
     tokenizer.template_moment = datetime.fromisoformat(moment) if moment else STARTED
