@@ -19,17 +19,15 @@ if both started at zero, the product after one step of rate 0.05 would be 0.25 %
 not 5 %. Here the teacher starts as a copy of the student, with its random A, so that only what A
 learns causes an error (docs/adapters.md has figures). train_A=False keeps A as it was drawn
 (LoRA-FA, arXiv 2308.03303): the average is then exact, and the layers need not keep their inputs.
-Needs torch and safetensors. Files are in the format of the library peft, which reads them.
+Needs torch, and nothing of ours: copy it as it is. support/adapters.py has the files.
 """
 
 import copy
-import json
 import math
-from pathlib import Path
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch.nn import Parameter
 
 # ---- adding ----
@@ -52,7 +50,7 @@ def add_adapters(model, rank, alpha, targets=None, train_A=True, seed=0):
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for layer in layers.values():
-        inputs, outputs = layer.weight.shape if _is_conv1d(layer) else layer.weight.shape[::-1]
+        inputs, outputs = layer.weight.shape if is_conv1d(layer) else layer.weight.shape[::-1]
         A = torch.empty(rank, inputs)
         torch.nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)  # as peft draws it
         device = layer.weight.device
@@ -84,8 +82,8 @@ def choose_layers(model, targets=None):
     # without the output head, and without the part of a model that sees images
     inside = set(model.get_decoder().modules())
     named = {name: module for name, module in model.named_modules() if module in inside}
-    linear = {n: m for n, m in named.items() if isinstance(m, torch.nn.Linear) or _is_conv1d(m)}
-    last_names = ", ".join(sorted({_last(name) for name in linear}))
+    linear = {n: m for n, m in named.items() if isinstance(m, torch.nn.Linear) or is_conv1d(m)}
+    last_names = ", ".join(sorted({last_name(name) for name in linear}))
     if targets is None:
         for name, parameter in model.get_decoder().named_parameters():
             if parameter.ndim == 3:
@@ -93,30 +91,35 @@ def choose_layers(model, targets=None):
                 raise ValueError(f"{what}; name the targets among {last_names}")
         return linear
     for target in targets:
-        if not any(_ends_in(name, [target]) for name in linear):
-            found = [module for name, module in model.named_modules() if _ends_in(name, [target])]
+        if not any(ends_in(name, [target]) for name in linear):
+            found = [module for name, module in model.named_modules() if ends_in(name, [target])]
             why = f"is no linear layer but {type(found[0]).__name__}" if found else "is not there"
             if model.get_output_embeddings() in found:
                 why = "is the output head, which takes no adapter"
             raise ValueError(f'adapter target "{target}" {why}; choose from {last_names}')
-    return {name: layer for name, layer in linear.items() if _ends_in(name, targets)}
+    return {name: layer for name, layer in linear.items() if ends_in(name, targets)}
 
 
-def _is_conv1d(module):
+def is_conv1d(module):
     return type(module).__name__ == "Conv1D"  # GPT-2's linear layer, whose weight is transposed
 
 
-def _ends_in(name, targets):
+def ends_in(name, targets):
     return any(f".{name}".endswith(f".{target}") for target in targets)
 
 
-def _last(name):
+def last_name(name):
     return name.rsplit(".", 1)[-1]
 
 
 def adapted_layers(model):
     """{name: layer} of the layers that have an adapter."""
     return {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
+
+
+def is_base(model):
+    """Whether all adapters add zero, as new ones do; a model may also come with trained ones."""
+    return not any(layer.lora_B.any() for layer in adapted_layers(model).values())
 
 
 # ---- sharing and merging ----
@@ -163,10 +166,28 @@ def merge(model):
     return merged, math.sqrt(lost / total) if total else 0.0
 
 
+@contextmanager
+def as_if_merged(model):
+    """Inside, the model computes as the result of `merge` would, in the memory of one layer."""
+    layers = adapted_layers(model).values()
+    hooks = [layer.register_forward_hook(_merged_product) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _merged_product(layer, inputs, output):
+    """Forward hook: the output of the layer's merged weight takes the place of its own."""
+    weight = (layer.weight + _update(layer)).to(layer.weight.dtype)
+    return F.linear(inputs[0], weight.T if is_conv1d(layer) else weight, layer.bias)
+
+
 def _update(layer):
     """(alpha / r) B A in the shape of the layer's weight; float32."""
     update = _scale(layer) * (layer.lora_B @ layer.lora_A)
-    return update.T if _is_conv1d(layer) else update
+    return update.T if is_conv1d(layer) else update
 
 
 @torch.no_grad()
@@ -177,83 +198,17 @@ def adapter_gap(teacher, student):
     """
     layers = adapted_layers(student)
     of_adapters = {id(p) for layer in layers.values() for p in (layer.lora_A, layer.lora_B)}
-    squares = {id(p): p.float().square().sum() for p in student.parameters()}
+    squares = {id(p): _norm(p).square() for p in student.parameters()}
     distance = 0.0
     for name, layer in layers.items():
         update, of_teacher = _update(layer), teacher.get_submodule(name)
-        squares[id(layer.weight)] = (layer.weight + update).square().sum()
+        squares[id(layer.weight)] = _norm(layer.weight + update).square()
         difference = update - _update(of_teacher) if hasattr(of_teacher, "lora_A") else update
-        distance += difference.square().sum()
+        distance += _norm(difference).square()
     norm = sum(square for key, square in squares.items() if key not in of_adapters)
     return (distance / norm).sqrt().item()
 
 
-# ---- files, in peft's format ----
-
-# what may stand in adapter_config.json without changing the function that A and B describe
-PLAIN_FIELDS = {
-    *("peft_type", "peft_version", "task_type", "auto_mapping", "inference_mode", "revision"),
-    *("base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "init_lora_weights"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-    *("fan_in_fan_out", "megatron_core", "qalora_group_size", "ensure_weight_tying"),
-}
-
-
-def save_adapter(folder, model, base_name):
-    """Write adapter_config.json and adapter_model.safetensors: A and B in float32.
-
-    base_name   hub id or folder of the base model, for those who load the adapter
-    """
-    layers = adapted_layers(model)
-    last_names = sorted({_last(name) for name in layers})
-    same_ends = {name for name, _ in model.named_modules() if _ends_in(name, last_names)}
-    layer = next(iter(layers.values()))
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": str(base_name),
-        "r": len(layer.lora_A),
-        "lora_alpha": layer.lora_alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": any(map(_is_conv1d, layers.values())),
-        # servers expect last names; whole names where those would name other layers too
-        "target_modules": last_names if same_ends == layers.keys() else list(layers),
-        "inference_mode": True,
-    }
-    tensors = {}
-    for name, layer in layers.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = layer.lora_A.detach().contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = layer.lora_B.detach().contiguous()
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    (Path(folder) / "adapter_config.json").write_text(json.dumps(config, indent=2))
-    save_file(tensors, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
-
-
-@torch.no_grad()
-def load_adapter(folder, model):
-    """Copy a saved adapter into the model's adapters, or add them to a model that has none.
-
-    Raises ValueError for an adapter that is more than A and B, or belongs to another model.
-    """
-    config = json.loads((Path(folder) / "adapter_config.json").read_text())
-    tensors = load_file(Path(folder) / "adapter_model.safetensors")
-    for field, value in config.items():
-        plain = field in PLAIN_FIELDS or not value or (field, value) == ("bias", "none")
-        # pissa, olora and others also change W
-        if not plain or (field == "init_lora_weights" and value not in (True, False, "gaussian")):
-            raise ValueError(f"{folder}: {field} {value!r} is not supported; merge it with peft")
-    rank, alpha, prefix, end = config["r"], config["lora_alpha"], "base_model.model.", ".weight"
-    saved = {key.removeprefix(prefix).removesuffix(end): t for key, t in tensors.items()}
-    names = list(dict.fromkeys(key.rsplit(".", 1)[0] for key in saved))
-    if not adapted_layers(model):
-        add_adapters(model, rank, alpha, names)
-    layers = adapted_layers(model)
-    own = {f"{name}.lora_{X}": getattr(m, f"lora_{X}") for name, m in layers.items() for X in "AB"}
-    shapes, saved_shapes = ({k: t.shape for k, t in some.items()} for some in (own, saved))
-    differ = sorted({name for name, _ in shapes.items() ^ saved_shapes.items()})
-    if differ or any(layer.lora_alpha != alpha for layer in layers.values()):
-        what = f"differs at {differ[0]}" if differ else f"has alpha {alpha}"
-        raise ValueError(f"{folder} {what}; it belongs to a model with other adapters")
-    for key, parameter in own.items():
-        parameter.copy_(saved[key])
+def _norm(tensor):
+    """The 2-norm, added up in float32; a float32 copy of an embedding would take gigabytes."""
+    return torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))

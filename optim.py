@@ -236,7 +236,7 @@ def clip_gradients(model, max_norm):
 
 @torch.no_grad()
 def update_ema(teacher, student, rate):
-    """teacher += rate (student - teacher) for all that learn.  Algorithm 1, l. 19; rate: alpha."""
+    """teacher += rate (student - teacher) for every parameter.  Algorithm 1, l. 19; rate: alpha."""
     for t_weight, s_weight, t_remainder, s_remainder in _pairs(teacher, student, written=1):
         if t_remainder is None:  # float32: averaged in place
             t_weight.lerp_(s_weight, rate)
@@ -260,6 +260,8 @@ def relative_distance(teacher, student):
 def _pairs(teacher, student, written):
     """Slices of teacher's weight, student's weight, teacher's remainder, student's remainder."""
     rows = []
-    for (name, t), (_, s) in zip(learning(teacher), learning(student), strict=True):
+    for (name, t), s in zip(teacher.named_parameters(), student.parameters(), strict=True):
+        if t is s and not s.requires_grad:  # the frozen weights that lora.py lets them share
+            continue
         rows.append([t, s, _remainder(teacher, name, t), _remainder(student, name, s)])
     return _slices(rows, getattr(student, "offload", False), written)

@@ -37,7 +37,7 @@ from tqdm import tqdm
 from config import parse_config
 from data import load_splits
 from kl_estimators import ESTIMATORS, REDUCTIONS, compare_completions, sequence_mean
-from lora import adapter_gap, share_base
+from lora import adapter_gap, is_base, share_base
 from optim import (
     AdamW,
     clip_gradients,
@@ -194,8 +194,8 @@ def train(run, take_step=sdft_step):
 def make_teacher(student, config, teacher_model):
     """l. 1: a copy of the student in memory; its files may hold an earlier model."""
     if config.teacher in ("ema", "base"):
-        if config.lora_rank:  # the same frozen weights; adapters of its own, or none
-            return share_base(student, adapters=config.teacher == "ema")
+        if config.lora_rank:  # the same frozen weights; adapters of its own unless B A stays 0
+            return share_base(student, config.teacher == "ema" or not is_base(student))
         return copy_model(student)
     if config.teacher == "student":
         return student

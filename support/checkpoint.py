@@ -15,29 +15,36 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lora import adapted_layers, load_adapter, save_adapter
+from lora import adapted_layers
+from support.adapters import load_adapter, save_adapter
 from support.models import read_weights, reason
 
 
 def save_model(folder, model, tokenizer):
-    """A Hugging Face folder (safetensors, tokenizer), or one of peft if the model has adapters."""
+    """A Hugging Face folder (safetensors, tokenizer), or one of peft if the model has adapters.
+
+    Adapters are not merged: bfloat16 weights would round most of a short run's update away, and
+    float32 ones would take twice the base's bytes.
+    """
     with _whole_or_absent(folder, saved_tensors(model)) as scratch:
         write_model(scratch, model)
         tokenizer.save_pretrained(scratch)
 
 
 def saved_tensors(model):
-    """The adapters of a model that has some, else all parameters."""
+    """What write_model writes: the adapters of a model that has some, else all parameters."""
     layers = adapted_layers(model).values()
-    return [p for layer in layers for p in (layer.lora_A, layer.lora_B)] or [*model.parameters()]
+    if layers:
+        return [factor for layer in layers for factor in (layer.lora_A, layer.lora_B)]
+    return list(model.parameters())
 
 
 def write_model(folder, model):
-    if adapted_layers(model):
-        base = model.config._name_or_path
-        save_adapter(folder, model, Path(base).resolve() if Path(base).exists() else base)
-    else:
+    if not adapted_layers(model):
         model.save_pretrained(folder)
+        return
+    base = model.config._name_or_path
+    save_adapter(folder, model, Path(base).resolve() if Path(base).exists() else base)
 
 
 def save_checkpoint(run_folder, step, student, tokenizer, teacher, optimizer, state, keep_last):
@@ -114,11 +121,15 @@ def load_weights(model, folder):
 def _parts(student, teacher):
     """The models of a checkpoint by role, and their int16 remainders by name (float32: none)."""
     models = {"student": student}
-    is_base = adapted_layers(student) and not adapted_layers(teacher) if teacher else False
-    if teacher not in (None, student) and not is_base:
+    if teacher not in (None, student) and not is_frozen_base(teacher, student):
         models["teacher"] = teacher
     owned = {role: getattr(model, "remainders", {}) for role, model in models.items()}
     return models, {f"{role}.{name}": x for role, own in owned.items() for name, x in own.items()}
+
+
+def is_frozen_base(teacher, student):
+    """Whether a teacher without adapters stands beside a student with them: it never changes."""
+    return bool(adapted_layers(student)) and not adapted_layers(teacher)
 
 
 def _read(reader, path, **options):

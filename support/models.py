@@ -3,7 +3,6 @@
 Needs torch and transformers; gguf and accelerate for the built-in model alone.
 """
 
-import json
 import os
 import platform
 import re
@@ -20,8 +19,8 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import find_adapter_config_file, logging
 
-from lora import load_adapter
 from sampling import completion_hidden, named_eos_tokens, output_head, sample_completions
+from support.adapters import base_of, find_adapter, load_adapter
 from support.chat import reads_parts, turn_end
 from support.smollm2 import builtin_smollm2
 
@@ -32,24 +31,29 @@ logging.set_verbosity_error()  # what it would warn of stops the load here
 def load_model(name, device="cpu", dtype="float32"):
     """(model, tokenizer) from a hub id, a folder, or "smollm2"; in eval mode, so without dropout.
 
+    A LoRA adapter of peft or of a run is added to its base, which it names: lora.py, unmerged.
     Reads safetensors only and runs no code that comes with a model. Raises ValueError if the model
     cannot be loaded, or could not be sampled, scored, saved and resumed exactly.
     """
     folder = builtin_smollm2() if name == "smollm2" else name
-    if Path(folder, "adapter_config.json").is_file():
-        return load_base_and_adapter(folder, device, dtype)
     try:
-        read_architecture(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        adapter = find_adapter(folder)
+        base = base_of(adapter) if adapter else folder
+        read_base(base, adapter) if adapter else read_architecture(folder)
+        has_tokenizer = adapter and (adapter / "tokenizer_config.json").exists()
+        tokenizer_folder = adapter if has_tokenizer else base
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=False)
         if tokenizer.chat_template is not None:
             reads_parts(tokenizer)  # raises for a template that drops the question
-        model = read_weights(folder, dtype=getattr(torch, dtype)).to(device).eval()
+        model = read_weights(base, dtype=getattr(torch, dtype)).to(device).eval()
         check_tied_head(model)
         check_head(model)
         check_saved_names(model)
         check_sampling(model)
         if tokenizer.chat_template is not None:
             add_turn_end(model, tokenizer)
+        if adapter:
+            load_adapter(adapter, model)
     except Exception as error:  # a library may raise anything on a damaged or unknown model
         where = "a folder with config.json and safetensors, a hub id within reach, or smollm2"
         what = f'model "{name}" cannot be loaded: {reason(error)}. Choose {where}'
@@ -57,20 +61,23 @@ def load_model(name, device="cpu", dtype="float32"):
     return model, tokenizer
 
 
-def load_base_and_adapter(folder, device, dtype):
-    """The base that an adapter's folder names, with the adapter on it, unmerged and so exact."""
-    config = json.loads(Path(folder, "adapter_config.json").read_text())
-    model, tokenizer = load_model(config["base_model_name_or_path"], device, dtype)
-    load_adapter(folder, model)
-    return model, tokenizer
-
-
 def read_config(name):
     """The configuration of a model, without its weights; ValueError if it cannot be trained."""
     try:
-        return read_architecture(builtin_smollm2() if name == "smollm2" else name)
+        folder = builtin_smollm2() if name == "smollm2" else name
+        adapter = find_adapter(folder)
+        return read_base(base_of(adapter), adapter) if adapter else read_architecture(folder)
     except Exception as error:
         raise ValueError(f'model "{name}" cannot be loaded: {reason(error)}') from None
+
+
+def read_base(folder, adapter):
+    """read_architecture of a base, where an error also says which file names it."""
+    try:
+        return read_architecture(folder)
+    except Exception as error:
+        where = f"base_model_name_or_path in {adapter}/adapter_config.json names it"
+        raise ValueError(f"the base at {folder}: {reason(error)}; {where}") from None
 
 
 def read_architecture(folder):

@@ -26,13 +26,12 @@ from lora import (
     adapted_layers,
     adapter_gap,
     add_adapters,
-    load_adapter,
     merge,
-    save_adapter,
     share_base,
 )
 from optim import AdamW, prepare_for_training
 from sampling import sample_completions
+from support.adapters import load_adapter, save_adapter
 from support.models import checkpoint_layers
 
 RANK, ALPHA = 4, 8
