@@ -431,6 +431,6 @@ def merging_advice(run, record):
     return (
         f"{record['trained_parameters'] / 1e6:.1f} M of {record['parameters'] / 1e6:.1f} M "
         f"parameters were trained. Merged into {run.config.dtype} weights the model would move by "
-        f"{record['merged_divergence']:.1g} nats a token; training moved it by {drift:.1g}. "
+        f"{max(0, record['merged_divergence']):.1g} nats a token; training moved it by {drift:.1g}. "
         "docs/adapters.md says how to merge"
     )
