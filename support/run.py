@@ -428,9 +428,10 @@ def finish(run):
 def merging_advice(run, record):
     """What rounding would do to the merged weights, beside what training did."""
     drift = next(iter(record["last"].values()))["drift_from_base"]
+    by_rounding = max(0, record["merged_divergence"])
     return (
         f"{record['trained_parameters'] / 1e6:.1f} M of {record['parameters'] / 1e6:.1f} M "
         f"parameters were trained. Merged into {run.config.dtype} weights the model would move by "
-        f"{max(0, record['merged_divergence']):.1g} nats a token; training moved it by {drift:.1g}. "
-        "docs/adapters.md says how to merge"
+        f"{by_rounding:.1g} nats a token; training moved it by {drift:.1g}. docs/adapters.md says "
+        "how to merge"
     )
