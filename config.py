@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from data import CONTEXTS, TASKS, TEACHER_INSTRUCTIONS
+from data import CONTEXTS, TASKS, TEACHER_INSTRUCTIONS, context_of_template, read_template
 from kl_estimators import DIVERGENCES, ESTIMATORS, REDUCTIONS
+from support.chat import parse_template_kwargs, shorten
 from support.checkpoint import list_checkpoints, read_state
 
 TEACHERS = {  # whose weights teach
@@ -59,6 +60,18 @@ class Config:
     ema_rate: float = option(0.01, "share of the student mixed into the teacher each step", above=0)
     teacher_context: str = option("demonstration", "what the teacher sees beside x", CONTEXTS)
     teacher_instruction: str = option("thinking", "end of its prompt", TEACHER_INSTRUCTIONS)
+    # the text itself, not the name of its file: a run keeps the words that it was trained with
+    teacher_template: str | None = option(
+        None, "file with an own text around {question}, {demonstration} and perhaps {text}"
+    )
+    chat_template_kwargs: dict | None = option(
+        None, "JSON that the model's chat template reads, for student and teacher alike"
+    )
+    on_collapse: str = option(
+        "warn",
+        "if a validation shows one: go on, end the run, or keep the teacher as it is",
+        ["warn", "stop", "freeze"],
+    )
     # optimisation
     learning_rate: float = option(1e-5, "peak; cosine to 0", above=0)
     warmup: float = option(10, "steps of linear warm-up; below 1 a share of all steps", least=0)
@@ -127,7 +140,10 @@ fast_dtype = "bfloat16" if bfloat16_is_fast else "float32"
 # in the time; and what differs for a task. Config's defaults are the paper's, for skills, on a GPU.
 RECIPES = {
     "paper": {},
-    "authors": {"divergence": "forward", "learning_rate": 5e-5, "warmup": 0.1},
+    "authors": {"divergence": "forward", "learning_rate": 5e-5, "warmup": 0.1},  # their code's
+    # behind the paper's figures, as the authors gave it in public: 1e-5, 10 warm-up steps and three
+    # masked tokens are Config's defaults
+    "published": {"divergence": "forward"},
     "laptop": {  # for the built-in model alone, chosen on validation: docs/lab-log.md
         "model": "smollm2",
         "divergence": "forward",
@@ -164,6 +180,7 @@ LONGER = {"max_new_tokens": 96, "max_prompt_tokens": 512, "max_teacher_prompt_to
 FOR_A_TASK = {
     ("paper", "knowledge"): KNOWLEDGE | {"epochs": 4, "max_new_tokens": 1024},
     ("authors", "knowledge"): KNOWLEDGE | {"epochs": 4},
+    ("published", "knowledge"): KNOWLEDGE | {"epochs": 4, "max_new_tokens": 1024},
     ("laptop", "knowledge"): TEXT
     | {"teacher": "base", "learning_rate": 1e-4, "skip_first_tokens": 0},
     ("laptop", "tooluse"): LONGER,
@@ -194,6 +211,8 @@ def parse_config(command, description, fixed=None, parser=None):
     method = given.pop("method", None)
     resume = given.pop("resume")
     try:
+        if "teacher_template" in given:
+            given["teacher_template"] = read_template(Path(given["teacher_template"]).expanduser())
         if resume is None:
             config, checkpoint, about = new_config(given, fixed or {}, method)
         else:
@@ -216,7 +235,8 @@ def add_flag(parser, f):
         switch = argparse.BooleanOptionalAction
         parser.add_argument(flag(f.name), action=switch, default=argparse.SUPPRESS, help=help)
         return
-    type_ = {int: int, float: float, int | None: int}.get(f.type, str)
+    types = {int: int, float: float, int | None: int, dict | None: parse_template_kwargs}
+    type_ = types.get(f.type, str)
     choices = list(RECIPES) if f.name == "preset" else f.metadata["choices"]
     parser.add_argument(
         flag(f.name), type=type_, choices=choices, default=argparse.SUPPRESS, help=help
@@ -249,6 +269,12 @@ def new_config(given, fixed, method):
             given[name] = str(Path(given[name]).expanduser())
     preset, values, why = choose_preset(given)
     values = preset_values(preset, given.get("task", Config.task)) | values | fixed | given
+    if "teacher_template" in given:
+        if "teacher_instruction" in given:
+            raise ValueError("--teacher-template replaces the words of --teacher-instruction")
+        # presets name a context, too: the template decides, unless a flag names another
+        if "teacher_context" not in given | fixed:
+            values["teacher_context"] = context_of_template(given["teacher_template"])
     if method is None and values.get("teacher") in ("model", "none"):
         raise ValueError(f"--teacher {values['teacher']} is for baselines.py alone")
     about = f"preset {preset} ({why})"
@@ -307,7 +333,10 @@ def resumed_config(run_folder, given, script):
             f"python {writer} --resume {shlex.quote(str(run_folder))}"
         )
     changed = {name: value for name, value in given.items() if saved.get(name) != value}
-    changes = [f"{flag(name)} is {value}, was {saved.get(name)}" for name, value in changed.items()]
+    changes = [
+        f"{flag(name)} is {shown(value)}, was {shown(saved.get(name))}"
+        for name, value in changed.items()
+    ]
     moved = {"judge", "judge_timeout"} if saved.get("judge") and given.get("judge") else set()
     if changed.keys() - set(FREE_ON_RESUME) - moved:
         raise ValueError(
@@ -318,12 +347,31 @@ def resumed_config(run_folder, given, script):
     return Config(**saved | given), checkpoints[-1], "; ".join(about)
 
 
+def shown(value):
+    """A value in an error message; a teacher's template may have many lines."""
+    return shorten(value) if isinstance(value, str) and "\n" in value else value
+
+
 def reject_contradictions(config):
     """ValueError for a value out of its bounds, and for flags that contradict each other."""
     for f in dataclasses.fields(Config):
         reject_out_of_bounds(f, getattr(config, f.name))
     if (config.teacher == "model") != (config.teacher_model is not None):
         raise ValueError("--teacher-model and baselines.py --method reinvoke need each other")
+    if config.on_collapse == "freeze" and config.teacher != "ema":
+        raise ValueError(
+            f"--on-collapse freeze stops a moving average; it needs --teacher ema, not "
+            f"{config.teacher}"
+        )
+    if config.on_collapse != "warn" and config.eval_every == 0:
+        raise ValueError(f"--on-collapse {config.on_collapse} needs validations: --eval-every")
+    if config.teacher_template is not None:
+        context = context_of_template(config.teacher_template)
+        if config.teacher_context != context:
+            raise ValueError(
+                f"--teacher-template shows {context}, which contradicts "
+                f"--teacher-context {config.teacher_context}"
+            )
     if config.estimator != "analytic":
         estimator = f"--estimator {config.estimator}"
         if config.divergence != "reverse":

@@ -1,4 +1,4 @@
-"""Tokens, and the hidden states that predict them: a KV-cached sampler in five plain parts.
+"""Tokens, and the hidden states that predict them: a KV-cached sampler in six plain parts.
 
 Needs torch and transformers, and nothing of ours: copy it as it is.
 
@@ -6,6 +6,7 @@ Needs torch and transformers, and nothing of ours: copy it as it is.
     prefill              the pass over the prompts, which fills the cache
     draw                 logits -> tokens: argmax, or inverse-CDF sampling
     sample_completions   prefill; then draw, store, drop the rows that ended, decode
+    decode_by_graph      on a GPU: the same tokens, by replaying a decoding step as a CUDA graph
     completion_hidden    one pass over prompt and completion, without a cache, with gradients
 
 Beside them output_head, from hidden states to logits, and stop_tokens, what ends a completion.
@@ -16,14 +17,18 @@ B sequences, R rows still running, P padded prompt, T completion tokens, L = P +
 D hidden, H key-value heads, E their size.
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 PREFILL_ROWS = 8  # prompts that run through the model together
+LOOK_EVERY = 16  # steps between two looks for finished rows, where a look makes Python wait
 
 
 @dataclass
@@ -42,6 +47,9 @@ class CacheLayer(DynamicLayer):
         super().__init__()
         self.lazy_initialization(keys_BHLE, values_BHLE)
         self.buffers, self.columns = [keys_BHLE, values_BHLE], columns
+        # transformers leaves out a mask that hides nothing; to find out, Python would wait for the
+        # GPU at each step. It does not ask for layers that call themselves compileable.
+        self.is_compileable = keys_BHLE.is_cuda
 
     def update(self, keys_RH1E, values_RH1E, *args, **kwargs):
         """Called by the model's attention: append one token of each row, return all of them."""
@@ -123,6 +131,7 @@ def sample_completions(
     top_p=1.0,
     check_every=None,
     rows_at_once=None,
+    use_graph=None,
 ):
     """Sample one completion for each prompt -> Rollout.  Algorithm 1, l. 5-7: y ~ student(. | x).
 
@@ -135,6 +144,8 @@ def sample_completions(
                     on a GPU, where looking makes Python wait for the device
     rows_at_once    rows decoded together: on a CPU all, on a GPU as many as its free memory holds;
                     if memory runs out, half as many are tried again
+    use_graph       decode_by_graph, the default on a GPU, which drops rows when it records anew;
+                    on a CPU its steps run without a graph
     Raises ValueError, with the figures, for prompts that the model cannot take.
     """
     B, T = len(prompt_ids), max_new_tokens
@@ -145,31 +156,34 @@ def sample_completions(
         raise ValueError(f"temperature {temperature} needs uniforms_BT of shape {(B, T)}")
     _check_prompts(model, prompt_ids, longest)
     on_gpu = model.device.type == "cuda"
-    check_every = check_every or (16 if on_gpu else 1)
+    check_every = check_every or (LOOK_EVERY if on_gpu else 1)
+    use_graph = on_gpu if use_graph is None else use_graph
     rows_at_once = rows_at_once or (rows_that_fit(model, longest) if on_gpu else B)
     uniforms_BT = uniforms_BT.to(model.device)
     eos_ids = torch.tensor(eos_token_ids, device=model.device)
     ids_BT = torch.full((B, T), pad_token_id, device=model.device)
     done = 0
-    while done < B:
-        part = slice(done, done + rows_at_once)
-        try:
-            decode(
-                model,
-                prompt_ids[part],
-                uniforms_BT[part],
-                ids_BT[part],
-                eos_ids,
-                temperature,
-                top_p,
-                check_every,
-            )
-            done += rows_at_once
-        except torch.OutOfMemoryError:  # whose tensors are freed when this block ends
-            if rows_at_once == 1:
-                raise
-            rows_at_once //= 2
-            print(f"out of memory: sampling continues with {rows_at_once} rows at a time")
+    with packed_weights(model):
+        while done < B:
+            part = slice(done, done + rows_at_once)
+            try:
+                decode(
+                    model,
+                    prompt_ids[part],
+                    uniforms_BT[part],
+                    ids_BT[part],
+                    eos_ids,
+                    temperature,
+                    top_p,
+                    check_every,
+                    use_graph,
+                )
+                done += rows_at_once
+            except torch.OutOfMemoryError:  # whose tensors are freed when this block ends
+                if rows_at_once == 1:
+                    raise
+                rows_at_once //= 2
+                print(f"out of memory: sampling continues with {rows_at_once} rows at a time")
     # trap: pad may equal EOS. A mask made by ids != pad would leave the EOS out of the loss, and
     # the model would never learn to stop. So the mask runs through the first EOS; a completion
     # that the limit cut off has none, and all of its tokens count.
@@ -182,9 +196,22 @@ def sample_completions(
     )
 
 
-def decode(model, prompt_ids, uniforms_BT, ids_BT, eos_ids, temperature, top_p, check_every):
+def decode(
+    model, prompt_ids, uniforms_BT, ids_BT, eos_ids, temperature, top_p, check_every, use_graph
+):
     """Fill ids_BT with the tokens of some rows, all decoded together."""
     T = ids_BT.shape[1]
+    # fewer tokens are not worth a recording
+    if use_graph and T > COMPARED_STEPS and not getattr(model, "refuses_graph", False):
+        try:
+            decode_by_graph(model, prompt_ids, uniforms_BT, ids_BT, eos_ids, temperature, top_p)
+            return
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a family may do anything that a graph cannot hold
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            print(f"decoding {model.config.model_type} step by step, without a graph: {reason}")
+            model.refuses_graph = reason  # the rest of the run does not try again
     cache, mask_RL, logits_RV = prefill(model, prompt_ids, T)
     rows_R = torch.arange(len(prompt_ids), device=model.device)  # those that have not ended
     for t in range(T):
@@ -222,6 +249,206 @@ def _check_prompts(model, prompt_ids, L):
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions and L > positions:
         raise ValueError(f"prompt and answer of {L} tokens exceed {positions} positions")
+
+
+# ---- decoding on a CPU: weights in oneDNN's layout ----
+
+
+@contextmanager
+def packed_weights(model):
+    """Inside, linear layers on a CPU multiply by a copy of their weights in oneDNN's own layout.
+
+    The same products up to rounding. Few rows take half to three quarters of the time, since the
+    weights are no longer rearranged at each step. Does nothing where torch lacks the operators.
+    """
+    layers = []
+    try:
+        if can_pack(model):
+            for layer in model.modules():
+                # only torch's own forward is replaced
+                if type(layer) is torch.nn.Linear and "forward" not in vars(layer):
+                    packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
+                    layers.append(layer)
+                    layer.forward = partial(multiply_packed, packed, layer.bias)
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def can_pack(model):
+    operators = getattr(torch.ops, "mkldnn", None)
+    if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if not hasattr(operators, "_reorder_linear_weight"):
+        return False
+    if model.dtype == torch.bfloat16:
+        return operators._is_mkldnn_bf16_supported()
+    return model.dtype == torch.float32
+
+
+def multiply_packed(packed, bias, x):
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+
+
+# ---- decoding on a GPU, by a CUDA graph ----
+
+# A step launches some thousand small kernels, and the GPU waits for Python between them. A CUDA
+# graph records the launches of one step and repeats them at once, on tensors that stay where they
+# are. So graph_step finds its column in a tensor, reads the cache up to a fixed length, and no
+# number of it is seen by Python. The same lines run on a CPU, where the tests compare the tokens.
+GRAPH_COLUMNS = 256  # a graph is recorded for at least as many columns, and at most twice as many
+COMPARED_STEPS = 8  # run both ways before a graph is trusted
+
+
+class GraphLayer(CacheLayer):
+    """The same buffers, written at a column that a tensor holds, and read up to a fixed length."""
+
+    def __init__(self, layer, column_1, length):
+        super().__init__(*layer.buffers, columns=None)
+        self.column_1, self.length = column_1, length
+        self.is_compileable = True
+
+    def update(self, keys_RH1E, values_RH1E, *args, **kwargs):
+        for buffer_RHLE, new_RH1E in zip(self.buffers, (keys_RH1E, values_RH1E), strict=True):
+            buffer_RHLE.index_copy_(2, self.column_1, new_RH1E)
+        return [buffer_RHLE[:, :, : self.length] for buffer_RHLE in self.buffers]
+
+    def get_mask_sizes(self, query_length):
+        return self.length, 0
+
+    def get_seq_length(self):
+        return self.column_1
+
+
+@dataclass
+class GraphState:
+    """What a step reads and writes for each row; L columns, those of the prompt among them."""
+
+    ids_RL: torch.Tensor  # the tokens drawn so far
+    uniforms_RL: torch.Tensor
+    mask_RL: torch.Tensor  # true at a row's own tokens in the cache
+    ended_R: torch.Tensor  # true once an EOS was drawn
+    column_1: torch.Tensor  # of the last token drawn, the same in all rows
+
+    def keep_rows(self, rows):
+        kept = self.ids_RL[rows], self.uniforms_RL[rows], self.mask_RL[rows], self.ended_R[rows]
+        return GraphState(*kept, self.column_1)
+
+
+def graph_step(model, cache, state, length, eos_ids, temperature, top_p):
+    """Run each row's last token and draw the next -> the logits_RV that it was drawn from."""
+    state.mask_RL.index_fill_(1, state.column_1, True)
+    last_R1 = state.ids_RL.index_select(1, state.column_1)
+    logits_RV = next_logits(model, last_R1, state.mask_RL[:, :length], cache)
+    state.column_1 += 1
+    uniforms_R = state.uniforms_RL.index_select(1, state.column_1)[:, 0]
+    next_R1 = draw(logits_RV, uniforms_R, temperature, top_p)[:, None]
+    state.ids_RL.index_copy_(1, state.column_1, next_R1)
+    state.ended_R |= (next_R1 == eos_ids).any(1)
+    return logits_RV
+
+
+def record(model, cache, state, length, *options):
+    """Run graph_step once, then record it -> (its logits_RV, a function that runs it again).
+
+    On a GPU the function replays a CUDA graph; on a CPU it calls graph_step.
+    """
+    layers = [GraphLayer(layer, state.column_1, length) for layer in cache.layers]
+    step = partial(graph_step, model, Cache(layers=layers), state, length, *options)
+    if model.device.type != "cuda":
+        return step(), step
+    # Raise where the step makes Python wait for a number: no graph can hold that, and a recording
+    # that fails half-way leaves the allocator in disorder.
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        logits_RV = step()  # also loads the kernels, which cannot be done while recording
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded_RV = step()  # does not run now; each replay writes the same recorded_RV
+
+    def replay():
+        graph.replay()
+        return recorded_RV
+
+    return logits_RV, replay
+
+
+def decode_by_graph(model, prompt_ids, uniforms_BT, ids_BT, eos_ids, temperature, top_p):
+    """Fill ids_BT with the tokens of some rows, as decode does, by replaying recorded steps.
+
+    Raises an exception if a graph cannot hold this model's step or changes its logits, which the
+    first call finds out.
+    """
+    B, T = ids_BT.shape
+    cache, mask_BP, logits_BV = prefill(model, prompt_ids, T)
+    P = mask_BP.shape[1]
+    L = P + T
+    ids_BT[:, 0] = draw(logits_BV, uniforms_BT[:, 0], temperature, top_p)
+    state = GraphState(
+        ids_RL=pad(ids_BT, (P, 0)),
+        uniforms_RL=pad(uniforms_BT, (P, 0)),
+        mask_RL=pad(mask_BP, (0, T)),
+        ended_R=torch.isin(ids_BT[:, 0], eos_ids),
+        column_1=torch.tensor([P], device=model.device),
+    )
+    rows_R = torch.arange(B, device=model.device)  # those that have not ended
+    options = eos_ids, temperature, top_p
+    column = P  # what state.column_1 holds, counted by Python
+    # a family that counts columns (GPT-Neo) may be right in short buffers and wrong in longer ones
+    if getattr(model, "columns_by_graph", 0) < L:
+        column = compare_steps(model, cache, state, column, L, *options)
+        model.columns_by_graph = L
+        ids_BT[:] = state.ids_RL[:, P:]
+    while column < L - 1 and len(rows_R) > 0:
+        length = min(L, (column // GRAPH_COLUMNS + 2) * GRAPH_COLUMNS)
+        _, step = record(model, cache, state, length, *options)
+        column += 1
+        while column < min(length, L - 1):
+            if column % LOOK_EVERY == 0 and state.ended_R.all():
+                break
+            step()
+            column += 1
+        del step  # and with it the graph, before other tensors are made
+        ids_BT[rows_R] = state.ids_RL[:, P:]
+        kept = (~state.ended_R).nonzero()[:, 0]
+        if len(kept) < len(rows_R):
+            rows_R, state = rows_R[kept], state.keep_rows(kept)
+            for layer in cache.layers:
+                layer.keep_rows(kept)
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()  # the memory of a graph is of use to nobody else
+
+
+def compare_steps(model, cache, state, column, L, eos_ids, temperature, top_p):
+    """Decode COMPARED_STEPS tokens, each by a graph and without -> the column of the last one.
+
+    The graph reads whole buffers of L columns. Raises ValueError if it draws other tokens from its
+    logits than draw does, or if its log-probabilities differ from those of next_logits by more than
+    rounding: weighted by the probabilities, and in the mean over rows and steps.
+    """
+    differences = []
+    step = None
+    for _ in range(COMPARED_STEPS):
+        if step is None:
+            found_RV, step = record(model, cache, state, L, eos_ids, temperature, top_p)
+        else:
+            found_RV = step()
+        last_R1 = state.ids_RL[:, column, None]
+        column += 1
+        drawn_R = draw(found_RV, state.uniforms_RL[:, column], temperature, top_p)
+        if not torch.equal(drawn_R, state.ids_RL[:, column]):
+            raise ValueError("it would draw other tokens")
+        expected_RV = next_logits(model, last_R1, state.mask_RL[:, :column], cache).log_softmax(-1)
+        difference_RV = (found_RV.log_softmax(-1) - expected_RV).abs()
+        differences.append((expected_RV.exp() * difference_RV).sum(-1).mean())
+    difference = torch.stack(differences).mean().item()
+    # nats; rounding in bfloat16 makes 0.03 for SmolLM2, a key that is missing 0.13
+    if not difference < (1e-4 if model.dtype == torch.float32 else 0.1):  # nor NaN
+        raise ValueError(f"it would change log-probabilities by {difference:.1e} nats")
+    return column
 
 
 def completion_hidden(model, prompt_ids, completion_ids_BT, completion_mask_BT):

@@ -19,7 +19,7 @@ from data import Splits, encode_pairs, leave_out_beyond_positions
 from eval import BaseAnswers, drift_from_base, evaluate, sample_base_answers
 from lora import adapted_layers, add_adapters, as_if_merged, merge
 from sampling import completion_hidden
-from support.chat import STARTED
+from support.chat import STARTED, reject_template_kwargs
 from support.checkpoint import list_checkpoints, load_weights, read_state, save_model
 from support.judge import choose_scorer
 from support.models import (
@@ -32,6 +32,7 @@ from support.models import (
 )
 from support.plan import check_plan
 from support.tables import format_results
+from support.watch import same_opening
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Run:
     method: str = "sdft"  # a baseline has its own, and may have another model as its teacher
     teacher_model: torch.nn.Module | None = None
     steps: int = 0
+    collapse: str | None = None  # what moved, in a line, once a validation showed it
     best: dict | None = None  # {"step", "rank"} of the weights in best/
     started: float = field(default_factory=time.perf_counter)
 
@@ -59,6 +61,7 @@ class Run:
         """What a checkpoint keeps of a run beside its tensors."""
         return {
             "best": self.best,
+            "collapse": self.collapse,
             "config": dataclasses.asdict(self.config),
             "method": self.method,
             "data": self.digests,
@@ -100,6 +103,8 @@ def prepare(command, config, splits, folder, checkpoint):
     # a template that writes the date writes that of the run's first start, also after a resume
     moment = state.get("moment")
     tokenizer.template_moment = datetime.fromisoformat(moment) if moment else STARTED
+    kwargs = config.chat_template_kwargs
+    reject_template_kwargs(tokenizer, kwargs)
     positions = model_positions(student.config)
     pairs = encode_pairs(tokenizer, splits.train, config, positions)
     digests["prompts"] = digest_prompts(pairs)
@@ -111,7 +116,7 @@ def prepare(command, config, splits, folder, checkpoint):
         splits.reports[name] = leave_out_beyond_positions(
             tokenizer, examples, config, positions, has_teacher=False
         )
-    base = sample_base_answers(student, tokenizer, splits.general, config.general_tokens)
+    base = sample_base_answers(student, tokenizer, splits.general, config.general_tokens, kwargs)
     return Run(
         command,
         config,
@@ -377,11 +382,13 @@ def report(run, sets, when):
                 run.student,
                 run.tokenizer,
                 examples,
+                template_kwargs=run.config.chat_template_kwargs,
                 scorer=run.scorer,
                 max_new_tokens=run.config.answer_tokens,
                 description=f"{when}: {name}",
             )
             summaries[name]["drift_from_base"] = drift
+            summaries[name]["same_opening"] = same_opening(answers)
             for example, answer in zip(examples, answers, strict=True):
                 line = {"when": when, "set": name, "id": example.id} | dataclasses.asdict(answer)
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -412,6 +419,7 @@ def finish(run):
     if run.best is not None and run.best["step"] < run.steps:
         load_weights(run.student, run.folder / "best")
         record["best"] = report(run, run.splits.reports, "best")
+    record["collapse"] = run.collapse
     record["best_step"] = run.best and run.best["step"]
     parameters = list(run.student.parameters())
     record["parameters"] = sum(p.numel() for p in parameters)

@@ -405,7 +405,8 @@ def test_the_estimate_of_a_teacher_that_answers_once_includes_its_sampling(
 ):
     figures, pairs, config, sampled_before = estimated(method, tiny_folder, tmp_path / "run")
     assert sampled_before == len(pairs) == len(load_task("knowledge", "train"))
-    figures["sampling_tokens_per_s"] = figures["student"]["completion_tokens"] / 60
+    sampled = figures["sampled"]
+    sampled["tokens_per_s"] = sampled["teacher"]["rollout_tokens"] / 60
     figures["scoring_tokens_per_s"] = 1e9
     line = estimate(figures, pairs, config, sampled_before)  # one answer a minute
     assert line.startswith(f"6 steps of about 0 s and {len(pairs)} completions sampled before them")

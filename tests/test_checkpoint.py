@@ -1,6 +1,7 @@
 """Saving and resuming. Oracle: Hugging Face's own from_pretrained on the folders that we write."""
 
 import copy
+import os
 import shutil
 import subprocess
 import sys
@@ -102,6 +103,34 @@ def test_checkpoint_round_trip_is_bit_identical(tied, dtype, tokenizer, tmp_path
         "state.json",
     }
     assert ("remainders.safetensors" in files) == (dtype == torch.bfloat16)
+
+
+def test_a_users_copy_is_neither_resumed_from_nor_deleted(tokenizer, tmp_path):
+    student, teacher, optimizer = trained(True, tokenizer)
+    saved = student, tokenizer, teacher, optimizer, {}, 1
+    second = save_checkpoint(tmp_path, 2, *saved)
+    copies = [tmp_path / name for name in ("checkpoint-000002-v1", "checkpoint-000009 (copy)")]
+    for folder in copies:
+        shutil.copytree(second, folder)
+    assert list_checkpoints(tmp_path) == [second]
+    third = save_checkpoint(tmp_path, 3, *saved)
+    assert list_checkpoints(tmp_path) == [third] and not second.exists()
+    assert all((folder / "state.json").exists() for folder in copies)
+
+
+@pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_saved_files_follow_the_umask(mask, mode, tokenizer, tmp_path):
+    student, teacher, optimizer = trained(True, tokenizer, torch.bfloat16)
+    before = os.umask(mask)
+    try:
+        save_model(tmp_path / "last", student, tokenizer)
+        save_checkpoint(tmp_path, 1, student, tokenizer, teacher, optimizer, {}, keep_last=1)
+        assert os.umask(mask) == mask  # it is as it was
+    finally:
+        os.umask(before)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len([file for file in files if file.suffix == ".safetensors"]) == 5
+    assert {oct(file.stat().st_mode & 0o777) for file in files} == {oct(mode)}
 
 
 def test_a_bfloat16_teacher_that_is_the_student_is_stored_once(tokenizer, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from config import (
     Config,
     bfloat16_is_fast,
     new_config,
+    parse_config,
     preset_values,
     reject_contradictions,
     resumed_config,
@@ -248,6 +250,52 @@ def test_refusals(flags, message, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+BOUNDED = {  # each field with a bound: the smallest value that is allowed, or that it is above
+    "seed": "least 0",
+    "skip_first_tokens": "least 0",
+    "temperature": "above 0",
+    "ema_rate": "above 0",
+    "learning_rate": "above 0",
+    "warmup": "least 0",
+    "epochs": "above 0",
+    "steps": "least 1",
+    "batch_size": "least 1",
+    "rollouts_per_prompt": "least 1",
+    "micro_batch_tokens": "least 1",
+    "max_grad_norm": "above 0",
+    "weight_decay": "least 0",
+    "max_new_tokens": "least 1",
+    "eval_new_tokens": "least 0",
+    "max_prompt_tokens": "least 1",
+    "max_teacher_prompt_tokens": "least 1",
+    "eval_examples": "least 1",
+    "general_tokens": "least 1",
+    "eval_every": "least 0",
+    "save_every": "least 1",
+    "keep_last": "least 0",
+    "sample_every": "least 0",
+}
+
+
+def test_every_number_of_a_configuration_has_a_bound():
+    numbers = {int, float, int | None}
+    assert {f.name for f in dataclasses.fields(Config) if f.type in numbers} == BOUNDED.keys()
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_each_field_refuses_what_is_below_its_bound(name):
+    kind, bound = BOUNDED[name].split()
+    flag, bound = f"--{name.replace('_', '-')}", int(bound)
+    words = f"at least {bound}" if kind == "least" else f"above {bound}"
+    below = [bound - 1, math.inf, math.nan] + [bound] * (kind == "above")
+    for value in below:
+        with pytest.raises(ValueError, match=f"^{flag} is {value}; it must be {words}$"):
+            reject_contradictions(Config(**{name: value}))
+    allowed = bound if kind == "least" else 0.5
+    skip = {"skip_first_tokens": 0} if name == "max_new_tokens" else {}
+    reject_contradictions(Config(**{name: allowed} | skip))
+
+
 @pytest.mark.parametrize("estimator", ["analytic", "token", "rb"])
 def test_each_estimator_is_allowed_where_it_is_right(estimator):
     reject_contradictions(Config(estimator=estimator, reduction="sum", skip_first_tokens=0))
@@ -317,6 +365,32 @@ def test_a_judge_may_move_and_be_no_other(tmp_path):
     for run, given in (("ruled", {"judge": "http://b/v1"}), ("judged", {"judge_model": "weak"})):
         with pytest.raises(ValueError, match="a resumed run keeps its configuration; --judge"):
             resumed_config(tmp_path / run, given, "sdft.py")
+
+
+def test_a_checkpoint_of_another_version_is_refused_by_name(tmp_path):
+    checkpoint = saved_run(tmp_path)
+    state = json.loads((checkpoint / "state.json").read_text())
+    state["config"] |= {"log_every": 1, "colour": "red"}
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    message = f"^error: {checkpoint} was written by another version, which had colour, log_every$"
+    with pytest.raises(SystemExit, match=message):
+        sdft.main(["--resume", str(tmp_path)])
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    """Also after an = , where no shell expands it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = "--output=~/run --data=~/mine --model=~/model --general-data=~/general.jsonl".split()
+    config, _ = parse_config(["python", "sdft.py", *words], "")
+    found = [config.output, config.data, config.model, config.general_data]
+    names = ("run", "mine", "model", "general.jsonl")
+    assert found == [str(tmp_path / name) for name in names]
+    checkpoint = saved_run(tmp_path / "run")
+    _, resumed = parse_config(["python", "sdft.py", "--resume=~/run"], "")
+    assert resumed == checkpoint
+    teacher = {"teacher_model": "~/base", "model": "org/name"}
+    reinvoke = new_config(teacher, {"teacher": "model"}, "reinvoke")[0]
+    assert reinvoke.teacher_model == str(tmp_path / "base") and reinvoke.model == "org/name"
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path):

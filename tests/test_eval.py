@@ -125,7 +125,7 @@ def test_defaults_are_those_of_the_run_that_left_the_model(
         seen["dtype"] = dtype
         return load(name, device, dtype)
 
-    def noted_messages(example, context, instruction):
+    def noted_messages(example, context, instruction, own_template):
         seen["instruction"] = instruction
         return example.messages
 

@@ -466,6 +466,22 @@ def test_a_teacher_no_better_than_the_student_is_a_no_go(tiny_folder, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
+def test_without_a_context_the_verdict_is_a_no_go_that_force_overrides(
+    tiny_folder, tmp_path, capsys
+):
+    """The teacher sees what the student sees, so there are no figures of a teacher."""
+    run = flags(tiny_folder, tmp_path / "run", steps=2, teacher_context="none")
+    with pytest.raises(SystemExit, match="nothing was trained; --force trains all the same"):
+        sdft.main(run[1:])
+    assert "no-go: with --teacher-context none the teacher sees" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+    sdft.main(run)
+    printed = capsys.readouterr().out
+    assert "no-go: with --teacher-context none" in printed and "validation, teacher" not in printed
+    assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 2
+    assert (tmp_path / "run" / "results.json").exists()
+
+
 def test_ctrl_c_before_the_first_step_leaves_no_folder(tiny_folder, tmp_path, monkeypatch):
     """The same command runs again, under the same name."""
 
