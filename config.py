@@ -86,6 +86,11 @@ class Config:
     offload_optimizer: bool = option(False, "moments and remainders in host memory; same bits")
     max_grad_norm: float = option(1.0, "gradients are scaled down to this 2-norm", above=0)
     weight_decay: float = option(0.0, "decoupled, as in AdamW", least=0)
+    # low-rank adapters (lora.py)
+    lora_rank: int = option(0, "train adapters of this rank; 0: all weights", least=0)
+    lora_alpha: int = option(32, "they add (alpha / rank) B A to a weight", above=0)
+    lora_targets: str | None = option(None, "ends of layer names, with commas; else all linear")
+    lora_train_a: bool = option(True, "train A and B; without, B alone: an exact EMA teacher")
     # lengths, in tokens
     max_new_tokens: int = option(2048, "longest completion in training", least=1)
     eval_new_tokens: int = option(0, "longest answer in evaluation, if longer than that", least=0)
@@ -115,6 +120,10 @@ class Config:
     def total_steps(self, n_examples):
         return self.steps or max(1, math.ceil(self.epochs * n_examples / self.batch_size))
 
+
+# A and B need about ten times the rate of all weights, whatever the rank: Schulman et al. 2025,
+# "LoRA without regret". The presets' rates are for all weights.
+ADAPTER_RATE = 10
 
 # what --resume may change; not eval_every, which chooses the best weights
 FREE_ON_RESUME = ["sample_every", "save_every", "keep_last"]
@@ -268,17 +277,24 @@ def new_config(given, fixed, method):
             values["teacher_context"] = context_of_template(given["teacher_template"])
     if method is None and values.get("teacher") in ("model", "none"):
         raise ValueError(f"--teacher {values['teacher']} is for baselines.py alone")
-    samples = "" if "data" in given else "; data: our own small samples, as no --data is given"
-    return Config(**{"preset": preset} | values), None, f"preset {preset} ({why}){samples}"
+    about = f"preset {preset} ({why})"
+    if values.get("lora_rank") and "learning_rate" not in given:
+        values["learning_rate"] = ADAPTER_RATE * values.get("learning_rate", Config.learning_rate)
+        about += f"; --learning-rate {values['learning_rate']:g}, {ADAPTER_RATE} times the preset's"
+        about += ", as adapters learn"
+    if "data" not in given:
+        about += "; data: our own small samples, as no --data is given"
+    return Config(**{"preset": preset} | values), None, about
 
 
-CARDS = [  # GB of a plan, Qwen2.5's size, offload: python benchmarks/bench_memory.py --table
-    (147, "7B", False),
-    (71, "7B", True),
-    (32, "3B", True),
-    (19, "1.5B", True),
-    (13, "0.5B", False),
-    (9, "0.5B", True),
+OFFLOAD = {"offload_optimizer": True}
+ADAPTERS = {"lora_rank": 16}
+CARDS = [  # GB of a plan, Qwen2.5's size, flags: python benchmarks/bench_memory.py --table
+    (147, "7B", {}),
+    (71, "7B", OFFLOAD),
+    (20, "7B", ADAPTERS),
+    (10, "3B", ADAPTERS),
+    (7, "1.5B", ADAPTERS),
 ]
 
 
@@ -292,10 +308,11 @@ def choose_preset(given):
         return "paper", HARDWARE["cpu"], "--model is not the built-in one; with lengths for a CPU"
     if torch.cuda.is_available() and "model" not in given:
         gigabytes = torch.cuda.mem_get_info()[1] / 1e9
-        for needed, size, offload in CARDS:
+        for needed, size, flags in CARDS:
             if gigabytes >= needed:
-                values = {"model": f"Qwen/Qwen2.5-{size}-Instruct", "offload_optimizer": offload}
-                return "paper", values, f"a GPU of {gigabytes:.0f} GB trains up to {size}"
+                values = {"model": f"Qwen/Qwen2.5-{size}-Instruct"} | flags
+                how = ", with adapters" if "lora_rank" in flags else ""
+                return "paper", values, f"a GPU of {gigabytes:.0f} GB trains up to {size}{how}"
         return "laptop", {}, f"the GPU has only {gigabytes:.0f} GB"
     return "laptop", {}, "--model smollm2" if "model" in given else "there is no GPU"
 
@@ -372,6 +389,10 @@ def reject_contradictions(config):
             "--estimator rb needs --reduction sum and --skip-first-tokens 0; "
             "rao_blackwell_surrogate in kl_estimators.py says why"
         )
+    for f in dataclasses.fields(Config):
+        if f.name.startswith("lora_") and config.lora_rank == 0:
+            if getattr(config, f.name) != f.default:
+                raise ValueError(f"{flag(f.name)} needs --lora-rank, such as --lora-rank 16")
     if config.ema_rate > 1:
         raise ValueError(f"--ema-rate is {config.ema_rate}; it must be above 0 and at most 1")
     if config.skip_first_tokens >= config.max_new_tokens:

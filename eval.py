@@ -5,7 +5,6 @@ python eval.py --model smollm2 --task science --split validation --context demon
 """
 
 import argparse
-import copy
 import json
 import os
 import sys
@@ -20,6 +19,7 @@ from tqdm import tqdm
 import data
 import scoring
 from kl_estimators import compare_completions
+from lora import share_base
 from sampling import completion_hidden, output_head, sample_completions, stop_tokens
 from support.chat import encode_prompt, parse_template_kwargs, reject_template_kwargs
 from support.console import replace_unprintable
@@ -192,8 +192,8 @@ def sample_base_answers(base_model, tokenizer, examples, max_new_tokens, templat
     )
     ids_BT, mask_BT = rollout.completion_ids_BT, rollout.completion_mask_BT
     hidden_BTD = completion_hidden(base_model, prompts, ids_BT, mask_BT)
-    # a copy of the head: with tied embeddings training changes it
-    head = copy.deepcopy(output_head(base_model))
+    # a copy of the head: with tied embeddings training changes it, unless adapters freeze it
+    head = share_base(output_head(base_model))
     return BaseAnswers(prompts, ids_BT, mask_BT, hidden_BTD, head)
 
 

@@ -37,6 +37,7 @@ from tqdm import tqdm
 from config import parse_config
 from data import load_splits
 from kl_estimators import ESTIMATORS, REDUCTIONS, compare_completions, sequence_mean
+from lora import adapter_gap, is_base, share_base
 from optim import (
     AdamW,
     clip_gradients,
@@ -163,7 +164,8 @@ def train(run, take_step=sdft_step):
             validates = config.eval_every > 0 and (last or step % config.eval_every == 0)
             if validates:
                 if config.teacher in ("ema", "base"):
-                    metrics["teacher_gap"] = relative_distance(teacher, student)
+                    gap = adapter_gap if config.lora_rank else relative_distance
+                    metrics["teacher_gap"] = gap(teacher, student)
                 metrics["validation"] = validate(run, teacher, step, watched, stop_ids)
             bar.write(log_line(step, metrics))
             if validates:
@@ -209,6 +211,8 @@ def config_of_step(run):
 def make_teacher(student, config, teacher_model):
     """l. 1: a copy of the student in memory; its files may hold an earlier model."""
     if config.teacher in ("ema", "base"):
+        if config.lora_rank:  # the same frozen weights; adapters of its own unless B A stays 0
+            return share_base(student, config.teacher == "ema" or not is_base(student))
         return copy_model(student)
     if config.teacher == "student":
         return student

@@ -125,11 +125,13 @@ def load_models(folder, kept, config):
     names = {"student": source, "teacher": source}
     if config["teacher"] == "student":
         return student, student, tokenizer, names
-    if kept:
+    if kept and (kept[-1] / "teacher" / "config.json").exists():
         names["teacher"] = str(kept[-1] / "teacher")
         teacher = read_weights(names["teacher"], dtype=student.dtype)
         return student, teacher.to(student.device).eval(), tokenizer, names
     names["teacher"] = config["teacher_model"] or config["model"]
+    if kept and (kept[-1] / "teacher" / "adapter_config.json").exists():
+        names["teacher"] = str(kept[-1] / "teacher")
     teacher, _ = load_model(names["teacher"], student.device, config["dtype"])
     return student, teacher, tokenizer, names
 

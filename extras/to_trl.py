@@ -231,6 +231,7 @@ def _ids(eos_token_id):
 def write(config, folder):
     """Write the two files -> the lines to print."""
     from data import load_task
+    from support.adapters import find_adapter
     from support.models import builtin_smollm2, model_positions, read_config
 
     if config.chat_template_kwargs:
@@ -238,6 +239,12 @@ def write(config, folder):
     examples = load_task(config.task, "train", config.data)
     model_config = read_config(config.model)  # refuses what sdft.py would refuse
     model = str(builtin_smollm2()) if config.model == "smollm2" else config.model
+    if config.lora_rank or find_adapter(model):
+        raise ValueError(
+            "adapters cannot be handed over: TRL starts both factors of an EMA teacher's adapters "
+            "at zero, and it would hardly follow (docs/adapters.md). Leave --lora-rank out, and "
+            "merge an adapter that --model names"
+        )
     if Path(model).is_dir():
         model = str(Path(model).resolve())
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)

@@ -13,9 +13,11 @@ import baselines
 import sdft
 import support.run
 from config import (
+    ADAPTERS,
     CARDS,
     FREE_ON_RESUME,
     HARDWARE,
+    OFFLOAD,
     RECIPES,
     Config,
     bfloat16_is_fast,
@@ -40,23 +42,24 @@ def saved_run(folder, method="sdft", step=4, **config):
 
 # ---- presets ----
 @pytest.mark.parametrize(
-    "gigabytes, size, offload",
+    "gigabytes, size, offload, rank",
     [
-        (150.75, "7B", False),  # one H200 has 143,771 MiB
-        (85, "7B", True),
-        (48, "3B", True),
-        (24, "1.5B", True),
-        (16, "0.5B", False),
-        (12, "0.5B", True),
-        (6, None, False),
+        (150.75, "7B", False, 0),  # one H200 has 143,771 MiB
+        (85, "7B", True, 0),
+        (48, "7B", False, 16),
+        (24, "7B", False, 16),
+        (16, "3B", False, 16),
+        (8, "1.5B", False, 16),
+        (6, None, False, 0),
     ],
 )
-def test_preset_and_model_follow_the_memory_of_the_gpu(gigabytes, size, offload, monkeypatch):
+def test_preset_and_model_follow_the_memory_of_the_gpu(gigabytes, size, offload, rank, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, gigabytes * 1e9))
     config, _, about = new_config({}, {}, None)
     expected = ("paper", f"Qwen/Qwen2.5-{size}-Instruct") if size else ("laptop", "smollm2")
     assert (config.preset, config.model) == expected and config.offload_optimizer is offload
+    assert config.lora_rank == rank and ("adapters" in about) == (rank > 0)
     assert f"preset {config.preset}" in about and f"{gigabytes:.0f} GB" in about
     given = {"preset": "authors", "offload_optimizer": False}
     assert new_config(given, {}, None)[0].offload_optimizer is False
@@ -127,54 +130,77 @@ SMALLEST = {  # the least memory of a card that is sold by this name, in bytes
 }
 
 
+WAYS = [{}, OFFLOAD, ADAPTERS]
+
+
 @pytest.fixture(scope="module")
 def needed_gigabytes():
-    """(size, offload) -> what the plan of preset paper needs on the card, whatever the task."""
+    """(size, how it learns) -> what preset paper needs on the card by its plan, any task."""
     needs = {}
     for size in SIZES:
         file = ROOT / f"benchmarks/configs/qwen2.5-{size.lower()}.json"
         shape = AutoConfig.for_model(**json.loads(file.read_text()))
         counts = count_parameters(shape)
-        for offload in (False, True):
+        for way in WAYS:
             runs = [preset_values("paper", task) for task in ("science", "knowledge")]
-            runs = [Config(**values, offload_optimizer=offload) for values in runs]
+            runs = [Config(**values, **way) for values in runs]
             plans = [plan_run(shape, run, counts=counts) for run in runs]
-            needs[size, offload] = max(plan["needs"]["card"] for plan in plans) / 1e9
+            needs[size, *way] = max(plan["needs"]["card"] for plan in plans) / 1e9
     return needs
 
 
 def test_each_row_of_cards_is_its_plan_and_no_larger_model_would_fit(needed_gigabytes):
-    """A row is at most 1 GB above its plan; a larger model does not fit it, offloaded or not."""
-    for gigabytes, size, offload in CARDS:
-        assert gigabytes - 1 < needed_gigabytes[size, offload] <= gigabytes
-        larger = SIZES[: SIZES.index(size)]
+    """A row is at most 1 GB above its plan; a larger model does not fit it in any way."""
+    for gigabytes, size, flags in CARDS:
+        assert gigabytes - 1 < needed_gigabytes[size, *flags] <= gigabytes
         if size != "7B":  # the paper's own: never a larger one, unless --model asks for it
-            assert all(
-                needed_gigabytes[s, off] > gigabytes for s in larger for off in (True, False)
-            )
-    assert needed_gigabytes["14B", False] > 147 and needed_gigabytes["14B", True] > 71
+            for larger in SIZES[: SIZES.index(size)]:
+                assert all(needed_gigabytes[larger, *way] > gigabytes for way in WAYS)
 
 
 @pytest.mark.parametrize(
-    "card, size, offload",
+    "card, size, flags",
     [
-        ("141 GB", "7B", False),
-        ("80 GB", "7B", True),
-        ("48 GB", "3B", True),
-        ("24 GB", "1.5B", True),
+        ("141 GB", "7B", {}),
+        ("80 GB", "7B", OFFLOAD),
+        ("48 GB", "7B", ADAPTERS),
+        ("24 GB", "7B", ADAPTERS),
     ],
 )
-def test_a_card_gets_the_largest_model_that_its_plan_fits(
-    card, size, offload, needed_gigabytes, monkeypatch
+def test_a_card_gets_the_paper_s_model_in_the_first_way_that_fits(
+    card, size, flags, needed_gigabytes, monkeypatch
 ):
-    """The next larger one does not fit: on 141 GB not without offload, elsewhere not at all."""
     gigabytes = SMALLEST[card] / 1e9
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, SMALLEST[card]))
     config = new_config({}, {}, None)[0]
-    assert (config.model, config.offload_optimizer) == (f"Qwen/Qwen2.5-{size}-Instruct", offload)
-    assert needed_gigabytes[size, offload] <= gigabytes
-    assert needed_gigabytes[SIZES[SIZES.index(size) - 1], offload] > gigabytes
+    assert config.model == f"Qwen/Qwen2.5-{size}-Instruct"
+    assert (config.offload_optimizer, config.lora_rank) == (
+        flags == OFFLOAD,
+        16 * ("lora_rank" in flags),
+    )
+    assert needed_gigabytes[size, *flags] <= gigabytes
+    for way in WAYS[: WAYS.index(flags)]:
+        assert needed_gigabytes[size, *way] > gigabytes
+
+
+@pytest.mark.parametrize("preset, rate", [("paper", 1e-4), ("authors", 5e-4), ("laptop", 5e-4)])
+def test_adapters_learn_at_ten_times_the_rate_of_a_preset(preset, rate):
+    given = {"preset": preset, "lora_rank": 8}
+    config, _, about = new_config(dict(given), {}, None)
+    assert config.learning_rate == pytest.approx(rate, rel=1e-12)
+    assert f"--learning-rate {rate:g}, 10 times the preset's" in about
+    own = new_config(given | {"learning_rate": 3e-6}, {}, None)
+    assert own[0].learning_rate == 3e-6 and "times" not in own[2]
+
+
+@pytest.mark.parametrize(
+    "name, value", [("lora_alpha", 8), ("lora_targets", "q_proj"), ("lora_train_a", False)]
+)
+def test_flags_of_adapters_need_a_rank(name, value):
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} needs --lora-rank"):
+        reject_contradictions(Config(**{name: value}))
+    reject_contradictions(Config(lora_rank=4, **{name: value}))
 
 
 def test_presets_are_configurations():

@@ -19,18 +19,19 @@ HOUSE = {
         support.checkpoint data optim sampling kl_estimators scoring support.chat
         support.console""",
     "sdft": """support.run support.preflight config support.models support.checkpoint data optim
-        sampling kl_estimators scoring support.tables support.console support.watch""",
+        sampling kl_estimators scoring support.tables support.console support.watch lora""",
     "support.run": """config eval support.plan support.judge support.checkpoint support.models data
-        support.chat support.tables support.watch""",
+        support.chat support.tables support.watch lora sampling""",
     "support.watch": "data sampling kl_estimators support.chat",
     "support.preflight": "eval data scoring support.chat",
     "config": "support.checkpoint data kl_estimators support.chat",
     "eval": """support.judge support.models data sampling kl_estimators scoring support.chat
-        support.tables support.console""",
-    "support.plan": "data optim sampling kl_estimators",
+        support.tables support.console lora""",
+    "support.plan": "data optim sampling kl_estimators lora",
     "support.judge": "support.server scoring",
-    "support.checkpoint": "support.models",
-    "support.models": "sampling support.chat support.smollm2",
+    "support.checkpoint": "support.models support.adapters lora",
+    "support.models": "sampling support.chat support.smollm2 support.adapters",
+    "support.adapters": "lora",
     "data": "support.chat",
     "support.server": "",
     "support.smollm2": "",
@@ -40,6 +41,7 @@ HOUSE = {
     "support": "",
     "scoring": "",
     "optim": "",
+    "lora": "",
     "sampling": "",
     "kl_estimators": "",
 }
@@ -213,6 +215,7 @@ COPIES = {  # the files that work alone in an empty folder -> what they need: S 
     "scoring.py": "-IS",
     "data.py support/__init__.py support/chat.py": "-IS",
     "optim.py": "-I",
+    "lora.py": "-I",
     "sampling.py": "-I",
     "kl_estimators.py": "-I",
 }

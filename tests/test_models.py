@@ -137,15 +137,6 @@ def test_quantised_models_are_refused_without_naming_a_package(method, tiny_fold
     assert "pip" not in str(caught.value)
 
 
-@pytest.mark.parametrize("alone", [True, False])
-def test_an_adapter_says_how_to_merge_it(alone, tiny_folder, tmp_path):
-    folder = tmp_path / "model"
-    folder.mkdir() if alone else shutil.copytree(tiny_folder, folder)
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
-    with pytest.raises(ValueError, match="adapter; merge it with peft, .*merge_and_unload"):
-        load_model(str(folder))
-
-
 def test_code_of_a_model_is_never_asked_about(tiny_folder, tmp_path, monkeypatch):
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
     classes = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}

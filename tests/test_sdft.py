@@ -532,6 +532,7 @@ def test_out_of_memory_names_the_flags_that_help(
         sdft.main(flags(tiny_folder, tmp_path / "run", **small))
     named = {name.replace("-", "_") for name in re.findall("--([a-z-]+)", str(error.value))}
     expected = {"micro_batch_tokens", "max_new_tokens", "gradient_checkpointing", "dtype"}
+    expected |= {"lora_rank"}
     assert named == expected <= Config.__dataclass_fields__.keys()
     assert "No checkpoint was saved" in str(error.value)
     # no empty folder is in the way of the next try
