@@ -34,6 +34,7 @@ from optim import clip_gradients
 from sampling import Rollout, completion_hidden, output_head, sample_completions, stop_tokens
 from scoring import THOUGHTS, opened_thought
 from sdft import (
+    PREFLIGHT,
     TEACHER_ANSWERS,
     micro_batches,
     random_stream,
@@ -107,10 +108,11 @@ def given_rollout(batch, device):
 def demonstrations(run):
     """What SFT and DFT train on: the assistant's turn, as the model's template writes it."""
     examples = {example.id: example for example in run.splits.train}
+    kwargs = run.config.chat_template_kwargs
     pairs, plain = [], 0
     for pair in run.pairs:
         example = examples[pair.id]
-        ids = encode_answer(run.tokenizer, example.messages, example.demonstration)
+        ids = encode_answer(run.tokenizer, example.messages, example.demonstration, kwargs)
         if ids is None:
             plain += 1
             ids = plain_answer(run, pair, example)
@@ -242,7 +244,11 @@ def main(argv=None):
             run.teacher_model = load_teacher(run)
             # drift is measured from the original model, which is the teacher here
             run.base = sample_base_answers(
-                run.teacher_model, run.tokenizer, splits.general, config.general_tokens
+                run.teacher_model,
+                run.tokenizer,
+                splits.general,
+                config.general_tokens,
+                config.chat_template_kwargs,
             )
         # demonstrations and articles cost nothing; the teacher's answers wait for the preflight,
         # whose estimate counts them
@@ -251,7 +257,9 @@ def main(argv=None):
             run.pairs = completions(run)
         if checkpoint is None:
             sampled_before = len(run.pairs) if samples_once else 0
-            figures = preflight_or_exit(run, must_teach=False, sampled_before=sampled_before)
+            samples = completions is None or samples_once
+            draws = random_stream(config.seed, PREFLIGHT, 0) if samples else None
+            figures = preflight_or_exit(run, draws, must_teach=False, sampled_before=sampled_before)
             record_before(run, figures)
         if samples_once:
             run.pairs = completions(run)

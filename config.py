@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from data import CONTEXTS, TASKS, TEACHER_INSTRUCTIONS
+from data import CONTEXTS, TASKS, TEACHER_INSTRUCTIONS, context_of_template, read_template
 from kl_estimators import DIVERGENCES, ESTIMATORS, REDUCTIONS
+from support.chat import parse_template_kwargs, shorten
 from support.checkpoint import list_checkpoints, read_state
 
 TEACHERS = {  # whose weights teach
@@ -59,6 +60,18 @@ class Config:
     ema_rate: float = option(0.01, "share of the student mixed into the teacher each step", above=0)
     teacher_context: str = option("demonstration", "what the teacher sees beside x", CONTEXTS)
     teacher_instruction: str = option("thinking", "end of its prompt", TEACHER_INSTRUCTIONS)
+    # the text itself, not the name of its file: a run keeps the words that it was trained with
+    teacher_template: str | None = option(
+        None, "file with an own text around {question}, {demonstration} and perhaps {text}"
+    )
+    chat_template_kwargs: dict | None = option(
+        None, "JSON that the model's chat template reads, for student and teacher alike"
+    )
+    on_collapse: str = option(
+        "warn",
+        "if a validation shows one: go on, end the run, or keep the teacher as it is",
+        ["warn", "stop", "freeze"],
+    )
     # optimisation
     learning_rate: float = option(1e-5, "peak; cosine to 0", above=0)
     warmup: float = option(10, "steps of linear warm-up; below 1 a share of all steps", least=0)
@@ -73,6 +86,11 @@ class Config:
     offload_optimizer: bool = option(False, "moments and remainders in host memory; same bits")
     max_grad_norm: float = option(1.0, "gradients are scaled down to this 2-norm", above=0)
     weight_decay: float = option(0.0, "decoupled, as in AdamW", least=0)
+    # low-rank adapters (lora.py)
+    lora_rank: int = option(0, "train adapters of this rank; 0: all weights", least=0)
+    lora_alpha: int = option(32, "they add (alpha / rank) B A to a weight", above=0)
+    lora_targets: str | None = option(None, "ends of layer names, with commas; else all linear")
+    lora_train_a: bool = option(True, "train A and B; without, B alone: an exact EMA teacher")
     # lengths, in tokens
     max_new_tokens: int = option(2048, "longest completion in training", least=1)
     eval_new_tokens: int = option(0, "longest answer in evaluation, if longer than that", least=0)
@@ -103,6 +121,10 @@ class Config:
         return self.steps or max(1, math.ceil(self.epochs * n_examples / self.batch_size))
 
 
+# A and B need about ten times the rate of all weights, whatever the rank: Schulman et al. 2025,
+# "LoRA without regret". The presets' rates are for all weights.
+ADAPTER_RATE = 10
+
 # what --resume may change; not eval_every, which chooses the best weights
 FREE_ON_RESUME = ["sample_every", "save_every", "keep_last"]
 
@@ -118,7 +140,10 @@ fast_dtype = "bfloat16" if bfloat16_is_fast else "float32"
 # in the time; and what differs for a task. Config's defaults are the paper's, for skills, on a GPU.
 RECIPES = {
     "paper": {},
-    "authors": {"divergence": "forward", "learning_rate": 5e-5, "warmup": 0.1},
+    "authors": {"divergence": "forward", "learning_rate": 5e-5, "warmup": 0.1},  # their code's
+    # behind the paper's figures, as the authors gave it in public: 1e-5, 10 warm-up steps and three
+    # masked tokens are Config's defaults
+    "published": {"divergence": "forward"},
     "laptop": {  # for the built-in model alone, chosen on validation: docs/lab-log.md
         "model": "smollm2",
         "divergence": "forward",
@@ -155,6 +180,7 @@ LONGER = {"max_new_tokens": 96, "max_prompt_tokens": 512, "max_teacher_prompt_to
 FOR_A_TASK = {
     ("paper", "knowledge"): KNOWLEDGE | {"epochs": 4, "max_new_tokens": 1024},
     ("authors", "knowledge"): KNOWLEDGE | {"epochs": 4},
+    ("published", "knowledge"): KNOWLEDGE | {"epochs": 4, "max_new_tokens": 1024},
     ("laptop", "knowledge"): TEXT
     | {"teacher": "base", "learning_rate": 1e-4, "skip_first_tokens": 0},
     ("laptop", "tooluse"): LONGER,
@@ -185,6 +211,8 @@ def parse_config(command, description, fixed=None, parser=None):
     method = given.pop("method", None)
     resume = given.pop("resume")
     try:
+        if "teacher_template" in given:
+            given["teacher_template"] = read_template(Path(given["teacher_template"]).expanduser())
         if resume is None:
             config, checkpoint, about = new_config(given, fixed or {}, method)
         else:
@@ -207,7 +235,8 @@ def add_flag(parser, f):
         switch = argparse.BooleanOptionalAction
         parser.add_argument(flag(f.name), action=switch, default=argparse.SUPPRESS, help=help)
         return
-    type_ = {int: int, float: float, int | None: int}.get(f.type, str)
+    types = {int: int, float: float, int | None: int, dict | None: parse_template_kwargs}
+    type_ = types.get(f.type, str)
     choices = list(RECIPES) if f.name == "preset" else f.metadata["choices"]
     parser.add_argument(
         flag(f.name), type=type_, choices=choices, default=argparse.SUPPRESS, help=help
@@ -240,19 +269,32 @@ def new_config(given, fixed, method):
             given[name] = str(Path(given[name]).expanduser())
     preset, values, why = choose_preset(given)
     values = preset_values(preset, given.get("task", Config.task)) | values | fixed | given
+    if "teacher_template" in given:
+        if "teacher_instruction" in given:
+            raise ValueError("--teacher-template replaces the words of --teacher-instruction")
+        # presets name a context, too: the template decides, unless a flag names another
+        if "teacher_context" not in given | fixed:
+            values["teacher_context"] = context_of_template(given["teacher_template"])
     if method is None and values.get("teacher") in ("model", "none"):
         raise ValueError(f"--teacher {values['teacher']} is for baselines.py alone")
-    samples = "" if "data" in given else "; data: our own small samples, as no --data is given"
-    return Config(**{"preset": preset} | values), None, f"preset {preset} ({why}){samples}"
+    about = f"preset {preset} ({why})"
+    if values.get("lora_rank") and "learning_rate" not in given:
+        values["learning_rate"] = ADAPTER_RATE * values.get("learning_rate", Config.learning_rate)
+        about += f"; --learning-rate {values['learning_rate']:g}, {ADAPTER_RATE} times the preset's"
+        about += ", as adapters learn"
+    if "data" not in given:
+        about += "; data: our own small samples, as no --data is given"
+    return Config(**{"preset": preset} | values), None, about
 
 
-CARDS = [  # GB of a plan, Qwen2.5's size, offload: python benchmarks/bench_memory.py --table
-    (147, "7B", False),
-    (71, "7B", True),
-    (32, "3B", True),
-    (19, "1.5B", True),
-    (13, "0.5B", False),
-    (9, "0.5B", True),
+OFFLOAD = {"offload_optimizer": True}
+ADAPTERS = {"lora_rank": 16}
+CARDS = [  # GB of a plan, Qwen2.5's size, flags: python benchmarks/bench_memory.py --table
+    (147, "7B", {}),
+    (71, "7B", OFFLOAD),
+    (20, "7B", ADAPTERS),
+    (10, "3B", ADAPTERS),
+    (7, "1.5B", ADAPTERS),
 ]
 
 
@@ -266,10 +308,11 @@ def choose_preset(given):
         return "paper", HARDWARE["cpu"], "--model is not the built-in one; with lengths for a CPU"
     if torch.cuda.is_available() and "model" not in given:
         gigabytes = torch.cuda.mem_get_info()[1] / 1e9
-        for needed, size, offload in CARDS:
+        for needed, size, flags in CARDS:
             if gigabytes >= needed:
-                values = {"model": f"Qwen/Qwen2.5-{size}-Instruct", "offload_optimizer": offload}
-                return "paper", values, f"a GPU of {gigabytes:.0f} GB trains up to {size}"
+                values = {"model": f"Qwen/Qwen2.5-{size}-Instruct"} | flags
+                how = ", with adapters" if "lora_rank" in flags else ""
+                return "paper", values, f"a GPU of {gigabytes:.0f} GB trains up to {size}{how}"
         return "laptop", {}, f"the GPU has only {gigabytes:.0f} GB"
     return "laptop", {}, "--model smollm2" if "model" in given else "there is no GPU"
 
@@ -290,7 +333,10 @@ def resumed_config(run_folder, given, script):
             f"python {writer} --resume {shlex.quote(str(run_folder))}"
         )
     changed = {name: value for name, value in given.items() if saved.get(name) != value}
-    changes = [f"{flag(name)} is {value}, was {saved.get(name)}" for name, value in changed.items()]
+    changes = [
+        f"{flag(name)} is {shown(value)}, was {shown(saved.get(name))}"
+        for name, value in changed.items()
+    ]
     moved = {"judge", "judge_timeout"} if saved.get("judge") and given.get("judge") else set()
     if changed.keys() - set(FREE_ON_RESUME) - moved:
         raise ValueError(
@@ -301,12 +347,31 @@ def resumed_config(run_folder, given, script):
     return Config(**saved | given), checkpoints[-1], "; ".join(about)
 
 
+def shown(value):
+    """A value in an error message; a teacher's template may have many lines."""
+    return shorten(value) if isinstance(value, str) and "\n" in value else value
+
+
 def reject_contradictions(config):
     """ValueError for a value out of its bounds, and for flags that contradict each other."""
     for f in dataclasses.fields(Config):
         reject_out_of_bounds(f, getattr(config, f.name))
     if (config.teacher == "model") != (config.teacher_model is not None):
         raise ValueError("--teacher-model and baselines.py --method reinvoke need each other")
+    if config.on_collapse == "freeze" and config.teacher != "ema":
+        raise ValueError(
+            f"--on-collapse freeze stops a moving average; it needs --teacher ema, not "
+            f"{config.teacher}"
+        )
+    if config.on_collapse != "warn" and config.eval_every == 0:
+        raise ValueError(f"--on-collapse {config.on_collapse} needs validations: --eval-every")
+    if config.teacher_template is not None:
+        context = context_of_template(config.teacher_template)
+        if config.teacher_context != context:
+            raise ValueError(
+                f"--teacher-template shows {context}, which contradicts "
+                f"--teacher-context {config.teacher_context}"
+            )
     if config.estimator != "analytic":
         estimator = f"--estimator {config.estimator}"
         if config.divergence != "reverse":
@@ -324,6 +389,10 @@ def reject_contradictions(config):
             "--estimator rb needs --reduction sum and --skip-first-tokens 0; "
             "rao_blackwell_surrogate in kl_estimators.py says why"
         )
+    for f in dataclasses.fields(Config):
+        if f.name.startswith("lora_") and config.lora_rank == 0:
+            if getattr(config, f.name) != f.default:
+                raise ValueError(f"{flag(f.name)} needs --lora-rank, such as --lora-rank 16")
     if config.ema_rate > 1:
         raise ValueError(f"--ema-rate is {config.ema_rate}; it must be above 0 and at most 1")
     if config.skip_first_tokens >= config.max_new_tokens:

@@ -47,6 +47,8 @@ TEACHER_INSTRUCTIONS = {  # how the teacher's prompt ends
     "plain": "Now answer with a response of your own.",
     "own-words": "Now answer the question in your own words.",
 }
+SHOWN = "This is an example for a response to the question:\n{demonstration}"  # section 3
+PLACEHOLDERS = ["question", "demonstration", "text"]  # of a teacher's template
 
 
 @dataclass
@@ -71,22 +73,77 @@ class Example:
 # ---- prompts: Ctx_S (l. 5 of Algorithm 1) is the question; Ctx_T (l. 9) is this ----
 
 
-def teacher_messages(example, context="demonstration", instruction="thinking"):
+def teacher_messages(example, context="demonstration", instruction="thinking", own_template=None):
     """What the teacher sees: the question with `context` around it, in the question's own turn.
 
     "demonstration"        question, worked answer, instruction: the paper's template (section 3)
     "text+demonstration"   the article before it
     "text"                 article and question
     "none"                 the question alone, as the student sees it
+
+    own_template replaces the words of a context with a demonstration, the instruction among them.
+    Turns before the question's, such as a system turn, are the student's.
     """
     check_context(example, context)
-    question = example.messages[-1]["content"]
-    parts = [example.text, question] if "text" in context else [question]
-    if "demonstration" in context:
-        parts.append(f"This is an example for a response to the question:\n{example.demonstration}")
-        parts.append(TEACHER_INSTRUCTIONS[instruction])
-    # joined, never str.format: questions contain curly braces
-    return example.messages[:-1] + [{"role": "user", "content": "\n\n".join(parts)}]
+    template = teacher_template(context, instruction, own_template)
+    turn = {"role": "user", "content": fill_template(template, example)}
+    return example.messages[:-1] + [turn]
+
+
+def teacher_template(context, instruction, own_template=None):
+    """The text around {question}, {demonstration} and {text} in the last turn of the teacher."""
+    if context == "none":
+        return "{question}"
+    if context == "text":
+        return "{text}\n\n{question}"
+    if own_template is not None:
+        shown = context_of_template(own_template)
+        if shown != context:
+            raise ValueError(f"the teacher's template shows {shown}; the context is {context}")
+        return own_template
+    template = "{question}\n\n" + SHOWN + "\n\n" + TEACHER_INSTRUCTIONS[instruction]
+    return "{text}\n\n" + template if context == "text+demonstration" else template
+
+
+def fill_template(template, example):
+    """The template with the example's texts in place of its placeholders.
+
+    Replaced in one pass, never str.format: questions contain curly braces, and may contain the
+    word {text} itself.
+    """
+    texts = {
+        "question": example.messages[-1]["content"],
+        "demonstration": example.demonstration,
+        "text": example.text,
+    }
+    pattern = "{(" + "|".join(PLACEHOLDERS) + ")}"
+    return re.sub(pattern, lambda match: texts[match[1]], template)
+
+
+def context_of_template(template):
+    """What an own template shows: "demonstration" or "text+demonstration".
+
+    ValueError if it lacks the question or the demonstration, or has an unknown placeholder.
+    """
+    found = re.findall(r"{([A-Za-z_]\w*)}", template)
+    known = ", ".join("{" + name + "}" for name in PLACEHOLDERS)
+    for name in found:
+        if name not in PLACEHOLDERS:
+            raise ValueError(f"placeholder {{{name}}} is unknown; a teacher's template has {known}")
+    for name in ("question", "demonstration"):
+        if name not in found:
+            raise ValueError(f"placeholder {{{name}}} is missing; a teacher's template has {known}")
+    return "text+demonstration" if "text" in found else "demonstration"
+
+
+def read_template(file):
+    """The text of a template's file, without a line break at its end; ValueError if it is wrong."""
+    try:
+        template = Path(file).read_text(encoding="utf-8-sig").removesuffix("\n")
+        context_of_template(template)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"teacher's template {file}: {error}") from None
+    return template
 
 
 def check_context(example, context):
@@ -117,9 +174,12 @@ class Pair:
 
 def encode_pair(tokenizer, example, config):
     """The student sees the question alone, the teacher what teacher_messages puts around it."""
-    teacher_turns = teacher_messages(example, config.teacher_context, config.teacher_instruction)
-    student_prompt = encode_prompt(tokenizer, example.messages)
-    return Pair(example.id, student_prompt, encode_prompt(tokenizer, teacher_turns))
+    teacher_turns = teacher_messages(
+        example, config.teacher_context, config.teacher_instruction, config.teacher_template
+    )
+    kwargs = config.chat_template_kwargs
+    student_prompt = encode_prompt(tokenizer, example.messages, kwargs)
+    return Pair(example.id, student_prompt, encode_prompt(tokenizer, teacher_turns, kwargs))
 
 
 def encode_pairs(tokenizer, examples, config, positions=None):
@@ -176,7 +236,8 @@ def leave_out_beyond_positions(tokenizer, examples, config, positions, has_teach
         if has_teacher:
             pair = encode_pair(tokenizer, example, config)
         else:
-            pair = Pair(example.id, encode_prompt(tokenizer, example.messages), [])
+            prompt = encode_prompt(tokenizer, example.messages, config.chat_template_kwargs)
+            pair = Pair(example.id, prompt, [])
         if fits_positions(pair, config.answer_tokens, positions):
             fitting.append(example)
     if len(fitting) < len(examples):
@@ -248,8 +309,8 @@ def check_unseen(general, train):
 
 
 def _prompt_text(example):
-    """All turns of a prompt in a form that ignores case and white space."""
-    turns = [f"{turn['role']} {turn['content']}" for turn in example.messages]
+    """All turns of a prompt but a system turn, in a form that ignores case and white space."""
+    turns = [f"{t['role']} {t['content']}" for t in example.messages if t["role"] != "system"]
     return " ".join("\n".join(turns).casefold().split())
 
 

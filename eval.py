@@ -5,7 +5,6 @@ python eval.py --model smollm2 --task science --split validation --context demon
 """
 
 import argparse
-import copy
 import json
 import os
 import sys
@@ -20,8 +19,9 @@ from tqdm import tqdm
 import data
 import scoring
 from kl_estimators import compare_completions
+from lora import share_base
 from sampling import completion_hidden, output_head, sample_completions, stop_tokens
-from support.chat import encode_prompt
+from support.chat import encode_prompt, parse_template_kwargs, reject_template_kwargs
 from support.console import replace_unprintable
 from support.judge import choose_scorer
 from support.models import best_device, configure_cuda, describe_machine, load_model
@@ -47,6 +47,8 @@ def evaluate(
     *,
     context="none",
     instruction="thinking",
+    own_template=None,
+    template_kwargs=None,
     scorer=scoring.score_by_rule,
     max_new_tokens,
     batch_size=32,
@@ -59,8 +61,10 @@ def evaluate(
     finished, the share that reached an EOS; completion_tokens, their mean number; artefacts, the
     share that opens with words about what only a teacher sees.
     """
-    messages = [data.teacher_messages(example, context, instruction) for example in examples]
-    prompts = [encode_prompt(tokenizer, turns) for turns in messages]
+    messages = [
+        data.teacher_messages(example, context, instruction, own_template) for example in examples
+    ]
+    prompts = [encode_prompt(tokenizer, turns, template_kwargs) for turns in messages]
     answers = answer_greedily(model, tokenizer, prompts, max_new_tokens, batch_size, description)
     return score_answers(examples, answers, scorer), answers
 
@@ -74,6 +78,25 @@ def score_answers(examples, answers, scorer):
 
 def answer_greedily(model, tokenizer, prompts, max_new_tokens, batch_size=32, description=None):
     """Greedy completions of prompts (lists of token ids) -> list of Answer, in the same order."""
+    return sample_answers(
+        model,
+        tokenizer,
+        prompts,
+        temperature=0,
+        uniforms_BT=torch.zeros(len(prompts), max_new_tokens),  # greedy answers use none
+        batch_size=batch_size,
+        description=description,
+    )
+
+
+def sample_answers(
+    model, tokenizer, prompts, *, temperature, uniforms_BT, batch_size=32, description=None
+):
+    """Sampled completions of prompts (lists of token ids) -> list of Answer, in the same order.
+
+    uniforms_BT [len(prompts), most new tokens] holds the number that each token is drawn with, so
+    batch_size changes no draw.
+    """
     stop = stop_tokens(model, tokenizer)
     answers = [None] * len(prompts)
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # less padding
@@ -81,7 +104,12 @@ def answer_greedily(model, tokenizer, prompts, max_new_tokens, batch_size=32, de
     for rows in tqdm(split(by_length, batch_size), desc=description, leave=False, disable=quiet):
         batch = [prompts[i] for i in rows]
         rollout = sample_completions(
-            model, batch, max_new_tokens=max_new_tokens, temperature=0, **stop
+            model,
+            batch,
+            max_new_tokens=uniforms_BT.shape[1],
+            temperature=temperature,
+            uniforms_BT=uniforms_BT[rows],
+            **stop,
         )
         for i, answer in zip(rows, answers_of(rollout, batch, tokenizer), strict=True):
             answers[i] = answer
@@ -150,9 +178,9 @@ class BaseAnswers:
 
 
 @torch.no_grad()
-def sample_base_answers(base_model, tokenizer, examples, max_new_tokens):
+def sample_base_answers(base_model, tokenizer, examples, max_new_tokens, template_kwargs=None):
     """Answers of the base model to general prompts, sampled at temperature 1 -> BaseAnswers."""
-    prompts = [encode_prompt(tokenizer, example.messages) for example in examples]
+    prompts = [encode_prompt(tokenizer, example.messages, template_kwargs) for example in examples]
     shape = len(prompts), max_new_tokens
     rollout = sample_completions(
         base_model,
@@ -164,8 +192,8 @@ def sample_base_answers(base_model, tokenizer, examples, max_new_tokens):
     )
     ids_BT, mask_BT = rollout.completion_ids_BT, rollout.completion_mask_BT
     hidden_BTD = completion_hidden(base_model, prompts, ids_BT, mask_BT)
-    # a copy of the head: with tied embeddings training changes it
-    head = copy.deepcopy(output_head(base_model))
+    # a copy of the head: with tied embeddings training changes it, unless adapters freeze it
+    head = share_base(output_head(base_model))
     return BaseAnswers(prompts, ids_BT, mask_BT, hidden_BTD, head)
 
 
@@ -194,7 +222,13 @@ def drift_from_base(base, model, batch_size=8):
 
 def config_of_run(model):
     """The configuration of the run whose last/ or best/ a model's folder is; else defaults."""
-    run = {"max_new_tokens": 64, "dtype": "float32", "teacher_instruction": "thinking"}
+    run = {
+        "max_new_tokens": 64,
+        "dtype": "float32",
+        "teacher_instruction": "thinking",
+        "teacher_template": None,
+        "chat_template_kwargs": None,
+    }
     with suppress(OSError, ValueError, KeyError, TypeError):
         run |= json.loads((Path(model).parent / "before.json").read_text())["config"]
     return run | {"answer_tokens": max(run["max_new_tokens"], run.get("eval_new_tokens", 0))}
@@ -226,6 +260,9 @@ def main(argv=None):
     add("--data", help="folder with our JSONL files (default: our own samples)")
     add("--context", default="none", choices=data.CONTEXTS, help="what stands beside the question")
     add("--instruction", choices=list(data.TEACHER_INSTRUCTIONS), help="end of a teacher's prompt")
+    add("--template", metavar="FILE", help="own text of a teacher's prompt (default: its run's)")
+    kwargs_help = "JSON that the chat template reads (default: its run's)"
+    add("--chat-template-kwargs", type=parse_template_kwargs, metavar="JSON", help=kwargs_help)
     add("--judge", metavar="URL", help="a model at this server scores knowledge and medical")
     add("--judge-model", metavar="NAME", help="its name there, if the server needs one")
     add("--judge-timeout", type=float, default=60, help="seconds for a verdict (default: 60)")
@@ -242,8 +279,16 @@ def main(argv=None):
     run = config_of_run(os.path.expanduser(args.model))
     length = args.max_new_tokens or run["answer_tokens"]
     instruction = args.instruction or run["teacher_instruction"]
+    template_kwargs = args.chat_template_kwargs
+    if template_kwargs is None:
+        template_kwargs = run["chat_template_kwargs"]
+    if args.instruction and args.template:
+        parser.error("--template replaces the words of --instruction")
+    own_template = None if args.instruction else run["teacher_template"]
     replace_unprintable()
     try:
+        if args.template:
+            own_template = data.read_template(Path(args.template).expanduser())
         folder = args.data and Path(args.data).expanduser()
         examples = data.load_task(args.task, args.split, folder)[: args.limit]
         for example in examples:
@@ -260,12 +305,15 @@ def main(argv=None):
         configure_cuda()
         model_name = os.path.expanduser(args.model)
         model, tokenizer = load_model(model_name, best_device(), args.dtype or run["dtype"])
+        reject_template_kwargs(tokenizer, template_kwargs)
         summary, answers = evaluate(
             model,
             tokenizer,
             examples,
             context=args.context,
             instruction=instruction,
+            own_template=own_template,
+            template_kwargs=template_kwargs,
             scorer=scorer,
             max_new_tokens=length,
             batch_size=args.batch_size,

@@ -53,7 +53,7 @@ def prepare_for_training(model, offload=False):
     ValueError unless weights are bfloat16, float32 or float64.
     """
     old, model.remainders, model.offload = getattr(model, "remainders", {}), {}, offload
-    for name, parameter in model.named_parameters():  # tied weights appear once, by the first name
+    for name, parameter in learning(model):
         if parameter.dtype == torch.bfloat16:
             model.remainders[name] = _zeros(parameter, torch.int16, offload)
             if name in old:
@@ -64,8 +64,22 @@ def prepare_for_training(model, offload=False):
             raise ValueError(f"{name} is {parameter.dtype}; load the model in float32 or bfloat16")
 
 
+def learning(model):
+    """[(name, parameter)] of those that require gradients, tied ones once, by the first name.
+
+    A frozen parameter has no gradient, moments or remainder, and a teacher may share it (lora.py).
+    """
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def _check_prepared(model):
+    if not hasattr(model, "remainders"):
+        raise ValueError("call prepare_for_training(model) first")
+
+
 def copy_model(model):
     """A model of its own with the same exact numbers: the teacher, l. 1 of Algorithm 1."""
+    _check_prepared(model)
     copied = copy.deepcopy(model)
     if model.offload:  # trap: deepcopy's remainders are not page-locked
         for name, parameter in copied.named_parameters():
@@ -162,12 +176,13 @@ class AdamW:
     """
 
     def __init__(self, model, *, weight_decay=0.0):
+        _check_prepared(model)
         self.model = model
         self.offload = model.offload
         self.weight_decay = weight_decay
         self.updates = 0
         self.moments = {}
-        for name, p in model.named_parameters():
+        for name, p in learning(model):
             v_dtype = torch.promote_types(p.dtype, torch.float32)
             self.moments[f"first_moment.{name}"] = _zeros(p, p.dtype, self.offload)
             self.moments[f"second_moment.{name}"] = _zeros(p, v_dtype, self.offload)
@@ -186,7 +201,7 @@ class AdamW:
             w.addcdiv_(m, denominator, value=-learning_rate / (1 - beta1**n))
 
         rows = []
-        for name, p in self.model.named_parameters():
+        for name, p in learning(self.model):
             if p.grad is not None:
                 m, v = self.moments[f"first_moment.{name}"], self.moments[f"second_moment.{name}"]
                 rows.append([p, p.grad, _remainder(self.model, name, p), m, v])
@@ -253,5 +268,7 @@ def _pairs(teacher, student, written):
     """Slices of teacher's weight, student's weight, teacher's remainder, student's remainder."""
     rows = []
     for (name, t), s in zip(teacher.named_parameters(), student.parameters(), strict=True):
+        if t is s and not s.requires_grad:  # the frozen weights that lora.py lets them share
+            continue
         rows.append([t, s, _remainder(teacher, name, t), _remainder(student, name, s)])
     return _slices(rows, getattr(student, "offload", False), written)

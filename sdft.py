@@ -28,7 +28,7 @@ import json
 import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from tqdm import tqdm
 from config import parse_config
 from data import load_splits
 from kl_estimators import ESTIMATORS, REDUCTIONS, compare_completions, sequence_mean
+from lora import adapter_gap, is_base, share_base
 from optim import (
     AdamW,
     clip_gradients,
@@ -63,6 +64,7 @@ from support.run import (
     start_log,
 )
 from support.tables import log_line
+from support.watch import AFTER_COLLAPSE, find_collapse, watch_content, watched_rows
 
 
 def sdft_step(student, teacher, optimizer, batch, config):
@@ -141,8 +143,9 @@ def train(run, take_step=sdft_step):
     run.steps = config.total_steps(len(run.pairs))
     if run.checkpoint is not None:
         state = load_checkpoint(run.checkpoint, student, teacher, optimizer)
-        step, run.best = state["step"], state["best"]
+        step, run.best, run.collapse = state["step"], state["best"], state.get("collapse")
     drop_later_answers(run.folder / "answers.jsonl", step)
+    watched = watched_rows(run.tokenizer, run.splits.train, run.pairs, config)
 
     with (
         start_log(run.folder / "metrics.jsonl", step) as log,
@@ -150,10 +153,10 @@ def train(run, take_step=sdft_step):
         tqdm(total=run.steps, initial=step, unit="step", smoothing=0.1) as bar,
         catch_signals() as signals,
     ):
-        while step < run.steps:  # l. 2
+        while step < run.steps and not stopped_by_collapse(run):  # l. 2
             started = time.perf_counter()
             batch = make_batch(run.pairs, step, config, stop_ids)  # l. 3
-            metrics, rollout = take_step(student, teacher, optimizer, batch, config)
+            metrics, rollout = take_step(student, teacher, optimizer, batch, config_of_step(run))
             metrics |= rollout_metrics(batch, rollout, config, time.perf_counter() - started)
             step += 1
             bar.update()
@@ -161,16 +164,20 @@ def train(run, take_step=sdft_step):
             validates = config.eval_every > 0 and (last or step % config.eval_every == 0)
             if validates:
                 if config.teacher in ("ema", "base"):
-                    metrics["teacher_gap"] = relative_distance(teacher, student)
-                metrics["validation"] = validate(run, step)
+                    gap = adapter_gap if config.lora_rank else relative_distance
+                    metrics["teacher_gap"] = gap(teacher, student)
+                metrics["validation"] = validate(run, teacher, step, watched, stop_ids)
             bar.write(log_line(step, metrics))
             if validates:
                 bar.write(log_line(step, metrics["validation"], "  validation"))
+                if "collapse" in metrics["validation"]:
+                    bar.write(f"warning: {run.collapse}. {AFTER_COLLAPSE[config.on_collapse]}")
             if config.sample_every and step % config.sample_every == 0:
                 seen = rollout_report(run.tokenizer, batch, rollout)
                 bar.write(f"           {seen['id']}: {seen['completion']!r}")
                 rollout_log.write(json.dumps({"step": step, **seen}) + "\n")
             log.write(json.dumps({"step": step, **metrics}) + "\n")
+            last = last or stopped_by_collapse(run)
             interrupted = len(signals) > 0  # read once: another signal may arrive at any time
             if config.keep_last and (last or interrupted or step % config.save_every == 0):
                 save_checkpoint(
@@ -186,36 +193,57 @@ def train(run, take_step=sdft_step):
             if interrupted and not last:
                 bar.write(f"stopped after step {step}. {run.how_to_continue()}")
                 return False
+    run.steps = step
     return True
+
+
+def stopped_by_collapse(run):
+    return run.collapse is not None and run.config.on_collapse == "stop"
+
+
+def config_of_step(run):
+    """A teacher that is frozen after a collapse is one that does not move, as `base` is."""
+    if run.collapse is not None and run.config.on_collapse == "freeze":
+        return replace(run.config, teacher="base")
+    return run.config
 
 
 def make_teacher(student, config, teacher_model):
     """l. 1: a copy of the student in memory; its files may hold an earlier model."""
     if config.teacher in ("ema", "base"):
+        if config.lora_rank:  # the same frozen weights; adapters of its own unless B A stays 0
+            return share_base(student, config.teacher == "ema" or not is_base(student))
         return copy_model(student)
     if config.teacher == "student":
         return student
     return teacher_model  # of baselines.py: another model, or None
 
 
-def validate(run, step):
-    """Greedy accuracy on validation, and drift; the best weights so far are saved in best/."""
+def validate(run, teacher, step, watched, stop_ids):
+    """Accuracy on validation, drift and signs of collapse; best/ gets the best weights so far."""
     summary = report(run, {"validation": run.splits.validation}, f"step {step}")["validation"]
     rank = validation_rank(summary)
     # >=: of two equal validations the later one has learned more from the teacher
     if rank is not None and (run.best is None or rank >= run.best["rank"]):
         run.best = {"step": step, "rank": rank}
         save_model(run.folder / "best", run.student, run.tokenizer)
+    if watched is not None:
+        summary |= watch_content(run.student, teacher, watched, run.config, stop_ids)
+    if run.collapse is None:
+        run.collapse = find_collapse(run.folder, step, summary)
+        if run.collapse is not None:
+            summary["collapse"] = run.collapse
     return summary
 
 
 # ---- the batch of a step: a function of config and step, so that a resumed run repeats it ----
 
-# Three streams of random numbers, each a function of (seed, stream, index): no generator's state is
-# ever stored. Drift has a fourth of its own, which no seed changes (eval.py).
+# Four streams of random numbers, each a function of (seed, stream, index): no generator's state is
+# ever stored. Drift has one of its own, which no seed changes (eval.py).
 ORDER = 0  # of the training data; index: the epoch
 ROLLOUTS = 1  # the uniforms that tokens are drawn with; index: the step
 TEACHER_ANSWERS = 2  # the same, of completions that baselines.py samples before the first step
+PREFLIGHT = 3  # the same, of the answers that support/preflight.py samples; index: 0
 
 
 def random_stream(seed, stream, index):
@@ -350,7 +378,8 @@ def main(argv=None):
     with run_folder(config, checkpoint) as folder:
         run = prepare(command, config, load_splits(config), folder, checkpoint)
         if checkpoint is None:
-            figures = preflight_or_exit(run)
+            draws = random_stream(config.seed, PREFLIGHT, 0)
+            figures = preflight_or_exit(run, draws)
             record_before(run, figures)
         if train(run):
             finish(run)

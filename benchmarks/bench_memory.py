@@ -25,7 +25,7 @@ from statistics import median
 import torch
 from common import ROOT, markdown_table, number, random_batch, timed_step, write_record
 
-from config import Config
+from config import ADAPTERS, OFFLOAD, Config
 from kl_estimators import DIVERGENCES, compare_completions
 from optim import relative_distance
 from support.plan import fits, plan_run, what_would_fit
@@ -108,7 +108,7 @@ def bench_loss(args):
 # the fields of Config that decide a run's memory, and are flags here too
 FIELDS = """dtype teacher offload_optimizer gradient_checkpointing batch_size micro_batch_tokens
     max_new_tokens max_prompt_tokens max_teacher_prompt_tokens general_tokens
-    keep_last""".split()
+    keep_last lora_rank""".split()
 
 
 def read_config(name):
@@ -165,7 +165,7 @@ STEP = Config(
     batch_size=4,
     micro_batch_tokens=320,  # two rows
     max_new_tokens=32,
-    max_prompt_tokens=64,
+    max_prompt_tokens=128,
     max_teacher_prompt_tokens=128,
     general_tokens=0,
 )
@@ -287,16 +287,16 @@ def print_table():
     from transformers import AutoConfig
 
     cards, rows = {"24": 24e9, "48": 48e9, "80": 81_559 * 2**20, "H200": 143_771 * 2**20}, []
-    for size in ("14b", "7b", "3b", "1.5b", "0.5b"):
+    for size in ("32b", "14b", "7b", "3b", "1.5b", "0.5b"):
         file = ROOT / f"benchmarks/configs/qwen2.5-{size}.json"
         model_config = AutoConfig.for_model(**json.loads(file.read_text(encoding="utf-8")))
-        for offload in (False, True):
-            needs = plan_run(model_config, Config(offload_optimizer=offload))["needs"]
+        for how, flags in (("all weights", {}), ("offloaded", OFFLOAD), ("adapters", ADAPTERS)):
+            needs = plan_run(model_config, Config(**flags))["needs"]
             fitting = [card for card, free in cards.items() if needs["card"] <= free]
-            row = [f"Qwen2.5-{size.upper()}", "yes" if offload else "no"]
+            row = [f"Qwen2.5-{size.upper()}", how]
             row += [f"{needs[place] / 1e9:.0f}" for place in ("card", "host", "disk")]
             rows.append([*row, f"from {fitting[0]}" if fitting else "none of these"])
-    header = ["model", "offload", "card, GB", "host, GB", "disk, GB", "fits (24, 48, 80 GB, H200)"]
+    header = ["model", "learning", "card, GB", "host, GB", "disk, GB", "fits (24, 48, 80 GB, H200)"]
     print(markdown_table(header, rows))
 
 
@@ -317,7 +317,7 @@ def main():
         else:
             choices = field.metadata.get("choices")
             add(flag, type=kind, default=field.default, choices=choices)
-    add("--table", action="store_true", help="what fits which card, from 0.5 B to 14 B parameters")
+    add("--table", action="store_true", help="what fits which card, from 0.5 B to 32 B parameters")
     add("--steps", action="store_true", help="measure whole steps on this CPU against the plan")
     add("--offload", action="store_true", help="measure what --offload-optimizer costs on this CPU")
     add("--lengths", type=int, nargs="+", default=[256, 1024, 2048], help="of the measured loss")

@@ -4,14 +4,17 @@
     python benchmarks/bench_step.py --json results/bench-step.json    # natural ends
     python benchmarks/bench_step.py --no-eos                          # all run to the limit
     python benchmarks/bench_step.py --dtype bfloat16 --json results/bench-step-bf16.json
+    python benchmarks/bench_step.py --lora-rank 16 --json results/bench-step-adapters.json
 
 The same for all: model, arithmetic, CPU, no gradient checkpointing, prompts and teacher prompts
 (checked token by token), one completion a prompt, full-vocabulary divergence, first three tokens
 without a loss, micro-batch, AdamW with clipping to 1, EMA after each step. In bfloat16 each has its
 own way: TRL autocast over float32 weights, ours bfloat16 weights with remainders (optim.py). Every
 contender runs in a process of its own, so that peak memory is its own, and they take turns; the
-first step of each process is a warm-up. Three more; sft and products get as many completion tokens,
-row by row, as ours has just sampled:
+first step of each process is a warm-up. With --lora-rank R ours and trl (by peft 0.21) train
+adapters on all linear layers but the head, alpha 2 R, and "full" is ours with all weights. Without
+it there are three more; sft and products get as many completion tokens, row by row, as ours has
+just sampled:
 
     sft        baselines.likelihood_step: the difference is what sampling and the teacher cost
     lean       ours with one sequence in a micro-batch, which takes less memory
@@ -42,12 +45,14 @@ from common import markdown_table, number, write_record
 from baselines import likelihood_step
 from config import Config
 from data import Example, encode_pairs, load_task, teacher_messages
+from lora import add_adapters, share_base
 from optim import AdamW, copy_model, prepare_for_training
 from sampling import stop_tokens
 from sdft import Batch, sdft_step
 from support.models import builtin_smollm2, load_model
 
 CONTENDERS = ["ours", "trl", "sft", "lean", "products"]
+WITH_ADAPTERS = ["ours", "trl", "full"]
 LEARNING_RATE, EMA_RATE, SKIP_FIRST_TOKENS = 1e-5, 0.01, 3
 TRL_ALPHA = {
     "forward": 0.0,
@@ -112,11 +117,14 @@ def load_ours(args):
 # ---- the contenders: -> (seconds, completion lengths) of each step, the warm-up first ----
 
 
-def run_ours(args, one_row=False):
+def run_ours(args, one_row=False, all_weights=False):
     student, tokenizer, stop = load_ours(args)
+    has_adapters = args.lora_rank > 0 and not all_weights
+    if has_adapters:
+        add_adapters(student, args.lora_rank, 2 * args.lora_rank)
     prepare_for_training(student)
     optimizer = AdamW(student)
-    teacher = copy_model(student)
+    teacher = share_base(student) if has_adapters else copy_model(student)
     # at most one token leaves one row
     config = our_config(args, 1 if one_row else longest_row(tokenizer, args))
     seconds, lengths = [], []
@@ -237,11 +245,22 @@ def run_trl(args):
             weight_decay=0.0,
             max_grad_norm=1.0,
         )
+        adapters = None
+        if args.lora_rank:
+            from peft import LoraConfig
+
+            adapters = LoraConfig(
+                r=args.lora_rank,
+                lora_alpha=2 * args.lora_rank,
+                target_modules="all-linear",
+                task_type="CAUSAL_LM",
+            )
         trainer = SDFTTrainer(
             model=folder,
             args=config,
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
+            peft_config=adapters,
         )
         check_trl_prompts(trainer, tokenizer, examples, args)
         if args.no_eos:
@@ -276,7 +295,8 @@ def check_trl_prompts(trainer, tokenizer, examples, args):
 
 
 def run_turn(name, args, seed, lengths=None):
-    valued = "model dtype steps batch_size micro_batch_size max_new_tokens divergence".split()
+    valued = ["model", "dtype", "steps", "batch_size", "micro_batch_size", "max_new_tokens"]
+    valued += ["divergence", "lora_rank"]
     flags = [f"--{flag.replace('_', '-')}={getattr(args, flag)}" for flag in valued]
     flags += ["--no-eos"] if args.no_eos else []
     command = [
@@ -297,6 +317,7 @@ def worker(args):
     seconds, lengths = {
         "ours": run_ours,
         "lean": partial(run_ours, one_row=True),
+        "full": partial(run_ours, all_weights=True),
         "trl": run_trl,
         "sft": run_sft,
         "products": run_products,
@@ -332,6 +353,7 @@ def main():
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--divergence", choices=list(TRL_ALPHA), default="forward")
+    parser.add_argument("--lora-rank", type=int, default=0, help="train adapters; 0: all weights")
     parser.add_argument(
         "--no-eos", action="store_true", help="no completion ends before the limit: equal work"
     )
@@ -346,7 +368,8 @@ def main():
         return worker(args)
 
     has_trl = (trl_version() or "").startswith("1.16.")
-    turns = {name: [] for name in CONTENDERS if name != "trl" or has_trl}
+    contenders = WITH_ADAPTERS if args.lora_rank else CONTENDERS
+    turns = {name: [] for name in contenders if name != "trl" or has_trl}
     for repeat in range(args.repeats):
         for name in turns:
             turns[name].append(
@@ -377,6 +400,7 @@ def main():
         "max_new_tokens": args.max_new_tokens,
         "ends": "none" if args.no_eos else "natural",
         "divergence": args.divergence,
+        "lora_rank": args.lora_rank,
         "ema_rate": EMA_RATE,
         "learning_rate": LEARNING_RATE,
         "skip_first_tokens": SKIP_FIRST_TOKENS,

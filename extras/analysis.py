@@ -8,13 +8,14 @@
     python extras/analysis.py equal-accuracy results/science.json results/science-sft.json
 
 pass-at-k    pass@1, 2, 4, ..., K of answers sampled at temperature 1, top-p 0.95 (Fig. 5)
-kl-to-base   KL(model || base) in nats a token, on the model's own sampled answers (Fig. 2)
+kl-to-base   KL(model || base) in nats per token, on the model's own sampled answers (Fig. 2)
 published    greedy tool use, scored by our rule and by the one behind the published figures
 prior        the six benchmarks of prior abilities (Table 5), by EleutherAI's lm-evaluation-harness
 rescore      the answers that a run stored, scored again by scoring.py as it is now: of a run's
              folder, its answers.jsonl or results/answers/NAME-seedN.jsonl.gz; needs no model
 
-equal-accuracy   the drift at which the curves of results files first pass an accuracy on validation
+equal-accuracy   the drift at which the curves of results files first pass an accuracy on
+             validation, and at which they pass it for good
 
 `confidence_interval`, the 95 % interval over seeds, is what the tables of experiments.py show.
 """
@@ -84,6 +85,8 @@ def sample_answers(
     seed=0,
     context="none",
     instruction="thinking",
+    own_template=None,
+    template_kwargs=None,
     batch_size=32,
     description=None,
 ):
@@ -92,8 +95,10 @@ def sample_answers(
     Draws are a function of (seed, place of the example, sample): neither batch_size nor a larger
     `samples` changes an answer.
     """
-    messages = [teacher_messages(example, context, instruction) for example in examples]
-    prompts = [encode_prompt(tokenizer, turns) for turns in messages]
+    messages = [
+        teacher_messages(example, context, instruction, own_template) for example in examples
+    ]
+    prompts = [encode_prompt(tokenizer, turns, template_kwargs) for turns in messages]
     stop = stop_tokens(model, tokenizer)
     answers = [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # less padding
@@ -161,17 +166,19 @@ def kl_to_base(
     batch_size=8,
     context="none",
     instruction="thinking",
+    own_template=None,
+    template_kwargs=None,
     **how,
 ):
-    """Mean over tokens of KL(model || base) on the model's own sampled answers, nats a token.
+    """Mean over tokens of KL(model || base) on the model's own sampled answers, nats per token.
 
     Answers are sampled at temperature 1 and top-p 1; `how` is max_new_tokens, seed, description.
     Only the model's prompt has `context`, so that a teacher is compared with the base that sees the
     question alone.
     """
-    seen = {"context": context, "instruction": instruction}
+    seen = {"context": context, "instruction": instruction, "own_template": own_template}
     how |= seen | {"samples": 1, "top_p": 1.0, "batch_size": batch_size}
-    sampled = sample_answers(model, tokenizer, examples, **how)
+    sampled = sample_answers(model, tokenizer, examples, template_kwargs=template_kwargs, **how)
     total, tokens = 0.0, 0
     for rows in split(list(zip(examples, sampled, strict=True)), batch_size):
         lengths_B1 = torch.tensor([[len(answer.ids)] for _, (answer,) in rows])
@@ -179,8 +186,10 @@ def kl_to_base(
         ids_BT = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(model.device)
         mask_BT = (torch.arange(ids_BT.shape[1]) < lengths_B1).to(model.device)
         messages = [teacher_messages(example, **seen) for example, _ in rows]
-        prompts = [encode_prompt(tokenizer, turns) for turns in messages]
-        base_prompts = [encode_prompt(tokenizer, example.messages) for example, _ in rows]
+        prompts = [encode_prompt(tokenizer, turns, template_kwargs) for turns in messages]
+        base_prompts = [
+            encode_prompt(tokenizer, example.messages, template_kwargs) for example, _ in rows
+        ]
         kl_BT, _, _ = token_divergence(
             model, prompts, base_model, base_prompts, (ids_BT, mask_BT), "reverse"
         )
@@ -209,27 +218,50 @@ def drift_at(run, accuracy):
 
     None if it never does. The curve starts at the base: drift 0, the preflight's student.
     """
+    found = crossings(run, accuracy)
+    return found[0] if found else None
+
+
+def drift_for_good(run, accuracy):
+    """Drift at which a run's validation curve passes an accuracy and is not below it again.
+
+    None if the last validation is below it. A curve that rises and falls first passes an accuracy
+    at less drift than it keeps it at.
+    """
+    found = crossings(run, accuracy)
+    return found[-1] if found and run["curve"][-1]["correct"] >= accuracy else None
+
+
+def crossings(run, accuracy):
+    """The drifts at which a run's validation curve passes an accuracy on its way up."""
     points = [(run["preflight"]["student"]["correct"], 0.0)]
     points += [(entry["correct"], entry["drift_from_base"]) for entry in run["curve"]]
-    for (low, start), (high, end) in itertools.pairwise(points):
-        if low < accuracy <= high:
-            return start + (end - start) * (accuracy - low) / (high - low)
-    return None
+    return [
+        start + (end - start) * (accuracy - low) / (high - low)
+        for (low, start), (high, end) in itertools.pairwise(points)
+        if low < accuracy <= high
+    ]
 
 
 def equal_accuracy(files, levels=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)):
-    """Lines of a markdown table: mean (lowest to highest) drift over seeds at each accuracy."""
+    """Lines of two markdown tables: mean (lowest to highest) drift over seeds at each accuracy,
+    where a curve first passes it, and where it passes it for good.
+    """
     records = {Path(file).stem: json.loads(Path(file).read_text())["runs"] for file in files}
-    yield "| accuracy on validation | " + " | ".join(records) + " |"
-    yield "|---" * (1 + len(records)) + "|"
-    for level in levels:
-        cells = [f"{level:.0%}"]
-        for runs in records.values():
-            found = [drift for run in runs if (drift := drift_at(run, level)) is not None]
-            span = f"{min(found):.3f} to {max(found):.3f}" if found else ""
-            passed = f"{len(found)} of {len(runs)} seeds"
-            cells.append(f"{statistics.mean(found):.3f} ({span}; {passed})" if found else "never")
-        yield f"| {' | '.join(cells)} |"
+    for heading, rule in {"first passes": drift_at, "passes for good": drift_for_good}.items():
+        yield f"| {heading}, on validation | " + " | ".join(records) + " |"
+        yield "|---" * (1 + len(records)) + "|"
+        for level in levels:
+            cells = [f"{level:.0%}"]
+            for runs in records.values():
+                found = [drift for run in runs if (drift := rule(run, level)) is not None]
+                span = f"{min(found):.3f} to {max(found):.3f}" if found else ""
+                passed = f"{len(found)} of {len(runs)} seeds"
+                cells.append(
+                    f"{statistics.mean(found):.3f} ({span}; {passed})" if found else "never"
+                )
+            yield f"| {' | '.join(cells)} |"
+        yield ""
 
 
 # ---- stored answers, scored again ----
@@ -419,7 +451,7 @@ def measure_pass_at_k(model, tokenizer, examples, args, **how):
 def measure_kl_to_base(model, tokenizer, examples, args, **how):
     base_model, _ = load_model(args.base, model.device, args.dtype)
     kl = kl_to_base(model, base_model, tokenizer, examples, seed=args.seed, **how)
-    print(f"KL(model || {args.base}) on the model's own sampled answers: {kl:.3f} nats a token")
+    print(f"KL(model || {args.base}) on the model's own sampled answers: {kl:.3f} nats per token")
     return {"summary": {"n": len(examples), "kl_to_base": kl}}
 
 
@@ -568,7 +600,9 @@ def parse_arguments(argv):
     run = config_of_run(args.model)
     args.max_new_tokens = args.max_new_tokens or run["answer_tokens"]
     args.dtype = args.dtype or run["dtype"]
+    args.own_template = None if args.instruction else run["teacher_template"]
     args.instruction = args.instruction or run["teacher_instruction"]
+    args.template_kwargs = run["chat_template_kwargs"]
     return args
 
 
@@ -597,6 +631,8 @@ def measure(args):
         args,
         context=args.context,
         instruction=args.instruction,
+        own_template=args.own_template,
+        template_kwargs=args.template_kwargs,
         max_new_tokens=args.max_new_tokens,
         batch_size=args.batch_size,
         description=args.measure,

@@ -42,7 +42,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of sdft.py
 
-from analysis import confidence_interval, drift_at, read_stored
+from analysis import confidence_interval, drift_at, drift_for_good, read_stored
 from plot import of_test
 
 from baselines import METHODS
@@ -383,7 +383,10 @@ def run_sequence(words, experiment, folder):
         state["before"] = evaluate_all(first.model, sets, first.dtype, folder, "before", base)
         write_json(file, state)
     del model
-    saving = ["--save-every", str(every), "--keep-last", "1000000"] if every else []
+    saving = []
+    if every:
+        # the plan does not know that older checkpoints are thinned to the student
+        saving = ["--save-every", str(every), "--keep-last", "1000000", "--ignore-plan"]
     start, previous = 0, []
     for stage, (task, command) in enumerate(zip(tasks, commands, strict=True), start=1):
         own = folder / f"stage-{stage}-{task}"
@@ -456,7 +459,9 @@ UNITS = {  # of a column: factor, unit, digits; the others are shares, in percen
 }
 
 
-MARKED = r"(<!-- (table|sequence|tries|drift|steps|sampling) ([\w .-]+) -->\n).*?(<!-- end -->)"
+MARKED = (
+    r"(<!-- (table|sequence|tries|drift|stays|steps|sampling) ([\w .-]+) -->\n).*?(<!-- end -->)"
+)
 
 
 def write_tables(docs, experiments, results, check):
@@ -557,7 +562,7 @@ def tries_rows(records, experiments):
             yield [" ".join([label, *point]), f"{right} %", drift, *at_levels]
 
 
-def drift_rows(records, experiments):
+def drift_rows(records, experiments, rule=drift_at, heading="right on validation"):
     """Drift at which a run first passes an accuracy on validation, over the seeds of each point."""
     columns = {}
     for name, record in records.items():
@@ -565,11 +570,16 @@ def drift_rows(records, experiments):
         for run in record["runs"]:
             point = [f"`{flag}`" for flag in point_flags(run)]
             columns.setdefault(" ".join([label, *point]), []).append(run)
-    yield ["right on validation", *columns]
+    yield [heading, *columns]
     yield ["---"] * (len(columns) + 1)
     for level in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
-        found = [[drift_at(run, level) for run in runs] for runs in columns.values()]
+        found = [[rule(run, level) for run in runs] for runs in columns.values()]
         yield [f"{level:.0%}", *map(mean_and_range, found)]
+
+
+def stays_rows(records, experiments):
+    """The same, where a run passes an accuracy and is not below it again."""
+    yield from drift_rows(records, experiments, drift_for_good, "right from there on")
 
 
 def mean_and_range(values):
@@ -592,7 +602,7 @@ def step_rows(records, _):
         "sft": "an SFT step of ours, same lengths",
         "products": "the matrix products alone, without sampling's single tokens",
     }
-    yield ["", "s a step", "s a completion token", "of TRL's", "of SFT's", "peak memory, MiB"]
+    yield ["", "s per step", "s per completion token", "of TRL's", "of SFT's", "peak memory, MiB"]
     yield ["---"] * 6
     [record] = records.values()
     medians = {name: record["medians"][name] for name in labels if name in record["medians"]}
@@ -622,6 +632,7 @@ ROWS = {
     "sequence": sequence_rows,
     "tries": tries_rows,
     "drift": drift_rows,
+    "stays": stays_rows,
     "steps": step_rows,
     "sampling": sampling_rows,
 }

@@ -90,11 +90,12 @@ def explain_rollouts(folder, shown=4):
         return []
     prompts = prompts_of_run(config, record["method"])
     student, teacher, tokenizer, names = load_models(folder, kept, config)
+    kwargs = config.get("chat_template_kwargs")
     explained = []
     for rollout in rollouts:
         if rollout["id"] not in prompts:
             raise ValueError(f'{folder}: id "{rollout["id"]}" is no longer in the data of the run')
-        pair = [encode_prompt(tokenizer, turns) for turns in prompts[rollout["id"]]]
+        pair = [encode_prompt(tokenizer, turns, kwargs) for turns in prompts[rollout["id"]]]
         tokens = token_report(
             (student, teacher), pair, tokenizer, rollout["completion_ids"], config["divergence"]
         )
@@ -110,7 +111,7 @@ def prompts_of_run(config, method):
     task, folder = config["task"], config["data"]
     if method == "reinvoke":
         task, folder = "general", None
-    seen = config["teacher_context"], config["teacher_instruction"]
+    seen = config["teacher_context"], config["teacher_instruction"], config.get("teacher_template")
     examples = data.load_task(task, "train", folder)
     return {e.id: (e.messages, data.teacher_messages(e, *seen)) for e in examples}
 
@@ -124,11 +125,13 @@ def load_models(folder, kept, config):
     names = {"student": source, "teacher": source}
     if config["teacher"] == "student":
         return student, student, tokenizer, names
-    if kept:
+    if kept and (kept[-1] / "teacher" / "config.json").exists():
         names["teacher"] = str(kept[-1] / "teacher")
         teacher = read_weights(names["teacher"], dtype=student.dtype)
         return student, teacher.to(student.device).eval(), tokenizer, names
     names["teacher"] = config["teacher_model"] or config["model"]
+    if kept and (kept[-1] / "teacher" / "adapter_config.json").exists():
+        names["teacher"] = str(kept[-1] / "teacher")
     teacher, _ = load_model(names["teacher"], student.device, config["dtype"])
     return student, teacher, tokenizer, names
 
@@ -256,7 +259,7 @@ def draw_curves(metrics):
 
     figure, axes = pyplot.subplots(1, 4, figsize=(15, 3), layout="constrained")
     names = ("kl" if "kl" in metrics[0] else "nll", "grad_norm", "completion_tokens")
-    units = ("nats a token", "before clipping", "tokens")
+    units = ("nats per token", "before clipping", "tokens")
     for ax, name, unit in zip(axes[:3], names, units, strict=True):
         ax.plot([line["step"] for line in metrics], [line[name] for line in metrics])
         ax.set(title=name.replace("_", " "), xlabel="step", ylabel=unit, ylim=(0, None))
@@ -304,7 +307,7 @@ def of_test(reports, task=""):
 
 
 def trade_off(run):
-    """(points by validation, point by test) of one run: (drift in nats a token, accuracy).
+    """(points by validation, point by test) of one run: (drift in nats per token, accuracy).
 
     The points by validation begin at the start of the run; re-invoke starts away from the base.
     """
@@ -376,7 +379,8 @@ def draw_line(ax, curve, **look):
 def draw_trade_off(records):
     """Validation over the steps, then test at the end; up is more of the new task, left less drift.
 
-    Thin lines are seeds, thick ones their mean by step; crosses span the seeds' range.
+    Thin lines are seeds, thick ones their mean by step, dashed if there is only one seed; bars span
+    the seeds' range.
     """
     from matplotlib import pyplot
 
@@ -387,20 +391,21 @@ def draw_trade_off(records):
         for points in paths:
             axes[0].plot(*zip(*points, strict=True), linewidth=0.6, alpha=0.6, **look)
         if paths:
+            dashed = "--" if len(found) == 1 else "-"
             middle = [
                 [mean(values) for values in zip(*points, strict=True)]
                 for points in zip(*paths, strict=True)
             ]
-            axes[0].plot(*zip(*middle, strict=True), linewidth=2, marker=".", **look)
+            axes[0].plot(*zip(*middle, strict=True), dashed, linewidth=2, marker=".", **look)
         ends = list(zip(*(point for _, point in found), strict=True))
         x, y = map(mean, ends)
         spans = [[[mean(end) - min(end)], [max(end) - mean(end)]] for end in ends]
         seeds = f"{len(found)} seed{'s' * (len(found) > 1)}"
         label = f"{name}, {seeds}"
         axes[1].errorbar(x, y, xerr=spans[0], yerr=spans[1], marker="o", label=label, **look)
-    titles = ("validation, over the steps", "test, last weights")
+    titles = ("validation, during training", "test, after the last step")
     for ax, title in zip(axes, titles, strict=True):
-        ax.set(title=title, xlabel="drift from base, nats a token", xlim=(0, None))
+        ax.set(title=title, xlabel="drift from base, nats per token", xlim=(0, None))
     axes[0].set_ylabel("new task: share correct")
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return figure

@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 # ---- writing; only these functions import what is ours ----
 
@@ -39,10 +39,22 @@ NOT_CARRIED = {
     "reduction": (["mean"], "TRL takes the mean over a completion's tokens"),
     "weight_decay": ([0], "TRL decays neither norms nor biases, sdft.py every weight"),
     "offload_optimizer": ([False], "choose offloading in `accelerate config`"),
+    "on_collapse": (["warn"], "TRL looks for no collapse"),
 }
-UNUSED = ["force", "ignore_plan", "eval_every", "eval_examples", "eval_new_tokens", "general_data"]
-UNUSED += ["general_tokens", "judge", "judge_model", "sample_every"]
-UNUSED += ["judge_timeout", "judge_repeats"]
+UNUSED = [
+    "force",
+    "ignore_plan",
+    "eval_every",
+    "eval_examples",
+    "eval_new_tokens",
+    "general_data",
+    "general_tokens",
+    "judge",
+    "judge_model",
+    "judge_timeout",
+    "judge_repeats",
+    "sample_every",
+]
 
 
 def trl_settings(config, steps):
@@ -88,7 +100,7 @@ def trl_settings(config, steps):
     }
 
 
-def encode_examples(tokenizer, examples, config):
+def encode_examples(tokenizer, examples, config, positions=None):
     """(rows of data.jsonl, their pairs of token ids) of the examples that TRL encodes as we do."""
     from data import encode_pairs, teacher_messages
     from support.chat import reads_parts
@@ -96,9 +108,11 @@ def encode_examples(tokenizer, examples, config):
     if reads_parts(tokenizer):
         raise ValueError("the chat template reads content as a list of parts; TRL gives it strings")
     examples_by_id, rows, kept, left_out = {x.id: x for x in examples}, [], [], []
-    for pair in encode_pairs(tokenizer, examples, config):
+    for pair in encode_pairs(tokenizer, examples, config, positions):
         example = examples_by_id[pair.id]
-        turns = teacher_messages(example, config.teacher_context, config.teacher_instruction)
+        turns = teacher_messages(
+            example, config.teacher_context, config.teacher_instruction, config.teacher_template
+        )
         by_trl = tokenizer.apply_chat_template(
             [example.messages, turns], add_generation_prompt=True, tokenize=True, return_dict=True
         )["input_ids"]
@@ -158,18 +172,83 @@ def not_carried(config):
     ]
 
 
+# families measured to compute positions from columns, padding included
+LEARNED_POSITIONS = ("gpt2", "gpt_neo")
+# rules of a checkpoint's generation_config that act on TRL's rollouts -> values without effect
+SAMPLING_RULES = {
+    "min_p": (None, 0.0),
+    "typical_p": (None, 1.0),
+    "epsilon_cutoff": (None, 0.0),
+    "eta_cutoff": (None, 0.0),
+    "no_repeat_ngram_size": (None, 0),
+    "min_length": (None, 0),
+    "min_new_tokens": (None, 0),
+    "suppress_tokens": (None, []),
+    "begin_suppress_tokens": (None, []),
+    "bad_words_ids": (None, []),
+    "sequence_bias": (None,),
+    "forced_eos_token_id": (None,),
+}
+
+
+def model_differences(model, model_config, tokenizer):
+    """What TRL does with this model in another way than sdft.py, a line each."""
+    from support.chat import turn_end
+
+    lines = []
+    text_config = model_config.get_text_config(decoder=True)
+    if model_config.model_type in LEARNED_POSITIONS:
+        lines.append("learned positions: TRL pads on the left without position ids and shifts them")
+    for name in ("attention_dropout", "attn_pdrop"):
+        if getattr(text_config, name, None):
+            lines.append(f"{name} {getattr(text_config, name)}: TRL leaves it on in training")
+    try:
+        generation = GenerationConfig.from_pretrained(model)
+    except OSError:
+        generation = GenerationConfig.from_model_config(model_config)
+    for name, without_effect in SAMPLING_RULES.items():
+        value = getattr(generation, name, None)
+        if value not in without_effect:
+            lines.append(f"generation_config's {name} {value}: it acts on TRL's rollouts")
+    of_trl = {tokenizer.eos_token_id} | _ids(generation.eos_token_id)
+    for place, ids in (
+        ("config.json", _ids(getattr(model_config, "eos_token_id", None))),
+        ("the chat template's end of a turn", _ids(turn_end(tokenizer))),
+    ):
+        if missing := ids - of_trl:
+            where = f"EOS ids {sorted(missing)} of {place}"
+            lines.append(f"{where}: they end no completion in TRL; add them to generation_config")
+    return lines
+
+
+def _ids(eos_token_id):
+    """An EOS id, a list of them or None -> set."""
+    if isinstance(eos_token_id, (list, tuple)):
+        return set(eos_token_id)
+    return {eos_token_id} - {None}
+
+
 def write(config, folder):
     """Write the two files -> the lines to print."""
     from data import load_task
-    from support.models import builtin_smollm2, read_config
+    from support.adapters import find_adapter
+    from support.models import builtin_smollm2, model_positions, read_config
 
+    if config.chat_template_kwargs:
+        raise ValueError("--chat-template-kwargs is not handed over; set it in the chat template")
     examples = load_task(config.task, "train", config.data)
-    read_config(config.model)  # refuses what sdft.py would refuse
+    model_config = read_config(config.model)  # refuses what sdft.py would refuse
     model = str(builtin_smollm2()) if config.model == "smollm2" else config.model
+    if config.lora_rank or find_adapter(model):
+        raise ValueError(
+            "adapters cannot be handed over: TRL starts both factors of an EMA teacher's adapters "
+            "at zero, and it would hardly follow (docs/adapters.md). Leave --lora-rank out, and "
+            "merge an adapter that --model names"
+        )
     if Path(model).is_dir():
         model = str(Path(model).resolve())
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    rows, pairs = encode_examples(tokenizer, examples, config)
+    rows, pairs = encode_examples(tokenizer, examples, config, model_positions(model_config))
     settings = run_settings(config, model, pairs)
     lines = [json.dumps(row) for row in rows]
     (folder / "data.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -177,6 +256,7 @@ def write(config, folder):
     steps, completions = settings["trl"]["max_steps"], settings["completions_a_step"]
     return [
         *(f"not carried over: {line}" for line in not_carried(config)),
+        *(f"TRL differs: {line}" for line in model_differences(model, model_config, tokenizer)),
         f"{folder}: {len(rows)} examples, {steps} steps of {completions} completions. Train with:",
         f"accelerate launch --num_processes N extras/to_trl.py --train {folder}",
     ]

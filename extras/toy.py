@@ -268,66 +268,6 @@ def adamw_first_step(learning_rate=1e-5, size=50_000):
     return results
 
 
-# ---- 4. the reward view of section 3.1 ----
-
-
-def reward_identities(seed=0, strength=0.7):
-    """Largest errors of the identities of section 3.1, and the size of the one that fails.
-
-    p is the student, q the teacher, p_k the policy at the moment. r(y) = log q(y) - log p_k(y)
-    (Eq. 5), and by token r_t = log q(y_t) - log p_k(y_t).
-    regularised   grad {E_p[strength r] - strength KL(p || p_k)} = -strength grad KL(p || q), at
-                  a p other than p_k
-    sequence      E_p[r grad log p(y)] = -grad KL(p || q), at p = p_k, where KL(p || p_k) has no
-                  gradient
-    rb            the same against the shipped rb
-    immediate     E_p[sum_t r_t grad log p(y_t)] = -Eq. 2, which is minus the expectation of the
-                  shipped analytic estimator, at p = p_k
-    immediate_is_not_sequence   ||immediate - sequence|| / ||sequence||: crediting each token with
-                  its r_t alone gives another gradient
-    """
-    world = make_world(seed)
-    generator = torch.Generator().manual_seed(seed + 1)
-    teacher_PV = world.base_PV + world.bonus_PV
-    current_N = token_logprobs(world, world.base_PV).sum(1)
-    teacher_NT = token_logprobs(world, teacher_PV)
-
-    noise_PV = torch.randn(world.base_PV.shape, generator=generator, dtype=torch.float64)
-    other_PV = (world.base_PV + noise_PV).requires_grad_()
-    other_N = token_logprobs(world, other_PV).sum(1)
-    reward_N = teacher_NT.sum(1) - current_N
-    expected_reward = strength * (other_N.exp() * reward_N).sum()
-    objective = expected_reward - strength * (other_N.exp() * (other_N - current_N)).sum()
-    other_kl = (other_N.exp() * (other_N - teacher_NT.sum(1))).sum()
-    regularised = gradient(objective, other_PV) + strength * gradient(other_kl, other_PV)
-
-    student_PV = world.base_PV.clone().requires_grad_()
-    student_NT = token_logprobs(world, student_PV)
-    probability_N = student_NT.sum(1).exp()
-    fixed_N = probability_N.detach()
-    reward_NT = teacher_NT - student_NT.detach()
-    kl_K = gradient((probability_N * (student_NT - teacher_NT).sum(1)).sum(), student_PV)
-    sequence_K = gradient((fixed_N * reward_NT.sum(1) * student_NT.sum(1)).sum(), student_PV)
-    immediate_K = gradient((fixed_N[:, None] * reward_NT * student_NT).sum(), student_PV)
-    stepwise_NT = reverse_kl(next_logprobs(world, student_PV), next_logprobs(world, teacher_PV))
-    shipped_K = {
-        name: gradient((fixed_N * surrogate_NT.sum(1)).sum(), student_PV)
-        for name, surrogate_NT in {
-            "rb": rao_blackwell_surrogate(stepwise_NT, student_NT, teacher_NT),
-            "analytic": analytic_surrogate(stepwise_NT, student_NT, teacher_NT),
-        }.items()
-    }
-    errors = {
-        "regularised": regularised,
-        "sequence": sequence_K + kl_K,
-        "rb": sequence_K + shipped_K["rb"],
-        "immediate": immediate_K + shipped_K["analytic"],
-    }
-    return {name: error_K.abs().max().item() for name, error_K in errors.items()} | {
-        "immediate_is_not_sequence": ((immediate_K - sequence_K).norm() / sequence_K.norm()).item()
-    }
-
-
 # ---- output ----
 
 
@@ -344,7 +284,6 @@ def run():
         },
         "ema": {gap: ema_in_each_format(float(gap)) for gap in ("0.02", "0.1", "1.0")},
         "adamw_first_step_unchanged": adamw_first_step(),
-        "reward_identities": reward_identities(),
     }
 
 
@@ -353,7 +292,6 @@ def print_all(numbers):
     print_estimators(numbers["estimators"])
     print_teachers(numbers["teachers"])
     print_rounding(numbers["ema"], numbers["adamw_first_step_unchanged"])
-    print_identities(numbers["reward_identities"])
 
 
 def print_estimators(estimators):
@@ -411,23 +349,6 @@ By closed form 0.99^200 = 0.134 of the gap should be left.""")
     print_table(header, rows)
     rows = [[name, f"{share:.1%}"] for name, share in adamw.items()]
     print_table(["first AdamW step, learning rate 1e-5", "weights unchanged"], rows)
-
-
-def print_identities(errors):
-    print("\n## 4. The reward of section 3.1")
-    print("\nr(y) = log q(y) - log p(y), p the student, q the teacher")
-    identities = {
-        "grad (E_p[0.7 r] - 0.7 KL(p, p_k)) = -0.7 grad KL(p, q), p not p_k": "regularised",
-        "E_p[r grad log p(y)] = -grad KL(p, q), at p = p_k": "sequence",
-        "E_p[r grad log p(y)] = -E_p[rb]": "rb",
-        "E_p[sum_t r_t grad log p(y_t)] = -Eq. 2 = -E_p[analytic]": "immediate",
-    }
-    rows = [[identity, errors[name]] for identity, name in identities.items()]
-    print_table(["identity", "largest error"], rows)
-    print(f"""
-These are two different gradients: with each token credited with its own r_t alone, the policy
-gradient is minus Eq. 2; with the whole r it is minus the gradient of Eq. 1. Their relative distance
-here: {errors["immediate_is_not_sequence"]:.2g}.""")
 
 
 def print_table(header, rows):

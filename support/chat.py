@@ -3,6 +3,9 @@
 data.py needs it: copy the two together. Works on any tokenizer of transformers.
 """
 
+import argparse
+import inspect
+import json
 import re
 import uuid
 from datetime import datetime
@@ -13,27 +16,27 @@ from functools import lru_cache
 STARTED = datetime.now()
 
 
-def encode_prompt(tokenizer, messages):
+def encode_prompt(tokenizer, messages, template_kwargs=None):
     """Chat turns -> token ids, up to and with the header of the assistant's turn.
 
     They equal apply_chat_template's, except that a control token typed inside a turn, such as
-    <|im_end|>, stays text.
+    <|im_end|>, stays text. template_kwargs go to the template: {"enable_thinking": False}.
     """
-    return _encode_turns(tokenizer, messages, generation_prompt=True)
+    return _encode_turns(tokenizer, messages, template_kwargs, generation_prompt=True)
 
 
-def encode_answer(tokenizer, messages, answer):
+def encode_answer(tokenizer, messages, answer, template_kwargs=None):
     """The token ids that the template writes after a prompt for an assistant's turn.
 
     Through the token that ends the turn, so that what supervised fine-tuning trains is what the
     model writes when it is asked: an empty thought, a channel or a blank before the answer is part
     of it. None if the template refuses the turn, writes another prompt before it, or no end.
     """
-    prompt = encode_prompt(tokenizer, messages)
+    prompt = encode_prompt(tokenizer, messages, template_kwargs)
     end = turn_end(tokenizer)
     try:
         turns = [*messages, {"role": "assistant", "content": answer}]
-        ids = _encode_turns(tokenizer, turns, generation_prompt=False)
+        ids = _encode_turns(tokenizer, turns, template_kwargs, generation_prompt=False)
     except ValueError:
         return None
     if ids[: len(prompt)] != prompt or end not in ids[len(prompt) :]:
@@ -69,7 +72,7 @@ def _turn_end(tokenizer, template):
     return tokenizer.convert_tokens_to_ids(found[1]) if found else None
 
 
-def _encode_turns(tokenizer, messages, generation_prompt):
+def _encode_turns(tokenizer, messages, template_kwargs, generation_prompt):
     if tokenizer.chat_template is None:
         raise ValueError("the tokenizer has no chat template; choose an instruction-tuned model")
     from jinja2 import TemplateError  # here: reading data alone needs no package
@@ -78,12 +81,49 @@ def _encode_turns(tokenizer, messages, generation_prompt):
     parts = reads_parts(tokenizer)
     try:
         if not any(typed):
-            return _apply_template(tokenizer, messages, parts, generation_prompt, tokenize=True)
-        return _encode_typed(tokenizer, messages, typed, parts, generation_prompt)
+            return _apply_template(
+                tokenizer, messages, parts, generation_prompt, template_kwargs, tokenize=True
+            )
+        return _encode_typed(tokenizer, messages, typed, parts, generation_prompt, template_kwargs)
     except TemplateError as error:  # some templates take no system turn, for example
         roles = ", ".join(turn["role"] for turn in messages)
         what = f"the chat template refuses a prompt with the turns {roles}"
         raise ValueError(f"{what}: {error}") from None
+
+
+# switches that published templates have; named in an error message
+COMMON_KWARGS = {"enable_thinking", "thinking", "reasoning_effort", "thinking_budget"}
+
+
+def parse_template_kwargs(text):
+    """A flag's JSON object -> dict of what goes to the chat template."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        example = '{"enable_thinking": false}'
+        raise argparse.ArgumentTypeError(f"{text} is no JSON object, such as {example}")
+    return value
+
+
+def reject_template_kwargs(tokenizer, template_kwargs):
+    """ValueError for a key that the chat template ignores, or that is no key of a template."""
+    from jinja2 import Environment
+
+    template = tokenizer.chat_template or ""
+    # lexed, not parsed: models' templates have tags that jinja alone does not know
+    read = {value for _, kind, value in Environment().lex(template) if kind == "name"}
+    reserved = inspect.signature(tokenizer.apply_chat_template).parameters.keys()
+    for key in template_kwargs or {}:
+        if key in reserved:
+            raise ValueError(f'--chat-template-kwargs: "{key}" is not for the template to decide')
+        if key not in read:
+            switches = ", ".join(sorted(read & COMMON_KWARGS)) or "none of the usual keys"
+            raise ValueError(
+                f'--chat-template-kwargs: the chat template of this model ignores "{key}"; it '
+                f"reads {switches}"
+            )
 
 
 def reads_parts(tokenizer):
@@ -114,7 +154,9 @@ def _reads_parts(tokenizer, template):
     )
 
 
-def _apply_template(tokenizer, messages, parts, generation_prompt, tokenize=False):
+def _apply_template(
+    tokenizer, messages, parts, generation_prompt, template_kwargs=None, tokenize=False
+):
     if parts:
         contents = [[{"type": "text", "text": turn["content"]}] for turn in messages]
         messages = [turn | {"content": c} for turn, c in zip(messages, contents, strict=True)]
@@ -125,6 +167,7 @@ def _apply_template(tokenizer, messages, parts, generation_prompt, tokenize=Fals
         add_generation_prompt=generation_prompt,
         tokenize=tokenize,
         return_dict=False,
+        **(template_kwargs or {}),
     )
 
 
@@ -167,7 +210,7 @@ def _control_tokens(tokenizer):
     }
 
 
-def _encode_typed(tokenizer, messages, typed, parts, generation_prompt):
+def _encode_typed(tokenizer, messages, typed, parts, generation_prompt, template_kwargs):
     """Token ids of a prompt whose turn i contains the control tokens typed[i] as text.
 
     Replaces each by a mark that no text contains, renders the template and cuts the result at the
@@ -181,10 +224,12 @@ def _encode_typed(tokenizer, messages, typed, parts, generation_prompt):
         pattern = "|".join(map(re.escape, found)) or "(?!)"  # (?!) matches nowhere
         content = re.sub(pattern, lambda match: mark_of[match[0]], turn["content"])
         marked.append(turn | {"content": content})
-    rendered = _apply_template(tokenizer, marked, parts, generation_prompt)
+    rendered = _apply_template(tokenizer, marked, parts, generation_prompt, template_kwargs)
     pieces = [token_of.get(piece, piece) for piece in re.split(f"({'|'.join(token_of)})", rendered)]
     # a template that looks for the token in the content would write another prompt around a mark
-    if "".join(pieces) != _apply_template(tokenizer, messages, parts, generation_prompt):
+    if "".join(pieces) != _apply_template(
+        tokenizer, messages, parts, generation_prompt, template_kwargs
+    ):
         raise ValueError(
             f"the chat template treats turns that contain {', '.join(tokens)} in another way; "
             f"take it out of the prompt that ends with {shorten(messages[-1]['content'][-60:])}"

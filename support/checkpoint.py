@@ -15,14 +15,36 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from lora import adapted_layers
+from support.adapters import load_adapter, save_adapter
 from support.models import read_weights, reason
 
 
 def save_model(folder, model, tokenizer):
-    """A Hugging Face folder (safetensors, tokenizer) that from_pretrained loads."""
-    with _whole_or_absent(folder, model.parameters()) as scratch:
-        model.save_pretrained(scratch)
+    """A Hugging Face folder (safetensors, tokenizer), or one of peft if the model has adapters.
+
+    Adapters are not merged: bfloat16 weights would round most of a short run's update away, and
+    float32 ones would take twice the base's bytes.
+    """
+    with _whole_or_absent(folder, saved_tensors(model)) as scratch:
+        write_model(scratch, model)
         tokenizer.save_pretrained(scratch)
+
+
+def saved_tensors(model):
+    """What write_model writes: the adapters of a model that has some, else all parameters."""
+    layers = adapted_layers(model).values()
+    if layers:
+        return [factor for layer in layers for factor in (layer.lora_A, layer.lora_B)]
+    return list(model.parameters())
+
+
+def write_model(folder, model):
+    if not adapted_layers(model):
+        model.save_pretrained(folder)
+        return
+    base = model.config._name_or_path
+    save_adapter(folder, model, Path(base).resolve() if Path(base).exists() else base)
 
 
 def save_checkpoint(run_folder, step, student, tokenizer, teacher, optimizer, state, keep_last):
@@ -33,10 +55,10 @@ def save_checkpoint(run_folder, step, student, tokenizer, teacher, optimizer, st
     """
     folder = Path(run_folder) / f"checkpoint-{step:06d}"
     (models, remainders), moments = _parts(student, teacher), optimizer.state_tensors()
-    weights = [weight for model in models.values() for weight in model.parameters()]
+    weights = [weight for model in models.values() for weight in saved_tensors(model)]
     with _whole_or_absent(folder, [*weights, *remainders.values(), *moments.values()]) as scratch:
         for role, model in models.items():
-            model.save_pretrained(scratch / role)
+            write_model(scratch / role, model)
         tokenizer.save_pretrained(scratch / "student")
         if remainders:
             save_file(remainders, scratch / "remainders.safetensors")
@@ -82,7 +104,10 @@ def load_checkpoint(checkpoint, student, teacher, optimizer):
 
 @torch.no_grad()
 def load_weights(model, folder):
-    """Copy the weights of a saved folder into a model of the same shape; remainders become 0."""
+    """Copy the weights, or the adapter, of a saved folder into a model; remainders become 0."""
+    if adapted_layers(model):
+        _read(load_adapter, folder, model=model)
+        return
     saved = dict(_read(read_weights, folder, dtype=model.dtype).named_parameters())
     for name, parameter in model.named_parameters():
         if name not in saved or saved[name].shape != parameter.shape:
@@ -95,9 +120,16 @@ def load_weights(model, folder):
 
 def _parts(student, teacher):
     """The models of a checkpoint by role, and their int16 remainders by name (float32: none)."""
-    models = {"student": student} | ({} if teacher in (None, student) else {"teacher": teacher})
+    models = {"student": student}
+    if teacher not in (None, student) and not is_frozen_base(teacher, student):
+        models["teacher"] = teacher
     owned = {role: getattr(model, "remainders", {}) for role, model in models.items()}
     return models, {f"{role}.{name}": x for role, own in owned.items() for name, x in own.items()}
+
+
+def is_frozen_base(teacher, student):
+    """Whether a teacher without adapters stands beside a student with them: it never changes."""
+    return bool(adapted_layers(student)) and not adapted_layers(teacher)
 
 
 def _read(reader, path, **options):

@@ -6,7 +6,9 @@ Needs torch and transformers; gguf and accelerate for the built-in model alone.
 import os
 import platform
 import re
+from functools import partial
 from pathlib import Path
+from types import MethodType
 
 import torch
 import transformers
@@ -18,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import find_adapter_config_file, logging
 
 from sampling import completion_hidden, named_eos_tokens, output_head, sample_completions
+from support.adapters import base_of, find_adapter, load_adapter
 from support.chat import reads_parts, turn_end
 from support.smollm2 import builtin_smollm2
 
@@ -28,22 +31,29 @@ logging.set_verbosity_error()  # what it would warn of stops the load here
 def load_model(name, device="cpu", dtype="float32"):
     """(model, tokenizer) from a hub id, a folder, or "smollm2"; in eval mode, so without dropout.
 
+    A LoRA adapter of peft or of a run is added to its base, which it names: lora.py, unmerged.
     Reads safetensors only and runs no code that comes with a model. Raises ValueError if the model
     cannot be loaded, or could not be sampled, scored, saved and resumed exactly.
     """
     folder = builtin_smollm2() if name == "smollm2" else name
     try:
-        read_architecture(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        adapter = find_adapter(folder)
+        base = base_of(adapter) if adapter else folder
+        read_base(base, adapter) if adapter else read_architecture(folder)
+        has_tokenizer = adapter and (adapter / "tokenizer_config.json").exists()
+        tokenizer_folder = adapter if has_tokenizer else base
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=False)
         if tokenizer.chat_template is not None:
             reads_parts(tokenizer)  # raises for a template that drops the question
-        model = read_weights(folder, dtype=getattr(torch, dtype)).to(device).eval()
+        model = read_weights(base, dtype=getattr(torch, dtype)).to(device).eval()
         check_tied_head(model)
         check_head(model)
         check_saved_names(model)
         check_sampling(model)
         if tokenizer.chat_template is not None:
             add_turn_end(model, tokenizer)
+        if adapter:
+            load_adapter(adapter, model)
     except Exception as error:  # a library may raise anything on a damaged or unknown model
         where = "a folder with config.json and safetensors, a hub id within reach, or smollm2"
         what = f'model "{name}" cannot be loaded: {reason(error)}. Choose {where}'
@@ -54,9 +64,20 @@ def load_model(name, device="cpu", dtype="float32"):
 def read_config(name):
     """The configuration of a model, without its weights; ValueError if it cannot be trained."""
     try:
-        return read_architecture(builtin_smollm2() if name == "smollm2" else name)
+        folder = builtin_smollm2() if name == "smollm2" else name
+        adapter = find_adapter(folder)
+        return read_base(base_of(adapter), adapter) if adapter else read_architecture(folder)
     except Exception as error:
         raise ValueError(f'model "{name}" cannot be loaded: {reason(error)}') from None
+
+
+def read_base(folder, adapter):
+    """read_architecture of a base, where an error also says which file names it."""
+    try:
+        return read_architecture(folder)
+    except Exception as error:
+        where = f"base_model_name_or_path in {adapter}/adapter_config.json names it"
+        raise ValueError(f"the base at {folder}: {reason(error)}; {where}") from None
 
 
 def read_architecture(folder):
@@ -211,21 +232,23 @@ def configure_cuda():
 def checkpoint_layers(model):
     """Keep one state a layer and recompute the rest in backward: a third more work, less memory.
 
-    Hugging Face's own switch would disable the cache in sampling. Copy a teacher before: a later
-    copy would run the student's layers.
+    Hugging Face's own switch would disable the cache in sampling.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     if not layers:
         family = model.config.model_type
         raise ValueError(f"--gradient-checkpointing finds no layers in {family}; leave it out")
     for layer in layers:
+        # trap: a function would be shared by copies, and run the original's layer; a bound method
+        # is bound anew by deepcopy
+        layer.forward = MethodType(_checkpointed, layer)
 
-        def forward(*args, plain=layer.forward, **kwargs):
-            if not torch.is_grad_enabled():
-                return plain(*args, **kwargs)
-            return checkpoint(plain, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
-        layer.forward = forward
+def _checkpointed(layer, *args, **kwargs):
+    plain = partial(type(layer).forward, layer)
+    if not torch.is_grad_enabled():
+        return plain(*args, **kwargs)
+    return checkpoint(plain, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 def describe_machine():

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from data import GENERAL_PROMPTS
 from kl_estimators import CHUNK_SIZE
+from lora import choose_layers, is_conv1d
 from optim import SLICE
 from sampling import PREFILL_ROWS
 
@@ -34,32 +35,57 @@ def count_parameters(model_config):
     return sum(sizes), max(sizes)
 
 
-def plan_run(model_config, config, device="cuda", counts=None):
+def count_adapters(model_config, config):
+    """(numbers in A and B together, those of them that learn); (0, 0) without adapters.
+
+    ValueError if the model has no such layers.
+    """
+    if config.lora_rank == 0:
+        return 0, 0
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config)
+    targets = config.lora_targets and config.lora_targets.split(",")
+    all_numbers = numbers_of_B = 0
+    for layer in choose_layers(model, targets).values():
+        outputs = layer.weight.shape[1 if is_conv1d(layer) else 0]
+        all_numbers += config.lora_rank * sum(layer.weight.shape)
+        numbers_of_B += config.lora_rank * outputs
+    return all_numbers, all_numbers if config.lora_train_a else numbers_of_B
+
+
+def plan_run(model_config, config, device="cuda", counts=None, adapters=None):
     """{"training", "sampling", "host", "disk"}: {part: bytes}, and "parameters", "needs".
 
     training and sampling are the two phases of a step, on the card or, with device "cpu", in host
-    memory. needs has the sums {"card", "host", "disk"}. counts is what count_parameters returns.
+    memory. needs has the sums {"card", "host", "disk"}. counts is what count_parameters returns,
+    adapters what count_adapters does.
     """
     parameters, largest_tensor = counts or count_parameters(model_config)
+    adapters = adapters or count_adapters(model_config, config)
     shape = layer_shape(model_config)
-    weights = plan_weights(parameters, shape, config)
-    state = plan_state(parameters, config)
+    weights = plan_weights(parameters, adapters, shape, config)
+    state = plan_state(parameters, adapters, config)
     host = {"libraries": LIBRARIES}
     if config.offload_optimizer:
         host |= state
         resident = weights | {"slices of the state": STAGING[device]}
     else:
         resident = weights | state
-    training = resident | plan_training(parameters, largest_tensor, shape, config)
-    sampling = resident | plan_sampling(shape, config, device)
+    passes = plan_training(parameters, adapters, largest_tensor, shape, config)
+    training = resident | passes
+    sampling = resident | plan_sampling(shape, config, device, sum(passes.values()))
     if device == "cpu":
         host |= max(training, sampling, key=lambda parts: sum(parts.values()))
         training, sampling = {}, {}
     else:
         training["CUDA context"] = sampling["CUDA context"] = LIBRARIES
         optimizer_file = 0 if config.offload_optimizer else 6 * parameters
-        host["a file's tensors on their way to the disk"] = max(weights["weights"], optimizer_file)
-    disk = plan_disk(parameters, state, config)
+        if config.lora_rank:  # its files are small
+            host["the base on its way to the card"] = weights["weights"]
+        else:
+            largest_file = max(weights["weights"], optimizer_file)
+            host["a file's tensors on their way to the disk"] = largest_file
+    disk = plan_disk(parameters, adapters, state, config)
     return {
         "parameters": parameters,
         "training": training,
@@ -107,21 +133,34 @@ def has_copied_teacher(config):
     return config.teacher in ("ema", "base")
 
 
-def plan_weights(parameters, shape, config):
+def plan_weights(parameters, adapters, shape, config):
     """Both models, and what drift is measured against."""
     size = BYTES[config.dtype]
     weights = {"weights": size * parameters}
-    if has_copied_teacher(config) or config.teacher == "model":
+    if config.lora_rank:
+        every, learning = adapters
+        weights["adapters"] = 4 * every
+        if config.teacher == "ema":  # the base is shared
+            weights["teacher's adapters"] = 4 * learning
+    elif has_copied_teacher(config):
+        weights["teacher"] = size * parameters
+    if config.teacher == "model":
         weights["teacher"] = size * parameters
     if config.general_tokens:
         states = GENERAL_PROMPTS * config.general_tokens
-        head_and_states = (states + shape.vocabulary) * shape.hidden
-        weights["drift: head and states of the base"] = size * head_and_states
+        if config.lora_rank:  # the head is frozen, and shared
+            weights["drift: states of the base"] = size * states * shape.hidden
+        else:
+            head_and_states = (states + shape.vocabulary) * shape.hidden
+            weights["drift: head and states of the base"] = size * head_and_states
     return weights
 
 
-def plan_state(parameters, config):
-    """Moments and remainders: the table in optim.py."""
+def plan_state(parameters, adapters, config):
+    """Moments and remainders: the table in optim.py. Adapters are float32, without remainders."""
+    if config.lora_rank:
+        _, learning = adapters
+        return {"first moment": 4 * learning, "second moment": 4 * learning}
     size = BYTES[config.dtype]
     state = {"first moment": size * parameters, "second moment": 4 * parameters}
     if config.dtype == "bfloat16":
@@ -130,7 +169,7 @@ def plan_state(parameters, config):
     return state
 
 
-def plan_training(parameters, largest_tensor, shape, config):
+def plan_training(parameters, adapters, largest_tensor, shape, config):
     """Gradients, activations, and the largest of the short-lived tensors of a pass."""
     size = BYTES[config.dtype]
     student_length = config.max_prompt_tokens + config.max_new_tokens
@@ -144,6 +183,10 @@ def plan_training(parameters, largest_tensor, shape, config):
     layer = student_tokens * layer_bytes(shape, size)
     # one use of the output head, and the sum over its uses, before .grad has them
     head_gradients = (size + 8 if config.dtype == "bfloat16" else 8) * largest_tensor
+    gradients = 4 * parameters
+    if config.lora_rank:  # the head is frozen
+        _, learning = adapters
+        gradients, head_gradients = 4 * learning, 0
     loss_tensors = LOSS_TENSORS[config.dtype] * 4 * positions * shape.vocabulary
     short_lived = {
         "loss, and gradients of the head": loss_tensors + head_gradients,
@@ -152,31 +195,46 @@ def plan_training(parameters, largest_tensor, shape, config):
     }
     largest = max(short_lived, key=short_lived.get)  # never two of them at once
     return {
-        "gradients": 4 * parameters,
+        "gradients": gradients,
         "activations": shape.layers * (final_states if config.gradient_checkpointing else layer),
         "final states and their gradient": 3 * final_states,
         largest: short_lived[largest],
     }
 
 
-def plan_sampling(shape, config, device):
-    """The cache, the pass over the prompts, and the softmax that tokens are drawn from."""
-    size = BYTES[config.dtype]
+def plan_sampling(shape, config, device, training):
+    """The cache, the pass over the prompts, and the softmax that tokens are drawn from.
+
+    A GPU with less memory decodes fewer rows together (sampling.py). With adapters the plan counts
+    as many, 8 at most, as fit into what training takes: all the rest of a step is small.
+    """
     rows = config.batch_size * config.rollouts_per_prompt
-    if device != "cpu":  # a GPU with less memory decodes fewer rows together (sampling.py)
-        rows = min(rows, PREFILL_ROWS)
+    if device == "cpu":
+        return sampling_parts(shape, config, rows, PREFILL_ROWS)
+    rows = min(rows, PREFILL_ROWS)
+    if config.lora_rank:
+        while rows > 1 and sum(sampling_parts(shape, config, rows, rows).values()) > training:
+            rows -= 1
+        return sampling_parts(shape, config, rows, rows)
+    return sampling_parts(shape, config, rows, PREFILL_ROWS)
+
+
+def sampling_parts(shape, config, rows, prefill_rows):
+    size = BYTES[config.dtype]
     cache_numbers = 2 * shape.layers * shape.keys
     longest = config.max_prompt_tokens + config.answer_tokens
     prompt_numbers = inference_numbers(shape) + cache_numbers
     return {
         "keys and values": cache_numbers * size * rows * longest,
-        "prompts' pass": PREFILL_ROWS * config.max_prompt_tokens * prompt_numbers * size,
+        "prompts' pass": prefill_rows * config.max_prompt_tokens * prompt_numbers * size,
         "softmax and its float64 sums": 28 * rows * shape.vocabulary,
     }
 
 
-def plan_disk(parameters, state, config):
+def plan_disk(parameters, adapters, state, config):
     size = BYTES[config.dtype]
+    if config.lora_rank:
+        parameters, size = adapters[0], 4
     models = 2 if has_copied_teacher(config) else 1
     checkpoint = size * parameters * models + sum(state.values()) if config.keep_last else 0
     return {
@@ -238,14 +296,30 @@ def what_would_fit(model_config, config, device, free):
     ]
     if "disk" in free:  # weights at the end, but no checkpoints
         choices.append([("--keep-last 0", {"keep_last": 0})])
-    for count in range(1, len(choices) + 1):
-        for some in combinations(choices, count):
-            for changes in product(*some):
-                values = {name: value for _, change in changes for name, value in change.items()}
-                plan = plan_run(model_config, replace(config, **values), device, counts)
-                if fits(plan, free):
-                    return " ".join(flag for flag, _ in changes)
+    every = [flag for flag, _ in (choice[-1] for choice in choices)]
+    for rank in candidate_ranks(model_config, config):
+        ranked = replace(config, lora_rank=rank)
+        adapters = count_adapters(model_config, ranked)
+        of_rank = [f"--lora-rank {rank}"] if rank != config.lora_rank else []
+        for count in range(0 if of_rank else 1, len(choices) + 1):
+            for some in combinations(choices, count):
+                for changes in product(*some):
+                    values = {n: value for _, change in changes for n, value in change.items()}
+                    changed = replace(ranked, **values)
+                    plan = plan_run(model_config, changed, device, counts, adapters)
+                    if fits(plan, free):
+                        return " ".join([*of_rank, *(flag for flag, _ in changes)])
     share = min(bytes_ / plan["needs"][place] for place, bytes_ in free.items())
-    return f"a model of about {share * counts[0] / 1e9:.1f} B parameters, with " + " ".join(
-        flag for flag, _ in changes
-    )
+    with_flags = " ".join([*of_rank, *every])
+    return f"a model of about {share * counts[0] / 1e9:.1f} B parameters, with {with_flags}"
+
+
+def candidate_ranks(model_config, config):
+    """The rank of the run and, as a last resort where all weights learn, 16."""
+    if config.lora_rank:
+        return [config.lora_rank]
+    try:
+        count_adapters(model_config, replace(config, lora_rank=16))
+    except ValueError:  # experts, which take no adapters
+        return [0]
+    return [0, 16]

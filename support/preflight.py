@@ -1,29 +1,45 @@
 """Before training: can the teacher teach, and how long will the steps take?"""
 
+import math
+import statistics
 import sys
 import time
-from itertools import starmap
 
 import torch
 
 import data
 import scoring
-from eval import answer_greedily, evaluate, score_answers, token_divergence
+from eval import (
+    answer_greedily,
+    evaluate,
+    sample_answers,
+    score_answers,
+    split,
+    token_divergence,
+)
 from support.chat import encode_prompt
+
+SAMPLED_ANSWERS = 2  # to each question, by student and by teacher
+SAMPLED_QUESTIONS = 32  # the first ones: at most 64 answers of each of the two
+# shares of the teacher's sampled answers above which a warning names them
+OFTEN, WRONG = 0.2, 1 / 3
 
 
 @torch.no_grad()
-def preflight(model, tokenizer, examples, config, scorer=scoring.score_by_rule):
+def preflight(model, tokenizer, examples, config, scorer=scoring.score_by_rule, draws=None):
     """What the model can do alone and as its own teacher, before it is trained -> a dict.
 
     student, teacher     summaries of `evaluate`, without and with the teacher's context
     copied               share of teacher answers that are the demonstration word for word
     kl_teacher_student   KL(teacher || student) in nats a token, on the teacher's answers
     sampling_tokens_per_s, scoring_tokens_per_s   speeds, which price a step
+    sampled              the same at --temperature, from `sample_both`; only with draws, a generator
+                         of random numbers, for methods that sample in training
     With --teacher-context none the teacher sees what the student sees: there is no "teacher".
     """
     started = time.perf_counter()
-    prompts = [encode_prompt(tokenizer, example.messages) for example in examples]
+    kwargs = config.chat_template_kwargs
+    prompts = [encode_prompt(tokenizer, example.messages, kwargs) for example in examples]
     answers = answer_greedily(
         model, tokenizer, prompts, config.answer_tokens, description="preflight: student"
     )
@@ -37,13 +53,79 @@ def preflight(model, tokenizer, examples, config, scorer=scoring.score_by_rule):
             examples,
             context=config.teacher_context,
             instruction=config.teacher_instruction,
+            own_template=config.teacher_template,
+            template_kwargs=kwargs,
             scorer=scorer,
             max_new_tokens=config.answer_tokens,
             description="preflight: teacher",
         )
-        copied = list(starmap(is_copy, zip(answers, examples, strict=True)))
-        figures["copied"] = sum(copied) / len(copied)
-    return figures | measure_gap(model, tokenizer, examples, answers, config)
+        figures["copied"] = copied_share(answers, examples)
+    figures |= measure_gap(model, tokenizer, examples, answers, config)
+    if draws is not None:
+        figures["sampled"] = sample_both(model, tokenizer, examples, config, scorer, draws)
+    return figures
+
+
+def sample_both(model, tokenizer, examples, config, scorer, draws):
+    """Sampled answers of student and teacher, as training would see them -> a dict.
+
+    student, teacher    summaries of SAMPLED_ANSWERS answers to each of the first SAMPLED_QUESTIONS;
+                        rollout_tokens is their mean length within --max-new-tokens
+    copied              as in `preflight`
+    answers_per_question, temperature, seconds (of both), tokens_per_s
+
+    A distribution that is right at its mode can be wrong in half of its draws. The teacher of SDFT
+    is scored as a distribution, so these figures decide, and not the greedy ones.
+    """
+    asked = [e for e in examples[:SAMPLED_QUESTIONS] for _ in range(SAMPLED_ANSWERS)]
+    # the same numbers for both, so that they differ by what they see
+    uniforms_BT = torch.from_numpy(draws.random((len(asked), config.answer_tokens)))
+    prompts = {"student": [], "teacher": []}
+    for example in asked:
+        pair = data.encode_pair(tokenizer, example, config)
+        prompts["student"].append(pair.student_prompt)
+        prompts["teacher"].append(pair.teacher_prompt)
+    if config.teacher_context == "none":
+        del prompts["teacher"]
+    sampled = {"answers_per_question": SAMPLED_ANSWERS, "temperature": config.temperature}
+    seconds, tokens = 0.0, 0
+    for role, some in prompts.items():
+        started = time.perf_counter()
+        answers = sample_answers(
+            model,
+            tokenizer,
+            some,
+            temperature=config.temperature,
+            uniforms_BT=uniforms_BT,
+            description=f"preflight: {role}, sampled",
+        )
+        seconds += time.perf_counter() - started
+        lengths = [len(answer.ids) for answer in answers]
+        tokens += sum(lengths)
+        rollouts = [min(length, config.max_new_tokens) for length in lengths]
+        sampled[role] = score_answers(asked, answers, scorer)
+        sampled[role]["standard_error"] = error_over_questions(answers)
+        sampled[role]["rollout_tokens"] = sum(rollouts) / len(rollouts)
+        if role == "teacher":
+            sampled["copied"] = copied_share(answers, asked)
+    return sampled | {"seconds": seconds, "tokens_per_s": tokens / seconds}
+
+
+def error_over_questions(answers, samples=SAMPLED_ANSWERS):
+    """Standard error of "correct" where each question has `samples` answers, in a row.
+
+    Answers to one question are alike, so the mean of each question counts as one measurement.
+    """
+    means = []
+    for own in split(answers, samples):
+        judged = [answer.scores["correct"] for answer in own if "correct" in answer.scores]
+        if judged:
+            means.append(sum(judged) / len(judged))
+    return statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else 0.0
+
+
+def copied_share(answers, examples):
+    return sum(map(is_copy, answers, examples)) / len(answers)
 
 
 def is_copy(answer, example):
@@ -68,14 +150,16 @@ def measure_gap(model, tokenizer, examples, answers, config):
     return {"kl_teacher_student": kl / tokens, "scoring_tokens_per_s": scored_tokens / seconds}
 
 
-def preflight_or_exit(run, must_teach=True, sampled_before=0):
+def preflight_or_exit(run, draws, must_teach=True, sampled_before=0):
     """Print the preflight, and exit if there is nothing to teach (--force goes on) -> its figures.
 
-    must_teach is False for methods that do not learn from the model in its teacher's context;
-    sampled_before is the number of completions that a method samples once, before its first step.
+    draws is a generator of random numbers, None for methods that never sample. must_teach is False
+    for methods that do not learn from the model in its teacher's context; sampled_before is the
+    number of completions that a method samples once, before its first step.
     """
     config = run.config
-    figures = preflight(run.student, run.tokenizer, run.splits.validation, config, run.scorer)
+    examples = run.splits.validation
+    figures = preflight(run.student, run.tokenizer, examples, config, run.scorer, draws)
     if must_teach:
         go, why = verdict(figures)
     else:
@@ -88,10 +172,14 @@ def preflight_or_exit(run, must_teach=True, sampled_before=0):
 
 
 def verdict(figures):
-    """(whether the teacher can teach, why) from the figures of `preflight`."""
+    """(whether the teacher can teach, why) from the figures of `preflight`: the sampled ones.
+
+    Without them, which is how a method is judged that never samples, from the greedy ones.
+    """
     if "teacher" not in figures:
         return False, "no-go: with --teacher-context none the teacher sees what the student sees"
-    student, teacher = figures["student"], figures["teacher"]
+    measured = figures.get("sampled", figures)
+    student, teacher = measured["student"], measured["teacher"]
     if "correct" not in student or "correct" not in teacher:
         return False, "no-go: the judge judged no answer; try another --judge-model"
     if teacher["correct"] > student["correct"]:
@@ -108,19 +196,88 @@ def verdict(figures):
     )
 
 
+def warnings(figures):
+    """What the teacher's sampled answers show and its greedy ones may hide -> list of lines."""
+    teacher = figures.get("sampled", {}).get("teacher")
+    if teacher is None:
+        return []
+    lines = []
+    greedy, sampled = figures["teacher"].get("correct"), teacher.get("correct")
+    if None not in (greedy, sampled):  # a judge may have judged nothing
+        lost = greedy - sampled
+        if lost > OFTEN and lost > 2 * teacher["standard_error"]:
+            lines.append(
+                f"sampled, the teacher is right in {sampled:.0%} and not in {greedy:.0%}: the "
+                "student learns its wrong answers, too"
+            )
+        elif 1 - sampled > WRONG:
+            lines.append(
+                f"the teacher is wrong in {1 - sampled:.0%} of its sampled answers; the student "
+                "learns these, too"
+            )
+    if teacher["artefacts"] > OFTEN:
+        lines.append(
+            f"{teacher['artefacts']:.0%} of the teacher's sampled answers open with words about "
+            "what only it sees; the student learns to say them"
+        )
+    if 1 - teacher["finished"] > OFTEN:
+        lines.append(
+            f"{1 - teacher['finished']:.0%} of the teacher's sampled answers do not end within "
+            "the limit; the student learns to go on"
+        )
+    if figures["sampled"]["copied"] > 0.5:
+        lines.append(
+            f"{figures['sampled']['copied']:.0%} of the teacher's sampled answers are the "
+            "demonstration word for word: close to SFT on it"
+        )
+    return lines
+
+
 def format_preflight(figures, context, why):
     lines = [
         f"preflight on {figures['student']['n']} validation examples",
         f"  student      {format_scores(figures['student'])}",
     ]
     if "teacher" in figures:
-        lines += [
+        lines.append(
             f"  teacher      {format_scores(figures['teacher'])}; context: {context}; "
-            f"{figures['copied']:.0%} of its answers copy the demonstration verbatim",
+            f"{figures['copied']:.0%} of its answers copy the demonstration verbatim"
+        )
+    if "sampled" in figures:
+        lines += format_sampled(figures["sampled"])
+    if "teacher" in figures:
+        lines.append(
             f"  to learn     KL(teacher || student) = {figures['kl_teacher_student']:.2f} nats a "
-            "token on the teacher's answers",
-        ]
+            "token on the teacher's answers"
+        )
+    found = warnings(figures)
+    lines += [f"  warning      {line}" for line in found]
+    if found:
+        lines.append(
+            "               compare teachers: python extras/teacher.py, with --task and --model"
+        )
     return "\n".join([*lines, f"  verdict      {why}"])
+
+
+def format_sampled(sampled):
+    """The lines of a preflight that show sampled answers, and what these cost."""
+    lines = [
+        f"  sampled      {sampled['answers_per_question']} answers a question at temperature "
+        f"{sampled['temperature']:g}, as in training; they took {sampled['seconds']:.0f} s"
+    ]
+    for role in ("student", "teacher"):
+        if role in sampled:
+            summary = sampled[role]
+            line = (
+                f"    {role}    {format_scores(summary)}, {summary['completion_tokens']:.0f} tokens"
+            )
+            if role == "teacher":
+                line += (
+                    f"; {sampled['copied']:.0%} copied, {summary['artefacts']:.0%} open like "
+                    '"Based on the text"'
+                )
+            lines.append(line)
+    return lines
 
 
 def format_scores(summary):
@@ -139,22 +296,32 @@ def estimate(figures, pairs, config, sampled_before=0):
     A pair without a completion is sampled in each step that draws it. sampled_before completions
     are sampled once, before the first step.
     """
-    answer_tokens = figures["student"]["completion_tokens"]
-    sampling_seconds = answer_tokens / figures["sampling_tokens_per_s"]  # of one completion
+    measured = figures.get("sampled")
+    if measured is None:
+        tokens_per_s = figures["sampling_tokens_per_s"]
+        answer_tokens = teacher_tokens = figures["student"]["completion_tokens"]
+    else:
+        tokens_per_s = measured["tokens_per_s"]
+        answer_tokens = measured["student"]["rollout_tokens"]
+        teacher_tokens = measured.get("teacher", measured["student"])["rollout_tokens"]
+    seconds_before = sampled_before * teacher_tokens / tokens_per_s
     seconds = 0
     for pair in pairs:
-        sampled = pair.completion is None
-        completion_tokens = answer_tokens if sampled else len(pair.completion)
+        if pair.completion is not None:
+            completion_tokens = len(pair.completion)
+        elif sampled_before:
+            completion_tokens = teacher_tokens
+        else:
+            completion_tokens = answer_tokens
+            seconds += answer_tokens / tokens_per_s
         tokens = 3 * (len(pair.student_prompt) + completion_tokens)  # a backward costs two forwards
         if config.teacher != "none":
             tokens += len(pair.teacher_prompt) + completion_tokens
         seconds += tokens / figures["scoring_tokens_per_s"]
-        if sampled and not sampled_before:
-            seconds += sampling_seconds
     rows = config.batch_size * config.rollouts_per_prompt
     step_seconds = rows * seconds / len(pairs)
     steps = config.total_steps(len(pairs))
-    minutes = (steps * step_seconds + sampled_before * sampling_seconds) / 60
+    minutes = (steps * step_seconds + seconds_before) / 60
     line = f"{steps} steps of about {step_seconds:.0f} s"
     if sampled_before:
         line += f" and {sampled_before} completions sampled before them"

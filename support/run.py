@@ -17,7 +17,9 @@ import torch
 from config import Config
 from data import Splits, encode_pairs, leave_out_beyond_positions
 from eval import BaseAnswers, drift_from_base, evaluate, sample_base_answers
-from support.chat import STARTED
+from lora import adapted_layers, add_adapters, as_if_merged, merge
+from sampling import completion_hidden
+from support.chat import STARTED, reject_template_kwargs
 from support.checkpoint import list_checkpoints, load_weights, read_state, save_model
 from support.judge import choose_scorer
 from support.models import (
@@ -30,6 +32,7 @@ from support.models import (
 )
 from support.plan import check_plan
 from support.tables import format_results
+from support.watch import same_opening
 
 
 @dataclass
@@ -50,6 +53,7 @@ class Run:
     method: str = "sdft"  # a baseline has its own, and may have another model as its teacher
     teacher_model: torch.nn.Module | None = None
     steps: int = 0
+    collapse: str | None = None  # what moved, in a line, once a validation showed it
     best: dict | None = None  # {"step", "rank"} of the weights in best/
     started: float = field(default_factory=time.perf_counter)
 
@@ -57,6 +61,7 @@ class Run:
         """What a checkpoint keeps of a run beside its tensors."""
         return {
             "best": self.best,
+            "collapse": self.collapse,
             "config": dataclasses.asdict(self.config),
             "method": self.method,
             "data": self.digests,
@@ -89,9 +94,17 @@ def prepare(command, config, splits, folder, checkpoint):
     check_positions(model_config, config)
     print(check_plan(model_config, config, device, folder))
     student, tokenizer = load_model(config.model, device, config.dtype)
+    if config.lora_rank:
+        digests["base"] = digest_weights(student)
+        check_same_data(state.get("data"), digests)
+        prepare_adapters(student, config)
+    elif adapted_layers(student):
+        student = merge_for_training(student, config.model)
     # a template that writes the date writes that of the run's first start, also after a resume
     moment = state.get("moment")
     tokenizer.template_moment = datetime.fromisoformat(moment) if moment else STARTED
+    kwargs = config.chat_template_kwargs
+    reject_template_kwargs(tokenizer, kwargs)
     positions = model_positions(student.config)
     pairs = encode_pairs(tokenizer, splits.train, config, positions)
     digests["prompts"] = digest_prompts(pairs)
@@ -103,7 +116,7 @@ def prepare(command, config, splits, folder, checkpoint):
         splits.reports[name] = leave_out_beyond_positions(
             tokenizer, examples, config, positions, has_teacher=False
         )
-    base = sample_base_answers(student, tokenizer, splits.general, config.general_tokens)
+    base = sample_base_answers(student, tokenizer, splits.general, config.general_tokens, kwargs)
     return Run(
         command,
         config,
@@ -132,6 +145,56 @@ def check_positions(model_config, config):
         )
 
 
+# ---- adapters ----
+
+
+def prepare_adapters(student, config):
+    """Add adapters, or let those that --model came with go on learning; ValueError if they differ.
+
+    The learning itself, and what the teacher shares, is in lora.py.
+    """
+    targets = config.lora_targets and config.lora_targets.split(",")
+    layers = adapted_layers(student).values()
+    if not layers:
+        add_adapters(
+            student,
+            config.lora_rank,
+            config.lora_alpha,
+            targets,
+            train_A=config.lora_train_a,
+            seed=config.seed,
+        )
+    for layer in layers:
+        rank, alpha = len(layer.lora_A), layer.lora_alpha
+        if (rank, alpha) != (config.lora_rank, config.lora_alpha) or targets:
+            raise ValueError(
+                f"--model {config.model} is an adapter of rank {rank} and alpha {alpha}, with "
+                f"layers of its own; train it on with --lora-rank {rank} --lora-alpha {alpha} and "
+                "no --lora-targets, or leave --lora-rank out to train all weights"
+            )
+        layer.lora_A.requires_grad_(config.lora_train_a)
+
+
+def merge_for_training(student, name):
+    """Dense weights, all of which learn, from a base with the adapter that --model named."""
+    student, lost = merge(student)
+    print(
+        f"{name} is an adapter, merged into its base for training; rounding the weights to "
+        f"{student.dtype} moves them by {lost:.0%} of the adapter's update".replace("torch.", "")
+    )
+    return student.requires_grad_(True)
+
+
+def merged_divergence(run):
+    """KL(student || the student merged in its dtype) on the base's answers, in nats a token."""
+    base, student = run.base, run.student
+    ids_BT, mask_BT = base.completion_ids_BT, base.completion_mask_BT
+    with torch.no_grad():
+        hidden_BTD = completion_hidden(student, base.prompts, ids_BT, mask_BT)
+    with as_if_merged(student):
+        return drift_from_base(dataclasses.replace(base, hidden_BTD=hidden_BTD), student)
+
+
 # ---- the data of a run, recognised when it goes on ----
 
 
@@ -156,6 +219,18 @@ def digest_prompts(pairs):
     return _digest([[pair.student_prompt, pair.teacher_prompt] for pair in pairs])
 
 
+def digest_weights(model):
+    """sha256 of a base's weights, which checkpoints of adapters do not hold."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        if ".lora_" in name:
+            continue
+        digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
+        for part in weight.detach().view(-1).split(2**24):
+            digest.update(part.cpu().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
 def _digest(value):
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
@@ -172,6 +247,9 @@ def check_same_data(before, now):
                 "the training prompts are encoded differently than when this run began: tokenizer"
             )
             raise ValueError(f"{what}, chat template or limits have changed. Start a new run")
+        if name == "base":
+            what = "the weights under the adapters are not those that this run began with"
+            raise ValueError(f"{what}; restore the base of --model, or start a new run")
         raise ValueError(
             f"{name} has changed since this run began; restore it to go on with --resume, or start "
             "a new run"
@@ -228,8 +306,8 @@ def explain(error, folder):
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return (
             f"{str(error).splitlines()[0]}\nA new run takes less memory with a smaller "
-            "--micro-batch-tokens or --max-new-tokens, with --gradient-checkpointing, or with "
-            f"--dtype bfloat16. {resume}, with its flags as they are"
+            "--micro-batch-tokens or --max-new-tokens, with --gradient-checkpointing, with "
+            f"--lora-rank 16, or with --dtype bfloat16. {resume}, with its flags as they are"
         )
     return None
 
@@ -304,11 +382,13 @@ def report(run, sets, when):
                 run.student,
                 run.tokenizer,
                 examples,
+                template_kwargs=run.config.chat_template_kwargs,
                 scorer=run.scorer,
                 max_new_tokens=run.config.answer_tokens,
                 description=f"{when}: {name}",
             )
             summaries[name]["drift_from_base"] = drift
+            summaries[name]["same_opening"] = same_opening(answers)
             for example, answer in zip(examples, answers, strict=True):
                 line = {"when": when, "set": name, "id": example.id} | dataclasses.asdict(answer)
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -329,16 +409,37 @@ def record_before(run, preflight_figures):
 def finish(run):
     """After the last step: the weights, what they and the best ones score, and the table."""
     save_model(run.folder / "last", run.student, run.tokenizer)
+    kind = "weights"
     record = json.loads((run.folder / "before.json").read_text())
     record |= {"config": dataclasses.asdict(run.config), "method": run.method}
     record["last"] = report(run, run.splits.reports, "last")
+    if run.config.lora_rank:
+        kind = "adapters"
+        record["merged_divergence"] = merged_divergence(run)
     if run.best is not None and run.best["step"] < run.steps:
         load_weights(run.student, run.folder / "best")
         record["best"] = report(run, run.splits.reports, "best")
+    record["collapse"] = run.collapse
     record["best_step"] = run.best and run.best["step"]
-    record["parameters"] = sum(parameter.numel() for parameter in run.student.parameters())
+    parameters = list(run.student.parameters())
+    record["parameters"] = sum(p.numel() for p in parameters)
+    record["trained_parameters"] = sum(p.numel() for p in parameters if p.requires_grad)
     record["seconds"] = time.perf_counter() - run.started
     record["machine"] = describe_machine()
     (run.folder / "results.json").write_text(json.dumps(record, indent=1) + "\n")
     best = f", {run.folder}/best" if run.best else ""
-    print(f"\n{format_results(record)}\nweights: {run.folder}/last{best}")
+    print(f"\n{format_results(record)}\n{kind}: {run.folder}/last{best}")
+    if run.config.lora_rank:
+        print(merging_advice(run, record))
+
+
+def merging_advice(run, record):
+    """What rounding would do to the merged weights, beside what training did."""
+    drift = next(iter(record["last"].values()))["drift_from_base"]
+    by_rounding = max(0, record["merged_divergence"])
+    return (
+        f"{record['trained_parameters'] / 1e6:.1f} M of {record['parameters'] / 1e6:.1f} M "
+        f"parameters were trained. Merged into {run.config.dtype} weights the model would move by "
+        f"{by_rounding:.1g} nats a token; training moved it by {drift:.1g}. docs/adapters.md says "
+        "how to merge"
+    )

@@ -12,6 +12,8 @@ LOGGED = {  # what a log line shows, in this order, of what a step or a validati
     "completion_tokens": "{:.1f}",
     "finished": PERCENT,
     "drift_from_base": "{:.3f}",
+    "same_opening": PERCENT,
+    "content_share": PERCENT,
     "teacher_gap": "{:.1e}",
     "tokens_per_s": "{:.1f}",
 }

@@ -18,7 +18,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
@@ -87,6 +86,11 @@ def tiny():
 @pytest.fixture
 def tokenizer():
     return tiny_tokenizer()
+
+
+@pytest.fixture
+def model(tokenizer):
+    return tiny_llama(vocab_size=len(tokenizer))
 
 
 @pytest.fixture(scope="session")

@@ -9,22 +9,12 @@ import copy
 import gzip
 import json
 import math
-import sys
 from itertools import combinations
 
+import analysis
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, tiny_llama
-from models import stop_tokens
-
-import scoring
-from data import Example, encode_prompt, teacher_messages
-from sampling import sample_completions
-
-sys.path.insert(0, str(ROOT / "extras"))
-
-import analysis
 from analysis import (
     confidence_interval,
     evaluate_pass_at_k,
@@ -32,6 +22,12 @@ from analysis import (
     pass_at_k,
     sample_answers,
 )
+from conftest import tiny_llama
+
+import scoring
+from data import Example, teacher_messages
+from sampling import sample_completions, stop_tokens
+from support.chat import encode_prompt
 
 
 @pytest.fixture
@@ -166,7 +162,7 @@ def test_no_interval_of_one_seed():
 def test_kl_to_base_equals_a_dense_computation(model, tokenizer, context, monkeypatch):
     # 80 of the tokens end an answer, so that answers differ in length and the short ones are padded
     monkeypatch.setattr(
-        analysis.models,
+        analysis,
         "stop_tokens",
         lambda *_: {"eos_token_ids": range(1, 80), "pad_token_id": 1},
     )
@@ -285,7 +281,7 @@ def test_rescore_takes_the_sets_of_its_task(data):
 def test_a_changed_scorer_changes_the_table(data, monkeypatch, capsys):
     """Another scorer takes "A!" for right, too; no model is loaded."""
     (data / "answers.jsonl").write_text(stored(*ANSWERS))
-    monkeypatch.setattr(analysis.models, "load_model", lambda *_: pytest.fail("a model loads"))
+    monkeypatch.setattr(analysis, "load_model", lambda *_: pytest.fail("a model loads"))
 
     def lenient(text, answer):
         return {"correct": answer in text, "well_formed": False}
@@ -379,13 +375,21 @@ def test_a_missing_field_stops_before_the_model_loads(tmp_path):
 
 
 def test_drift_at_equal_accuracy_by_hand(tmp_path, capsys):
-    """From 0.2 at 0 to 0.6 at 0.1: 0.4 half-way, at 0.05. The dip to 0.3 comes after; 0.9 never."""
+    """From 0.2 at 0 to 0.6 at 0.1: 0.4 half-way, at 0.05; after the dip to 0.3 at 0.2, for good at
+    0.22, a fifth of the way to 0.8 at 0.3. A curve that ends at 0.3 has not passed 0.4 for good.
+    """
     curve = [(0.6, 0.1), (0.3, 0.2), (0.8, 0.3)]
     points = [{"correct": y, "drift_from_base": x} for y, x in curve]
     run = {"preflight": {"student": {"correct": 0.2}}, "curve": points}
     assert analysis.drift_at(run, 0.4) == pytest.approx(0.05)
     assert analysis.drift_at(run, 0.7) == pytest.approx(0.28)
     assert analysis.drift_at(run, 0.9) is None
+    assert analysis.drift_for_good(run, 0.4) == pytest.approx(0.22)
+    assert analysis.drift_for_good(run, 0.8) == analysis.drift_at(run, 0.8) == pytest.approx(0.3)
+    assert analysis.drift_for_good(run, 0.9) is None
+    assert analysis.drift_for_good(run | {"curve": points[:2]}, 0.4) is None
     (tmp_path / "sft.json").write_text(json.dumps({"runs": [run, run]}))
     analysis.main(["equal-accuracy", str(tmp_path / "sft.json")])
-    assert "| 40% | 0.050 (0.050 to 0.050; 2 of 2 seeds) |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| 40% | 0.050 (0.050 to 0.050; 2 of 2 seeds) |" in printed
+    assert "| 40% | 0.220 (0.220 to 0.220; 2 of 2 seeds) |" in printed

@@ -7,29 +7,33 @@ that data.py makes.
 import copy
 import dataclasses
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import gradients, tiny_llama
-from models import list_checkpoints, load_model, read_state
-from test_sdft import PAIRS as PROMPT_PAIRS
 from test_sdft import STOP, KeepGradients, flags, press_ctrl_c_in_step_3, read_lines, same_weights
 
 import baselines
 import sdft
+import support.preflight
 from baselines import METHODS, dynamic_loss, dynamic_step, likelihood_loss, likelihood_step
-from config import Config, Splits
-from data import Example, Pair, encode_prompt, load_task
+from config import Config
+from data import Example, Pair, Splits, load_task
 from eval import drift_from_base, sample_base_answers
 from kl_estimators import completion_logprobs
 from scoring import score
-from sdft import make_batch
+from sdft import make_batch, rollout_metrics
+from support.chat import encode_prompt
+from support.checkpoint import list_checkpoints, read_state
+from support.models import load_model
+from support.preflight import estimate
 
 CONFIG = Config(
     batch_size=3,
-    micro_batch_size=2,
+    micro_batch_tokens=10,  # two of the three rows together
     max_new_tokens=8,
     steps=4,
     learning_rate=1e-3,
@@ -68,10 +72,11 @@ def test_likelihood_step_is_cross_entropy(step, weighted):
     expected = gradients(student)
     assert (found - expected).norm() <= 1e-10 * expected.norm()
     assert metrics["nll"] == pytest.approx(by_hand(student, False).item(), rel=1e-6)
+    assert "kl" not in metrics
+    metrics = rollout_metrics(batch, rollout, CONFIG, 1.0)
     assert metrics["completion_tokens"] == 3.0
     assert metrics["finished"] == pytest.approx(2 / 3) and rollout.finished_B.sum() == 2
-    # no token is skipped, so none can lack a loss
-    assert "no_loss_tokens" not in metrics and "kl" not in metrics
+    assert metrics["without_loss"] == 0  # no token is skipped, so none can lack a loss
 
 
 def test_losses_on_numbers():
@@ -100,7 +105,7 @@ def test_teacher_kd_is_sdft_on_given_tokens():
     config = dataclasses.replace(CONFIG, skip_first_tokens=1, **fixed)
     pairs = [dataclasses.replace(pair, teacher_prompt=[9, *pair.student_prompt]) for pair in PAIRS]
     batch = make_batch(pairs, 0, config, STOP)
-    metrics, _ = step(student, teacher, KeepGradients(), batch, config)
+    metrics, rollout = step(student, teacher, KeepGradients(), batch, config)
     found = gradients(student)
     student.zero_grad()
     loss = 0
@@ -116,7 +121,9 @@ def test_teacher_kd_is_sdft_on_given_tokens():
     expected = gradients(student)
     assert (found - expected).norm() <= 1e-10 * expected.norm()
     assert metrics["kl"] == pytest.approx(loss.item(), rel=1e-6)
-    assert metrics["no_loss_tokens"] == 0  # it skips tokens, so this is a figure of it
+    assert rollout_metrics(batch, rollout, config, 1.0)["without_loss"] == 0
+    skips_two = dataclasses.replace(config, skip_first_tokens=2)  # "b" has two tokens
+    assert rollout_metrics(batch, rollout, skips_two, 1.0)["without_loss"] == pytest.approx(1 / 3)
 
 
 # ---- what each method trains on ----
@@ -255,7 +262,7 @@ def test_each_method_trains_to_the_end_without_a_teacher_it_does_not_ask(
     assert read_state(checkpoint)["method"] == method
     metrics = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert len(metrics) == 2 and all(("kl" in line) == asks for line in metrics)
-    assert all(("no_loss_tokens" in line) == asks for line in metrics)
+    assert all("without_loss" in line for line in metrics)
     assert all(("teacher_gap" in line) == asks for line in metrics)
     assert "no-go" not in capsys.readouterr().out
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -345,4 +352,62 @@ def test_methods_fix_what_the_table_says():
         "teacher-kd": {"teacher": "base", "divergence": "forward"},
         "reinvoke": {"teacher": "model", "teacher_context": "none"},
     }
-    assert METHODS["reinvoke"][0](SimpleNamespace(pairs=PROMPT_PAIRS)) == PROMPT_PAIRS
+    samples_itself = {method for method, (completions, _, _) in METHODS.items() if not completions}
+    assert samples_itself == {"reinvoke"}
+
+
+# ---- the estimate before the first step ----
+
+
+@pytest.fixture
+def estimated(monkeypatch):
+    """What the estimate of a run was made from: pairs, config, sampled_before; nothing trains."""
+    seen = []
+
+    def note(figures, pairs, config, sampled_before):
+        seen[:] = [figures, pairs, config, sampled_before]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(support.preflight, "estimate", note)
+
+    def run(method, model, output, **more):
+        arguments = flags(model, output, task="knowledge", max_teacher_prompt_tokens=2000, **more)
+        with pytest.raises(SystemExit, match="stopped at once"):
+            baselines.main(["--method", method, *arguments])
+        return seen
+
+    return run
+
+
+def test_the_estimate_of_sft_has_the_lengths_of_its_demonstrations(
+    estimated, tiny_folder, tokenizer, tmp_path
+):
+    _, pairs, _, sampled_before = estimated("sft", tiny_folder, tmp_path / "run")
+    lengths = [len(e.demonstration.encode()) + 1 for e in load_task("knowledge", "train")]
+    assert sampled_before == 0 and len(set(lengths)) > 5
+    assert [len(pair.completion) for pair in pairs] == lengths
+
+
+def test_the_estimate_of_cpt_counts_its_blocks(estimated, tiny_folder, tmp_path):
+    sizes = {"preset": "authors", "steps": None, "epochs": 3}
+    sizes |= {"batch_size": 2, "max_prompt_tokens": 500}
+    _, pairs, config, sampled_before = estimated("cpt", tiny_folder, tmp_path / "run", **sizes)
+    articles = {e.text for e in load_task("knowledge", "train")}
+    tokens = sum(len(text.encode()) + 1 for text in articles)
+    blocks = math.ceil(tokens / 500)
+    assert blocks - 1 <= len(pairs) <= blocks and sampled_before == 0  # a last one of 1 is left out
+    assert config.total_steps(len(pairs)) == math.ceil(3 * len(pairs) / 2)
+
+
+@pytest.mark.parametrize("method", ["teacher-sft", "teacher-kd"])
+def test_the_estimate_of_a_teacher_that_answers_once_includes_its_sampling(
+    method, estimated, tiny_folder, tmp_path
+):
+    figures, pairs, config, sampled_before = estimated(method, tiny_folder, tmp_path / "run")
+    assert sampled_before == len(pairs) == len(load_task("knowledge", "train"))
+    sampled = figures["sampled"]
+    sampled["tokens_per_s"] = sampled["teacher"]["rollout_tokens"] / 60
+    figures["scoring_tokens_per_s"] = 1e9
+    line = estimate(figures, pairs, config, sampled_before)  # one answer a minute
+    assert line.startswith(f"6 steps of about 0 s and {len(pairs)} completions sampled before them")
+    assert f"= {len(pairs)} minutes" in line

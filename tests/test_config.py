@@ -2,36 +2,33 @@
 
 import dataclasses
 import json
-import re
-import shutil
-import sys
-import time
+import math
 
-import models
 import pytest
 import torch
-from conftest import ROOT, tiny_tokenizer
+from conftest import ROOT
 from transformers import AutoConfig
 
 import baselines
-import optim
 import sdft
+import support.run
 from config import (
+    ADAPTERS,
     CARDS,
+    FREE_ON_RESUME,
     HARDWARE,
+    OFFLOAD,
     RECIPES,
     Config,
     bfloat16_is_fast,
-    check_config,
-    explain,
-    load_splits,
     new_config,
-    new_run_folder,
+    parse_config,
     preset_values,
+    reject_contradictions,
     resumed_config,
-    run_folder,
 )
-from data import TASKS, load_task
+from data import TASKS
+from support.plan import count_parameters, plan_run
 
 
 def saved_run(folder, method="sdft", step=4, **config):
@@ -44,26 +41,25 @@ def saved_run(folder, method="sdft", step=4, **config):
 
 
 # ---- presets ----
-
-
 @pytest.mark.parametrize(
-    "gigabytes, size, offload",
+    "gigabytes, size, offload, rank",
     [
-        (150.75, "7B", False),  # one H200 has 143,771 MiB
-        (85, "7B", True),
-        (48, "3B", True),
-        (24, "1.5B", True),
-        (16, "0.5B", False),
-        (12, "0.5B", True),
-        (6, None, False),
+        (150.75, "7B", False, 0),  # one H200 has 143,771 MiB
+        (85, "7B", True, 0),
+        (48, "7B", False, 16),
+        (24, "7B", False, 16),
+        (16, "3B", False, 16),
+        (8, "1.5B", False, 16),
+        (6, None, False, 0),
     ],
 )
-def test_preset_and_model_follow_the_memory_of_the_gpu(gigabytes, size, offload, monkeypatch):
+def test_preset_and_model_follow_the_memory_of_the_gpu(gigabytes, size, offload, rank, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, gigabytes * 1e9))
     config, _, about = new_config({}, {}, None)
     expected = ("paper", f"Qwen/Qwen2.5-{size}-Instruct") if size else ("laptop", "smollm2")
     assert (config.preset, config.model) == expected and config.offload_optimizer is offload
+    assert config.lora_rank == rank and ("adapters" in about) == (rank > 0)
     assert f"preset {config.preset}" in about and f"{gigabytes:.0f} GB" in about
     given = {"preset": "authors", "offload_optimizer": False}
     assert new_config(given, {}, None)[0].offload_optimizer is False
@@ -116,7 +112,7 @@ def test_another_model_inherits_nothing_from_the_laptop(name, gpu, task, monkeyp
 
 def test_a_preset_names_its_recipe_and_its_hardware_apart():
     """No field is in both; the hardware's part decides nothing of what is learned."""
-    hardware = "dtype batch_size micro_batch_size micro_batch_tokens gradient_checkpointing "
+    hardware = "dtype batch_size micro_batch_tokens gradient_checkpointing "
     hardware += "offload_optimizer max_new_tokens max_prompt_tokens max_teacher_prompt_tokens "
     hardware = (hardware + "eval_new_tokens eval_examples general_tokens").split()
     assert all(part.keys() <= set(hardware) for part in HARDWARE.values())
@@ -124,6 +120,8 @@ def test_a_preset_names_its_recipe_and_its_hardware_apart():
 
 
 SIZES = ["14B", "7B", "3B", "1.5B", "0.5B"]
+
+
 SMALLEST = {  # the least memory of a card that is sold by this name, in bytes
     "141 GB": 143_771 * 2**20,  # H200
     "80 GB": 81_559 * 2**20,  # H100
@@ -132,64 +130,86 @@ SMALLEST = {  # the least memory of a card that is sold by this name, in bytes
 }
 
 
+WAYS = [{}, OFFLOAD, ADAPTERS]
+
+
 @pytest.fixture(scope="module")
 def needed_gigabytes():
-    """(size, offload) -> what the plan of preset paper needs on the card, whatever the task."""
+    """(size, how it learns) -> what preset paper needs on the card by its plan, any task."""
     needs = {}
     for size in SIZES:
         file = ROOT / f"benchmarks/configs/qwen2.5-{size.lower()}.json"
         shape = AutoConfig.for_model(**json.loads(file.read_text()))
-        counts = optim.count_parameters(shape)
-        for offload in (False, True):
+        counts = count_parameters(shape)
+        for way in WAYS:
             runs = [preset_values("paper", task) for task in ("science", "knowledge")]
-            runs = [Config(**values, offload_optimizer=offload) for values in runs]
-            plans = [optim.plan_run(shape, run, counts=counts) for run in runs]
-            needs[size, offload] = max(plan["needs"]["card"] for plan in plans) / 1e9
+            runs = [Config(**values, **way) for values in runs]
+            plans = [plan_run(shape, run, counts=counts) for run in runs]
+            needs[size, *way] = max(plan["needs"]["card"] for plan in plans) / 1e9
     return needs
 
 
 def test_each_row_of_cards_is_its_plan_and_no_larger_model_would_fit(needed_gigabytes):
-    """A row is at most 1 GB above its plan; a larger model does not fit it, offloaded or not."""
-    for gigabytes, size, offload in CARDS:
-        assert gigabytes - 1 < needed_gigabytes[size, offload] <= gigabytes
-        larger = SIZES[: SIZES.index(size)]
+    """A row is at most 1 GB above its plan; a larger model does not fit it in any way."""
+    for gigabytes, size, flags in CARDS:
+        assert gigabytes - 1 < needed_gigabytes[size, *flags] <= gigabytes
         if size != "7B":  # the paper's own: never a larger one, unless --model asks for it
-            assert all(
-                needed_gigabytes[s, off] > gigabytes for s in larger for off in (True, False)
-            )
-    assert needed_gigabytes["14B", False] > 147 and needed_gigabytes["14B", True] > 71
+            for larger in SIZES[: SIZES.index(size)]:
+                assert all(needed_gigabytes[larger, *way] > gigabytes for way in WAYS)
 
 
 @pytest.mark.parametrize(
-    "card, size, offload",
+    "card, size, flags",
     [
-        ("141 GB", "7B", False),
-        ("80 GB", "7B", True),
-        ("48 GB", "3B", True),
-        ("24 GB", "1.5B", True),
+        ("141 GB", "7B", {}),
+        ("80 GB", "7B", OFFLOAD),
+        ("48 GB", "7B", ADAPTERS),
+        ("24 GB", "7B", ADAPTERS),
     ],
 )
-def test_a_card_gets_the_largest_model_that_its_plan_fits(
-    card, size, offload, needed_gigabytes, monkeypatch
+def test_a_card_gets_the_paper_s_model_in_the_first_way_that_fits(
+    card, size, flags, needed_gigabytes, monkeypatch
 ):
-    """The next larger one does not fit: on 141 GB not without offload, elsewhere not at all."""
     gigabytes = SMALLEST[card] / 1e9
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, SMALLEST[card]))
     config = new_config({}, {}, None)[0]
-    assert (config.model, config.offload_optimizer) == (f"Qwen/Qwen2.5-{size}-Instruct", offload)
-    assert needed_gigabytes[size, offload] <= gigabytes
-    assert needed_gigabytes[SIZES[SIZES.index(size) - 1], offload] > gigabytes
+    assert config.model == f"Qwen/Qwen2.5-{size}-Instruct"
+    assert (config.offload_optimizer, config.lora_rank) == (
+        flags == OFFLOAD,
+        16 * ("lora_rank" in flags),
+    )
+    assert needed_gigabytes[size, *flags] <= gigabytes
+    for way in WAYS[: WAYS.index(flags)]:
+        assert needed_gigabytes[size, *way] > gigabytes
+
+
+@pytest.mark.parametrize("preset, rate", [("paper", 1e-4), ("authors", 5e-4), ("laptop", 5e-4)])
+def test_adapters_learn_at_ten_times_the_rate_of_a_preset(preset, rate):
+    given = {"preset": preset, "lora_rank": 8}
+    config, _, about = new_config(dict(given), {}, None)
+    assert config.learning_rate == pytest.approx(rate, rel=1e-12)
+    assert f"--learning-rate {rate:g}, 10 times the preset's" in about
+    own = new_config(given | {"learning_rate": 3e-6}, {}, None)
+    assert own[0].learning_rate == 3e-6 and "times" not in own[2]
+
+
+@pytest.mark.parametrize(
+    "name, value", [("lora_alpha", 8), ("lora_targets", "q_proj"), ("lora_train_a", False)]
+)
+def test_flags_of_adapters_need_a_rank(name, value):
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} needs --lora-rank"):
+        reject_contradictions(Config(**{name: value}))
+    reject_contradictions(Config(lora_rank=4, **{name: value}))
 
 
 def test_presets_are_configurations():
     for preset in RECIPES:
         for task in TASKS:
-            check_config(Config(preset=preset, task=task, **preset_values(preset, task)))
+            reject_contradictions(Config(preset=preset, task=task, **preset_values(preset, task)))
 
 
 # ---- what is refused ----
-
 RB = "--estimator rb --reduction sum --skip-first-tokens 0"
 
 
@@ -211,12 +231,18 @@ RB = "--estimator rb --reduction sum --skip-first-tokens 0"
         ("--ema-rate 2", "--ema-rate is 2.0; it must be above 0 and at most 1"),
         ("--skip-first-tokens 9 --max-new-tokens 9", "leaves no token of --max-new-tokens 9"),
         ("--teacher-model smollm2", "--teacher-model and baselines.py --method reinvoke need each"),
+        ("--teacher none", "--teacher none is for baselines.py alone"),
+        ("--teacher model", "--teacher model is for baselines.py alone"),
+        (
+            "--teacher model --teacher-model smollm2",
+            "--teacher model is for baselines.py alone",
+        ),
         ("--data nowhere", "nowhere is not a folder"),
         ("--teacher-context text", 'field "text" is missing'),
     ],
 )
 def test_refusals(flags, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(support.run, "load_model", lambda *_: pytest.fail("the model was loaded"))
     start = ["--preset", "laptop", "--divergence", "reverse", "--output", str(tmp_path / "run")]
     start += ["--temperature", "1", "--skip-first-tokens", "3"]
     with pytest.raises(SystemExit, match=f"^error: .*{message}"):
@@ -224,10 +250,56 @@ def test_refusals(flags, message, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+BOUNDED = {  # each field with a bound: the smallest value that is allowed, or that it is above
+    "seed": "least 0",
+    "skip_first_tokens": "least 0",
+    "temperature": "above 0",
+    "ema_rate": "above 0",
+    "learning_rate": "above 0",
+    "warmup": "least 0",
+    "epochs": "above 0",
+    "steps": "least 1",
+    "batch_size": "least 1",
+    "rollouts_per_prompt": "least 1",
+    "micro_batch_tokens": "least 1",
+    "max_grad_norm": "above 0",
+    "weight_decay": "least 0",
+    "max_new_tokens": "least 1",
+    "eval_new_tokens": "least 0",
+    "max_prompt_tokens": "least 1",
+    "max_teacher_prompt_tokens": "least 1",
+    "eval_examples": "least 1",
+    "general_tokens": "least 1",
+    "eval_every": "least 0",
+    "save_every": "least 1",
+    "keep_last": "least 0",
+    "sample_every": "least 0",
+}
+
+
+def test_every_number_of_a_configuration_has_a_bound():
+    numbers = {int, float, int | None}
+    assert {f.name for f in dataclasses.fields(Config) if f.type in numbers} == BOUNDED.keys()
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_each_field_refuses_what_is_below_its_bound(name):
+    kind, bound = BOUNDED[name].split()
+    flag, bound = f"--{name.replace('_', '-')}", int(bound)
+    words = f"at least {bound}" if kind == "least" else f"above {bound}"
+    below = [bound - 1, math.inf, math.nan] + [bound] * (kind == "above")
+    for value in below:
+        with pytest.raises(ValueError, match=f"^{flag} is {value}; it must be {words}$"):
+            reject_contradictions(Config(**{name: value}))
+    allowed = bound if kind == "least" else 0.5
+    skip = {"skip_first_tokens": 0} if name == "max_new_tokens" else {}
+    reject_contradictions(Config(**{name: allowed} | skip))
+
+
 @pytest.mark.parametrize("estimator", ["analytic", "token", "rb"])
 def test_each_estimator_is_allowed_where_it_is_right(estimator):
-    check_config(Config(estimator=estimator, reduction="sum", skip_first_tokens=0))
-    check_config(Config(temperature=0.5, divergence="forward", skip_first_tokens=3))
+    reject_contradictions(Config(estimator=estimator, reduction="sum", skip_first_tokens=0))
+    reject_contradictions(Config(temperature=0.5, divergence="forward", skip_first_tokens=3))
 
 
 @pytest.mark.parametrize(
@@ -238,8 +310,7 @@ def test_each_estimator_is_allowed_where_it_is_right(estimator):
         ("--dtype=float16", "float32"),
         ("--preset=x", "laptop"),
         ("--teacher-instruction=x", "plain"),
-        ("--teacher=none", "'ema', 'base', 'student'"),  # a run without a teacher is a baseline
-        ("--teacher=model", "'ema', 'base', 'student'"),
+        ("--teacher=x", "'ema', 'base', 'student'"),
         ("--method=sft", "unrecognized arguments: --method=sft"),
     ],
 )
@@ -259,14 +330,13 @@ def test_help_names_defaults(main, capsys):
 
 
 # ---- resuming ----
-
-
 def test_only_free_flags_may_change_on_resume(tmp_path):
     saved_run(tmp_path)
     config, checkpoint, about = resumed_config(tmp_path, {"keep_last": 5, "seed": 0}, "sdft.py")
     assert config.keep_last == 5 and checkpoint.name == "checkpoint-000004"
     assert about.endswith("; --keep-last is 5, was 1")
-    free = {"log_every", "sample_every", "save_every", "keep_last"}
+    free = {"sample_every", "save_every", "keep_last"}
+    assert set(FREE_ON_RESUME) == free
     for name in Config.__dataclass_fields__.keys() - free:
         flag = f"--{name.replace('_', '-')}"
         message = rf"^a resumed run keeps its configuration; {flag} is other, was [^;]*\. Leave"
@@ -297,136 +367,32 @@ def test_a_judge_may_move_and_be_no_other(tmp_path):
             resumed_config(tmp_path / run, given, "sdft.py")
 
 
-def test_a_folder_without_a_checkpoint_is_named(tmp_path):
-    with pytest.raises(SystemExit, match="has no checkpoint to resume from; name the folder of a"):
+def test_a_checkpoint_of_another_version_is_refused_by_name(tmp_path):
+    checkpoint = saved_run(tmp_path)
+    state = json.loads((checkpoint / "state.json").read_text())
+    state["config"] |= {"log_every": 1, "colour": "red"}
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    message = f"^error: {checkpoint} was written by another version, which had colour, log_every$"
+    with pytest.raises(SystemExit, match=message):
         sdft.main(["--resume", str(tmp_path)])
 
 
-# ---- around a run ----
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    """Also after an = , where no shell expands it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = "--output=~/run --data=~/mine --model=~/model --general-data=~/general.jsonl".split()
+    config, _ = parse_config(["python", "sdft.py", *words], "")
+    found = [config.output, config.data, config.model, config.general_data]
+    names = ("run", "mine", "model", "general.jsonl")
+    assert found == [str(tmp_path / name) for name in names]
+    checkpoint = saved_run(tmp_path / "run")
+    _, resumed = parse_config(["python", "sdft.py", "--resume=~/run"], "")
+    assert resumed == checkpoint
+    teacher = {"teacher_model": "~/base", "model": "org/name"}
+    reinvoke = new_config(teacher, {"teacher": "model"}, "reinvoke")[0]
+    assert reinvoke.teacher_model == str(tmp_path / "base") and reinvoke.model == "org/name"
 
 
-def test_an_existing_folder_is_never_written_into(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert [str(new_run_folder(Config())) for _ in range(3)] == [
-        "runs/science",
-        "runs/science-2",
-        "runs/science-3",
-    ]
-    with pytest.raises(SystemExit, match="runs/science exists; .* --resume runs/science"):
-        with run_folder(Config(output="runs/science"), None):
-            pytest.fail("the folder was entered")
-
-
-@pytest.mark.parametrize("found", [None, 4])
-@pytest.mark.parametrize(
-    "error, remedy",
-    [
-        (FloatingPointError("step 5: loss is not finite"), "with a lower --learning-rate"),
-        (torch.OutOfMemoryError("CUDA out of memory."), "with a smaller --micro-batch-tokens"),
-        (RuntimeError("… can't allocate memory: you tried …"), "--gradient-checkpointing"),
-    ],
-)
-def test_an_error_names_the_checkpoint_that_is_there(found, error, remedy, tmp_path):
-    if found:
-        saved_run(tmp_path, step=2)
-        saved_run(tmp_path, step=found)
-    message = explain(error, tmp_path)
-    assert message.startswith(f"{error}\n") and remedy in message
-    resume = f"--resume {tmp_path} goes on from checkpoint-000004"
-    assert (resume in message, "No checkpoint was saved" in message) == (bool(found), not found)
-
-
-def test_only_what_a_user_can_mend_is_explained(tmp_path):
-    assert explain(ValueError("my.jsonl:3: …"), tmp_path) == "my.jsonl:3: …"
-    assert explain(RuntimeError("size mismatch"), tmp_path) is None
-
-
-def test_interrupted_runs_say_how_to_go_on(tmp_path):
-    with pytest.raises(SystemExit, match="a run that has a checkpoint goes on with --resume"):
-        with run_folder(Config(output=str(tmp_path / "run")), None):
-            raise KeyboardInterrupt
-
-
-def test_splits_are_cut_and_complete(tmp_path):
-    splits = load_splits(Config(train_examples=5, eval_examples=3))
-    assert len(splits.train) == 5 and len(splits.validation) == 3 and len(splits.general) > 20
-    sizes = {name: len(examples) for name, examples in splits.reports.items()}
-    assert sizes == {"test": 3, "new stems": 3}
-    knowledge = load_splits(Config(task="knowledge", teacher_context="text+demonstration"))
-    assert list(knowledge.reports) == ["trained wordings", "held-out wordings", "indirect (OOD)"]
-    (tmp_path / "train.jsonl").write_text('{"prompt": "Why?", "demonstration": "x"}\n')
-    with pytest.raises(ValueError, match=re.escape(f'{tmp_path}/train.jsonl:1: field "answer"')):
-        load_splits(Config(data=str(tmp_path)))
-
-
-def test_drift_is_measured_on_prompts_of_the_users_own(tmp_path):
-    """The first 32, as the plan has memory for these; none of them may be trained on."""
-    file = tmp_path / "mine.jsonl"
-    lines = [json.dumps({"prompt": f"What is {n}?"}) for n in range(40)]
-    file.write_text("\n".join(lines))
-    general = load_splits(Config(general_data=str(file))).general
-    assert [e.messages[0]["content"] for e in general] == [f"What is {n}?" for n in range(32)]
-    for task, trained in (("science", load_task("science", "train")[2]), ("general", None)):
-        more = {"teacher": "model", "teacher_context": "none"} if task == "general" else {}
-        trained = trained or load_task("general", "train")[0]
-        question = trained.messages[-1]["content"]
-        turns = [{"role": "system", "content": "Be brief."}]
-        turns += [{"role": "user", "content": f" {question.upper()}\n"}]
-        file.write_text("\n".join([*lines[:3], json.dumps({"prompt": turns})]))
-        message = f"{file}:4: {trained.source} trains on this prompt; leave it out there, or name"
-        with pytest.raises(ValueError, match=re.escape(message)):
-            load_splits(Config(general_data=str(file), **more))
-        if task == "science":  # the third example is not among the first two
-            assert len(load_splits(Config(general_data=str(file), train_examples=2)).general) == 4
-    with pytest.raises(ValueError, match="none.jsonl does not exist; its folder has mine.jsonl"):
-        load_splits(Config(general_data=str(tmp_path / "none.jsonl")))
-
-
-def test_our_general_prompts_are_not_trained_on_either(tmp_path):
-    general = load_task("general", "test")[3]
-    record = {"prompt": general.messages, "demonstration": "x", "answer": "A"}
-    for split in ("train", "validation", "test"):
-        (tmp_path / f"{split}.jsonl").write_text(json.dumps(record))
-    message = f"{general.source}: {tmp_path}/train.jsonl:1 trains on this prompt"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        load_splits(Config(data=str(tmp_path)))
-
-
-def test_a_folder_may_lack_the_rows_beside_test(tmp_path):
-    own = load_task("science", "test")[:1]
-    for split in ("train", "validation", "test"):
-        lines = (ROOT / "samples" / "science" / f"{split}.jsonl").read_text().splitlines()
-        (tmp_path / f"{split}.jsonl").write_text(lines[0])
-    assert load_splits(Config(data=str(tmp_path))).reports["test"][0].id == own[0].id
-    assert list(load_splits(Config(data=str(tmp_path))).reports) == ["test"]
-    (tmp_path / "test.jsonl").unlink()
-    with pytest.raises(ValueError, match=re.escape(f"{tmp_path}/test.jsonl does not exist")):
-        load_splits(Config(data=str(tmp_path)))
-
-
-# ---- the plan: what cannot end does not start ----
-
-
-@pytest.mark.parametrize("place", ["card", "host", "disk"])
-def test_a_run_that_cannot_fit_is_refused_before_its_weights_load(place, tmp_path, monkeypatch):
-    """Qwen2.5-7B by its configuration alone; --force goes on to the weights, of which are none."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    shutil.copy(ROOT / "benchmarks/configs/qwen2.5-7b.json", folder / "config.json")
-    tiny_tokenizer().save_pretrained(folder)
-    free = {"card": 10**15, "host": 10**15, "disk": 10**15} | {place: 50 * 10**9}
-    monkeypatch.setattr(optim, "free_bytes", lambda device, folder: free)
-    monkeypatch.setattr(models, "best_device", lambda: "cuda")
-    monkeypatch.setattr(models, "load_model", lambda *_: pytest.fail("the weights were loaded"))
-    command = ["--model", str(folder), "--preset", "paper", "--output", str(tmp_path / "run")]
-    started = time.perf_counter()
-    if place == "host":
-        command.append("--offload-optimizer")
-    with pytest.raises(
-        SystemExit, match=rf"(?s)does not fit: .*{place} \d+\.\d of 50\.0 GB.* It w"
-    ):
-        sdft.main(command)
-    assert time.perf_counter() - started < 20 and not (tmp_path / "run").exists()
-    monkeypatch.setattr(models, "load_model", lambda *_: sys.exit("weights come next"))
-    with pytest.raises(SystemExit, match="weights come next"):
-        sdft.main([*command, "--force"])
+def test_a_folder_without_a_checkpoint_is_named(tmp_path):
+    with pytest.raises(SystemExit, match="has no checkpoint to resume from; name the folder of a"):
+        sdft.main(["--resume", str(tmp_path)])

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 from conftest import KEY, ROOT
-from models import load_model
 
 from data import Example, read_jsonl
+from support.models import load_model
 
 sys.path.insert(0, str(ROOT / "extras"))
 

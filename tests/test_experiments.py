@@ -6,24 +6,19 @@ import gzip
 import json
 import re
 import subprocess
-import sys
-
-import pytest
-from conftest import ROOT
-
-from data import load_task
-
-sys.path.insert(0, str(ROOT / "extras"))
 
 import analysis
 import experiments
+import pytest
+from conftest import ROOT
 
 import eval as evaluation
 import sdft
+from data import load_task
 
 TINY = (
     "sdft.py --force --preset laptop --steps 2 --batch-size 2 --max-new-tokens 4 "
-    "--max-prompt-tokens 1000 --max-teacher-prompt-tokens 1500 --train-examples 4 "
+    "--max-prompt-tokens 1000 --max-teacher-prompt-tokens 1500 "
     "--eval-examples 2 --general-tokens 4 --learning-rate 0.01 --skip-first-tokens 0 "
 )
 
@@ -565,6 +560,22 @@ def test_a_table_of_drift_at_equal_accuracy(lab):
     assert table[4] == "| 50% | 0.050 (0.050 to 0.050) | 0.050 | never |"
     assert table[7] == "| 80% | 0.080, 1 of 2 seeds | never | never |"
     assert len(table) == 2 + 7
+
+
+def test_a_table_of_drift_where_an_accuracy_stays(lab):
+    """The first seed passes 50 % at 0.05, falls to 20 % and passes it again, from 20 % at 0.03 to
+    80 % at 0.09, at 0.06; the second is below at its end, after 90 % at 0.09.
+    """
+
+    def run(*correct):
+        points = zip(correct, (0.06, 0.03, 0.09), strict=False)
+        curve = [{"step": 1, "correct": right, "drift_from_base": x} for right, x in points]
+        return {"seed": 0, "preflight": {"student": {"correct": 0.0}}, "curve": curve}
+
+    lab.store(two={"runs": [run(0.6, 0.2, 0.8), run(0.9, 0.4)]})
+    table = lab.table("stays two", "")
+    assert table[0] == "| right from there on | two |"
+    assert table[4] == "| 50% | 0.060, 1 of 2 seeds |" and table[8] == "| 90% | never |"
 
 
 def test_tables_of_the_benchmarks(lab):

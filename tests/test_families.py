@@ -1,7 +1,7 @@
 """Model families: each is right in all that a run does, or refused when it loads.
 
 Oracles: full forward passes of one unpadded row without a cache, Hugging Face's own generate, and
-autograd through those passes. `python tests/test_families.py` writes docs/families.md.
+autograd through those passes. `PYTHONPATH=. python tests/test_families.py` writes docs/families.md.
 """
 
 import sys
@@ -12,11 +12,12 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT, gradients, tiny_tokenizer
-from models import checkpoint_layers, load_checkpoint, load_model, output_head, save_checkpoint
 from transformers import AutoModelForCausalLM
 
-from optim import AdamW
-from sampling import completion_hidden, sample_completions
+from optim import AdamW, prepare_for_training
+from sampling import completion_hidden, output_head, sample_completions
+from support.checkpoint import load_checkpoint, save_checkpoint
+from support.models import checkpoint_layers, load_model
 
 EOS, NEW_TOKENS = 1, 16
 SIZES = {
@@ -269,11 +270,13 @@ def resumes_bit_identically(model, tokenizer, folder, scratch):
     """Changed weights, saved as a checkpoint: load_checkpoint and load_model give the same bits."""
     for number, parameter in enumerate(model.parameters()):
         parameter.data += torch.randn(parameter.shape, generator=torch.manual_seed(number))
+    prepare_for_training(model)
     optimizer = AdamW(model)
     saved = save_checkpoint(scratch, 1, model, tokenizer, model, optimizer, {}, keep_last=1)
     loaded = load_model(str(saved / "student"))[0]
     assert_same_weights(loaded, model)
     resumed = load_model(folder)[0]
+    prepare_for_training(resumed)
     load_checkpoint(saved, resumed, resumed, AdamW(resumed))
     assert_same_weights(resumed, model)
 

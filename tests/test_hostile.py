@@ -16,7 +16,8 @@ from conftest import tiny_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data import TASKS, Example, encode_prompt, parse_line, read_jsonl, teacher_messages
+from data import TASKS, Example, parse_line, read_jsonl, teacher_messages
+from support.chat import encode_prompt
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why {x}?"}]
 VALID = [  # a task and a record with the fields that the task knows

@@ -10,7 +10,6 @@ import re
 import socket
 import sys
 
-import models
 import pytest
 from conftest import KEY, ROOT
 from test_sdft import flags, read_lines
@@ -21,10 +20,14 @@ import scoring
 import sdft
 from data import Example
 from eval import Answer
-from scoring import format_table, log_line, validation_rank, verdict
+from scoring import validation_rank
 from support import judge as judging
+from support import preflight
+from support import run as around
 from support import server as client
 from support.judge import choose_scorer
+from support.preflight import verdict
+from support.tables import format_table, log_line
 
 sys.path.insert(0, str(ROOT / "extras"))
 
@@ -61,15 +64,16 @@ def folder(tmp_path):
 
 def put_answers(monkeypatch, texts, when=lambda description: None):
     """Every answer of an evaluation is texts[its description], else "Nothing."."""
-    plain = evaluation.answer_greedily
+    plain = evaluation.sample_answers
 
-    def answer(model, tokenizer, prompts, **how):
-        when(how["description"])
-        text = texts.get(how["description"], "Nothing.")
-        answers = plain(model, tokenizer, prompts, **how)
+    def answer(model, tokenizer, prompts, *, description=None, **how):
+        when(description)
+        text = texts.get((description or "").removesuffix(", sampled"), "Nothing.")
+        answers = plain(model, tokenizer, prompts, description=description, **how)
         return [dataclasses.replace(answer, text=text) for answer in answers]
 
-    monkeypatch.setattr(evaluation, "answer_greedily", answer)
+    for module in (evaluation, preflight):
+        monkeypatch.setattr(module, "sample_answers", answer)
 
 
 def knows_paraphrases(prompt):
@@ -154,7 +158,7 @@ def test_nonsense_is_asked_again_and_then_not_judged(
     assert summary["standard_error"] == pytest.approx((1 / 3 * 2 / 3 / 3) ** 0.5)
     printed = capsys.readouterr().out
     assert "  correct 33.3%  not_judged 25.0%" in printed  # log line
-    assert printed.count("33.3% right, 25.0% not judged") == 2  # preflight: student and teacher
+    assert printed.count("33.3% right, 25.0% not judged") == 4  # preflight, greedy and sampled
     [row] = [line for line in printed.splitlines() if line.startswith("test, last")]
     assert row.split()[2:7] == ["4", "33.3%", "±", "27.2%", "25.0%"]  # table
     assert "judge: 1 of 4 answers not judged: its replies have no verdict, 3 times each" in printed
@@ -215,7 +219,7 @@ def test_a_dead_judge_is_not_waited_for_at_every_answer(server):
 def test_a_judge_that_cannot_judge_stops_before_the_model_loads(
     script, reply, message, tiny_folder, folder, server, monkeypatch
 ):
-    monkeypatch.setattr(models, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(around, "load_model", lambda *_: pytest.fail("the model was loaded"))
     server.reply = lambda _: reply
     method = ["--method", "sft"] if script is baselines.main else []
     with pytest.raises(SystemExit) as end:
@@ -265,7 +269,7 @@ def test_without_openai_one_line_says_what_to_install(folder, monkeypatch):
     ],
 )
 def test_contradictions_are_refused(command, message, server, monkeypatch):
-    monkeypatch.setattr(models, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(evaluation, "load_model", lambda *_: pytest.fail("the model was loaded"))
     command = command.replace("URL", server.url)
     with pytest.raises(SystemExit, match=f"^error: {message}"):
         evaluation.main(["--model", "nowhere", *command.split()])

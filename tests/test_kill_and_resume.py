@@ -13,31 +13,40 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for the script
-
-from models import list_checkpoints
-
 import sdft
+from support.checkpoint import list_checkpoints
 
-KILLS, STEPS = 3, 10
+KILLS = int(os.environ.get("KILLS", 3))  # of each kind of run
+STEPS = 10
 FLAGS = (
     f"--force --task science --preset laptop --steps {STEPS} --batch-size 2 --max-new-tokens 6 "
-    "--max-prompt-tokens 1000 --max-teacher-prompt-tokens 1500 --train-examples 8 "
+    "--max-prompt-tokens 1000 --max-teacher-prompt-tokens 1500 "
     "--eval-examples 2 --general-tokens 4 --eval-every 5 --save-every 2 --learning-rate 1e-3"
 ).split()
 
 
-def test_killed_runs_end_in_the_same_bits(tiny_folder, tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+ADAPTERS = "--lora-rank 4 --gradient-checkpointing --dtype bfloat16"
+FILES = {
+    "": {"student/model.safetensors", "teacher/model.safetensors"},
+    ADAPTERS: {"student/adapter_model.safetensors", "teacher/adapter_model.safetensors"},
+}
+
+
+@pytest.mark.parametrize("more_flags", FILES)
+def test_killed_runs_end_in_the_same_bits(more_flags, tiny_folder, tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment["MORE_FLAGS"] = more_flags
     command = [sys.executable, __file__, str(tiny_folder), str(tmp_path)]
     subprocess.run(command, check=True, env=environment)
     killed_runs = sorted(tmp_path.glob("killed-*"))
     whole = tmp_path / "whole" / f"checkpoint-{STEPS:06d}"
     names = {str(file.relative_to(whole)) for file in whole.rglob("*.safetensors")}
-    assert killed_runs and names >= {"student/model.safetensors", "teacher/model.safetensors"}
+    assert killed_runs and names >= FILES[more_flags]
     for folder in killed_runs:
         for name in names:  # optimiser, and in bfloat16 remainders, too
             expected, found = (load_file(run / name) for run in (whole, folder / whole.name))
@@ -51,7 +60,9 @@ def test_killed_runs_end_in_the_same_bits(tiny_folder, tmp_path):
 def main(model, scratch):
     """The unbroken run, then killed ones, until there were KILLS kills, one after a checkpoint."""
     torch.set_num_threads(1)
-    flags, rng, kills, number = [*FLAGS, "--model", model, "--output"], random.Random(0), [], 0
+    more = os.environ["MORE_FLAGS"].split()
+    flags, rng = [*FLAGS, *more, "--model", model, "--output"], random.Random(0)
+    kills, number = [], 0
     run([*flags, str(scratch / "warm-up")])
     started = time.perf_counter()
     run([*flags, str(scratch / "whole")])

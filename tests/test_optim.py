@@ -12,19 +12,30 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import gradients, tiny_llama, tiny_tokenizer
-from models import load_checkpoint, save_checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import optim
 from optim import (
     AdamW,
     clip_gradients,
+    copy_model,
     join_float32,
     prepare_for_training,
     relative_distance,
     split_float32,
     update_ema,
 )
+from support.checkpoint import load_checkpoint, save_checkpoint
+
+
+def adamw(model, *, offload=False, exact_moments=False, **options):
+    """A model made ready, and its optimiser; with exact_moments the first moment is float32."""
+    prepare_for_training(model, offload=offload)
+    optimizer = AdamW(model, **options)
+    if exact_moments:  # of a bfloat16 model it is bfloat16, and torch's is not
+        for name, moment in optimizer.moments.items():
+            optimizer.moments[name] = moment.float()
+    return optimizer
 
 
 def give_gradients(model, seed):
@@ -37,7 +48,7 @@ def give_gradients(model, seed):
 def test_adamw_equals_torch(tiny, weight_decay):
     other = copy.deepcopy(tiny)
     ours, theirs = (
-        AdamW(tiny, weight_decay=weight_decay),
+        adamw(tiny, weight_decay=weight_decay),
         torch.optim.AdamW(other.parameters(), lr=1.0, weight_decay=weight_decay),
     )
     for step, learning_rate in enumerate([1e-2, 1e-3, 5e-3, 1e-2]):
@@ -51,7 +62,7 @@ def test_adamw_equals_torch(tiny, weight_decay):
 
 def test_adamw_state_round_trip(tiny):
     other = copy.deepcopy(tiny)
-    first, second = AdamW(tiny), AdamW(other)
+    first, second = adamw(tiny), adamw(other)
     give_gradients(tiny, 0), first.step(1e-2)
     other.load_state_dict(tiny.state_dict())
     second.load_state(
@@ -72,7 +83,7 @@ def test_tied_embeddings_are_updated_once():
     assert model.lm_head.weight is model.model.embed_tokens.weight
     before = model.lm_head.weight.detach().clone()
     give_gradients(model, 0)
-    AdamW(model).step(0.01)
+    adamw(model).step(0.01)
     torch.testing.assert_close(
         (model.lm_head.weight - before).abs(), torch.full_like(before, 0.01), rtol=1e-3, atol=0
     )
@@ -197,7 +208,7 @@ def test_50_updates_are_those_of_torch_in_float32_to_the_last_bit(
         with_remainders(tiny) if dtype == "bfloat16" else copy.deepcopy(tiny),
         copy.deepcopy(tiny),
     )
-    ours = AdamW(model, weight_decay=0.1, first_moment_dtype=torch.float32)
+    ours = adamw(model, weight_decay=0.1, exact_moments=True)
     theirs = torch.optim.AdamW(other.parameters(), lr=1e-3, weight_decay=0.1)
     for step in range(50):
         give_gradients(model, step), give_gradients(other, step)
@@ -210,7 +221,7 @@ def test_50_updates_are_those_of_torch_in_float32_to_the_last_bit(
 def test_a_bfloat16_first_moment_costs_less_than_a_percent_of_the_way(tiny):
     """Each rounding is off by at most 2^-9 of m, and m forgets it within about ten steps."""
     model, other = with_remainders(tiny), copy.deepcopy(tiny)
-    ours, theirs = AdamW(model), torch.optim.AdamW(other.parameters(), lr=1e-5, weight_decay=0)
+    ours, theirs = adamw(model), torch.optim.AdamW(other.parameters(), lr=1e-5, weight_decay=0)
     for step in range(50):
         give_gradients(model, step), give_gradients(other, step)
         ours.step(1e-5), theirs.step()
@@ -278,8 +289,8 @@ def test_uses_of_a_weight_in_one_pass_add_up_in_float32():
 
 def test_a_bfloat16_run_takes_18_bytes_a_parameter(tiny):
     student = tiny.to(torch.bfloat16)
-    optimizer = AdamW(student)
-    teacher = copy.deepcopy(student)
+    optimizer = adamw(student)
+    teacher = copy_model(student)
     student(input_ids=torch.tensor([[1, 2, 3]])).logits.float().square().sum().backward()
     tensors = [
         tensor
@@ -318,20 +329,20 @@ class LargestNewTensor(TorchDispatchMode):
 def test_no_float32_copy_of_a_parameter_stands_whole(tiny, monkeypatch):
     monkeypatch.setitem(optim.SLICE, "cpu", 64)
     student = with_remainders(tiny)
-    optimizer, teacher = AdamW(student), copy.deepcopy(student)
+    optimizer, teacher = adamw(student), copy_model(student)
     give_gradients(student, 0)
     with LargestNewTensor() as seen:
         optimizer.step(1e-3), update_ema(teacher, student, 0.01)
     assert seen.numel == 64 < max(parameter.numel() for parameter in student.parameters())
 
 
-def test_a_copy_takes_its_remainders_along_and_a_second_optimiser_keeps_them(tiny):
+def test_a_copy_takes_its_remainders_along_and_a_second_preparation_keeps_them(tiny):
     student = with_remainders(tiny)
-    teacher = copy.deepcopy(student)
+    teacher = copy_model(student)
     assert relative_distance(teacher, student) == 0 and equal(
         exact_weights(teacher), tiny.parameters()
     )
-    AdamW(student)
+    adamw(student)
     assert equal(exact_weights(student), tiny.parameters())
     update_ema(teacher, with_remainders(tiny_llama(seed=1)), 0.5)
     assert equal(exact_weights(student), tiny.parameters())  # a copy, not the same tensors
@@ -339,9 +350,10 @@ def test_a_copy_takes_its_remainders_along_and_a_second_optimiser_keeps_them(tin
 
 def test_what_would_be_rounded_away_is_refused(tiny):
     with pytest.raises(ValueError, match="float16; load the model in float32 or bfloat16"):
-        AdamW(copy.deepcopy(tiny).to(torch.float16))
+        prepare_for_training(copy.deepcopy(tiny).to(torch.float16))
     student = with_remainders(tiny)
-    with pytest.raises(ValueError, match="without a remainder; copy the teacher after AdamW"):
+    message = r"without a remainder; call prepare_for_training\(student\) before"
+    with pytest.raises(ValueError, match=message):
         update_ema(copy.deepcopy(tiny).to(torch.bfloat16), student, 0.01)
 
 
@@ -351,8 +363,8 @@ def test_what_would_be_rounded_away_is_refused(tiny):
 def start(dtype, offload):
     """(student, teacher, optimizer), the same for every call with one dtype."""
     student = with_remainders(tiny_llama()) if dtype == "bfloat16" else tiny_llama()
-    optimizer = AdamW(student, weight_decay=0.1, offload=offload)
-    return student, copy.deepcopy(student), optimizer
+    optimizer = adamw(student, weight_decay=0.1, offload=offload)
+    return student, copy_model(student), optimizer
 
 
 def advance(student, teacher, optimizer, steps):
@@ -396,10 +408,11 @@ def test_offload_moves_10_of_18_bytes_and_needs_two_sets_of_buffers(tiny, monkey
     host = []
     monkeypatch.setattr(optim.mmap, "mmap", lambda _, size: host.append(size) or bytearray(size))
     student = with_remainders(tiny)
-    optimizer = AdamW(student, offload=True)
+    optimizer = adamw(student, offload=True)
     parameters = sum(parameter.numel() for parameter in student.parameters())
-    assert sum(host) == (10 - 2) * parameters  # the teacher's 2 come with the copy
-    teacher = copy.deepcopy(student)
+    assert sum(host) == (10 - 2) * parameters
+    teacher = copy_model(student)
+    assert sum(host) == 10 * parameters
     give_gradients(student, 0)
     with LargestNewTensor() as seen:
         optimizer.step(1e-3)
@@ -499,15 +512,21 @@ def test_host_memory_is_locked_once_to_its_size_and_unlocked_when_freed(monkeypa
     parameter = SimpleNamespace(
         is_cuda=True, dtype=torch.bfloat16, shape=(3, 5000), numel=lambda: 15000
     )
-    student = SimpleNamespace(offload=True, remainders={})
-    student.remainders["w"] = optim._zeros(parameter, torch.int16, offload=True).fill_(7)
-    assert locked == {student.remainders["w"].data_ptr(): 2 * 15000}
+    student = SimpleNamespace(offload=True, named_parameters=lambda: [("w", parameter)])
+    remainder = optim._zeros(parameter, torch.int16, offload=True).fill_(7)
+    student.remainders = {"w": remainder}
+    assert locked == {remainder.data_ptr(): 2 * 15000}
 
-    teacher = copy.deepcopy(student)
-    assert not teacher.remainders["w"].is_pinned()  # that is how copy.deepcopy leaves it
-    remainder = optim._remainder(teacher, "w", parameter)
-    assert remainder.is_pinned() and (remainder == 7).all() and len(locked) == 2
-    assert optim._remainder(teacher, "w", parameter) is remainder is teacher.remainders["w"]
-    assert optim._remainder(student, "w", parameter) is student.remainders["w"]
-    del remainder, teacher, student
+    assert not copy.deepcopy(student).remainders["w"].is_pinned()  # why copy_model makes its own
+    teacher = copy_model(student)
+    copied = teacher.remainders["w"]
+    assert copied.is_pinned() and (copied == 7).all() and len(locked) == 2
+    assert copied is not remainder and student.remainders["w"] is remainder
+    del copied, remainder, teacher, student
     assert not locked
+
+
+def test_a_model_that_is_not_prepared_is_refused(tiny):
+    for use in (AdamW, copy_model):
+        with pytest.raises(ValueError, match="call prepare_for_training.model. first"):
+            use(tiny)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import plot
 import pytest
 import torch
 from conftest import ROOT, tiny_llama, tiny_tokenizer
@@ -14,10 +15,6 @@ from transformers import AutoModelForCausalLM
 import baselines
 import sdft
 from data import load_task
-
-sys.path.insert(0, str(ROOT / "extras"))
-
-import plot
 
 TOKEN = {"token": "<b>&", "kl": 0.7, "student": [["<i>", 0.5]], "teacher": [["\n", 0.25]]}
 ROLLOUT = {
@@ -176,7 +173,7 @@ def test_token_report_equals_a_dense_computation(tokenizer):
 FLAGS = (
     "--force --task science --preset laptop --dtype float32 --steps 6 --batch-size 2 "
     "--max-new-tokens 4 --max-prompt-tokens 1000 --max-teacher-prompt-tokens 1500 "
-    "--train-examples 4 --eval-examples 2 --general-tokens 4 --learning-rate 0.01 --eval-every 0 "
+    "--eval-examples 2 --general-tokens 4 --learning-rate 0.01 --eval-every 0 "
     "--skip-first-tokens 0 --sample-every 1 --save-every 1 --ema-rate 0.2"
 ).split()
 
@@ -300,6 +297,7 @@ def test_trade_off_is_drawn(folder):
     assert list(other.get_xdata()) == [0.01, 0.05, 0.1]
     assert list(middle.get_ydata()) == pytest.approx([0.1, 0.3, 0.6])
     assert list(middle.get_xdata()) == pytest.approx([0.01, 0.1, 0.2])
+    assert middle.get_linestyle() == "-" and validation.get_lines()[-1].get_linestyle() == "--"
     assert one.get_color() == middle.get_color() != validation.get_lines()[-1].get_color()
     point, across, upward = test.containers[0][0], *test.containers[0][2]
     assert point.get_xydata()[0] == pytest.approx([0.3, 0.6])

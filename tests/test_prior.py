@@ -9,14 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import analysis
 import pytest
 import torch
-from conftest import ROOT
-from models import load_model
 
-sys.path.insert(0, str(ROOT / "extras"))
-
-import analysis
+from support.models import load_model
 
 # as the harness writes them: a group of groups, a task without a standard error
 RESULTS = {

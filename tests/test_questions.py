@@ -16,8 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import KEY, ROOT, serving
 
-from config import Config, load_splits
-from data import load_task
+from config import Config
+from data import load_splits, load_task
 from scoring import score
 
 sys.path.insert(0, str(ROOT / "extras"))

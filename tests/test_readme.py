@@ -1,7 +1,8 @@
 """The README's commands, as they are written, and its figures.
 
 Oracles: the commands end, and leave the files that the next one reads, with a tiny model and few
-steps; .ci/run calls programs that only note how they were called; the results files.
+steps; .ci/run calls programs that only note how they were called; the results files, the samples
+and the stored answers.
 """
 
 import json
@@ -10,13 +11,16 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from statistics import mean
 
 import pytest
+from analysis import drift_at, drift_for_good, read_stored
 from conftest import ROOT
 
 import baselines
 import eval as evaluation
 import sdft
+from data import load_task, teacher_messages
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 INSTALL = "pip install -r requirements.txt && "
@@ -49,7 +53,7 @@ def run(command, tiny_folder, url):
 
 def test_the_readmes_commands_run_in_order(tiny_folder, tmp_path, monkeypatch, capsys, server):
     monkeypatch.chdir(tmp_path)
-    assert len(COMMANDS) >= 7 and COMMANDS[0] == "sdft.py --task science"
+    assert len(COMMANDS) >= 7 and COMMANDS[0] == "sdft.py --task science --preset laptop"
     for command in COMMANDS:
         run(command, tiny_folder, server.url)
     runs = {folder.name for folder in Path("runs").iterdir()}
@@ -59,7 +63,8 @@ def test_the_readmes_commands_run_in_order(tiny_folder, tmp_path, monkeypatch, c
 
 def test_the_two_commands_for_a_fresh_machine_install_what_they_need():
     lines = [line.split("  #")[0].rstrip() for line in README.splitlines()]
-    assert INSTALL + "python sdft.py --task science" in lines and INSTALL + "pytest" in lines
+    assert INSTALL + "python sdft.py --task science --preset laptop" in lines
+    assert INSTALL + "pytest" in lines
     assert (ROOT / "requirements.txt").exists()
 
 
@@ -88,26 +93,103 @@ def test_ci_runs_the_readmes_test_command_in_a_new_environment(failing, tmp_path
 # ---- figures ----
 
 
-def figures(task, row, name):
-    """The cells of a row of the README's table, from the results file of a task."""
-    runs = json.loads((ROOT / "results" / f"{task}.json").read_text())["runs"]
-    [before] = {run["before"][row][name] for run in runs}
-    after = ", ".join(f"{100 * run['last'][row][name]:.1f}" for run in runs)
-    return f"| {runs[0]['last'][row]['n']} | {100 * before:.1f} % | {after} % |"
+def runs_of(name):
+    return json.loads((ROOT / "results" / f"{name}.json").read_text())["runs"]
+
+
+def figures(name, rival, row, measure):
+    """The cells of a row of the README's table, from the results files of SDFT and of SFT."""
+    runs = runs_of(name)
+    [before] = {run["before"][row][measure] for run in runs}
+    cells = [str(runs[0]["last"][row]["n"]), f"{100 * before:.1f} %"]
+    for record in (runs, runs_of(rival)):
+        cells.append(", ".join(f"{100 * run['last'][row][measure]:.1f}" for run in record) + " %")
+    return f" | {' | '.join(cells)} |"
 
 
 def test_the_readmes_table_holds_the_figures_of_the_results_files():
-    sets = {
-        "science": ("test", "new stems"),
-        "knowledge": ("held-out wordings", "indirect (OOD)"),
-    }
-    for task, (test, other) in sets.items():
-        for row, name in ((test, "correct"), (test, "finished"), (other, "correct")):
-            assert figures(task, row, name) in README
+    for row, measure in (
+        ("test", "correct"),
+        ("test", "finished"),
+        ("new stems", "correct"),
+        ("probe", "correct"),
+    ):
+        assert figures("science", "science-sft-longer", row, measure) in README
+    for row, measure in (
+        ("held-out wordings", "correct"),
+        ("held-out wordings", "finished"),
+        ("indirect (OOD)", "correct"),
+    ):
+        assert figures("knowledge", "knowledge-sft", row, measure) in README
+
+
+def mean_drift(name, rule, accuracy):
+    """Mean over the seeds of a run that have such a drift; analysis.py is tested by hand."""
+    found = [rule(run, accuracy) for run in runs_of(name)]
+    return mean(drift for drift in found if drift is not None)
+
+
+def ratio(name, rule, accuracy):
+    """Drift of a run of science over that of SFT's 80 steps, at equal accuracy."""
+    sft = mean_drift("science-sft-longer", rule, accuracy)
+    return f"{mean_drift(name, rule, accuracy) / sft:.2f}"
+
+
+def test_the_readmes_drifts_are_those_of_the_results_files():
+    """For and against: each figure in its sentence, with lines joined."""
+    text = " ".join(README.split())
+    first = [ratio("science", drift_at, level) for level in (0.7, 0.8)]
+    stays = [ratio("science", drift_for_good, level) for level in (0.7, 0.8)]
+    assert f"first passes 70 and 80 % at {' and '.join(first)} times the drift of SFT" in text
+    assert f"passes them for good at {' and '.join(stays)} times" in text
+    plain = ratio("science-plain", drift_at, 0.7)
+    own_words = ratio("science-unmasked", drift_at, 0.7)
+    assert f"it passes 70 % at {plain} times SFT's drift" in text
+    assert f"with the tuned sentence and no mask at {own_words}." in text
+
+    [rival] = runs_of("science-reinvoke")
+    [started_from] = [run for run in runs_of("science-sft") if run["seed"] == rival["seed"]]
+    flops = rival["training_flops"] + started_from["training_flops"]
+    sdft = runs_of("science")
+    last = rival["last"]["test"]
+    drifts = [run["last"]["test"]["drift_from_base"] for run in sdft]
+    assert (
+        f"{last['correct']:.1%}".replace("%", " %")
+        + f" at a drift of {last['drift_from_base']:.3f}, where SDFT has {min(drifts):.3f} to "
+        f"{max(drifts):.3f}; {100 * rival['last']['probe']['correct']:.0f} % of"
+    ) in text
+    own = sdft[0]["training_flops"]
+    assert f"({flops * 1e-12:.0f} TFLOP against {own * 1e-12:.0f})" in text
+
+    chosen = [r for r in runs_of("tries-science-dft-longer") if r["point"]["learning-rate"] == 3e-5]
+    assert f"every validation question at a drift of {drift_at(chosen[0], 1.0):.3f}" in text
+    forgotten = [
+        ", ".join(f"{100 * run['last']['probe']['correct']:.0f}" for run in record)
+        for record in (
+            runs_of("science-sft-longer"),
+            runs_of("knowledge"),
+            [run for run in runs_of("knowledge-sft-5e-5") if "probe" in run["last"]],
+        )
+    ]
+    sentence = "SFT's 80 steps leave {} %. After learning facts SDFT is down to {} % (SFT to {} %)"
+    assert sentence.format(*forgotten) in text
+
+
+def test_the_readmes_example_is_in_the_samples_and_in_the_stored_answers():
+    text = " ".join(README.split())
+    example = load_task("science", "train")[0]
+    assert f"demonstration {example.demonstration}" in text
+    turns = teacher_messages(example, "demonstration", "own-words")
+    shown = " ".join(f"({turn['role']}) {turn['content']}" for turn in turns)
+    assert f"teacher's prompt {' '.join(shown.split())}" in text
+    stored = read_stored(ROOT / "results" / "answers" / "science-seed0.jsonl.gz")
+    for when, label in (("before", "before"), ("last", "after")):
+        assert f"{label} {stored[when, 'test']['hexyne']}" in text
+    assert f'"{stored["last", "test"]["tetradecanamine"]}" counts' in text
 
 
 def test_the_readmes_preflight_is_that_of_the_results_file():
-    runs = json.loads((ROOT / "results" / "science.json").read_text())["runs"]
+    runs = runs_of("science")
     for key in ("student", "teacher"):
         [scores] = {
             f"{s['correct']:.1%} right, {s['well_formed']:.1%} well formed, {s['finished']:.1%}"

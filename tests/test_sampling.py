@@ -4,16 +4,33 @@ Oracles: row-by-row forwards of the whole sequence without cache or padding; Hug
 generate; the exact softmax (chi-square); hand-made distributions for the inverse CDF.
 """
 
+import copy
 import weakref
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import tiny_llama, tiny_model
-from transformers import MistralConfig, Olmo3Config, Qwen2Config
+from transformers import (
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Olmo3Config,
+    Qwen2Config,
+)
 
 import sampling
-from sampling import completion_hidden, draw, prefill, rows_that_fit, sample_completions
+from sampling import (
+    completion_hidden,
+    draw,
+    output_head,
+    prefill,
+    rows_that_fit,
+    sample_completions,
+    stop_tokens,
+)
 
 PROMPTS = [[5, 6, 7, 8, 9], [3], [10, 11, 12], [30, 31, 32, 33, 34, 35, 36, 37, 38, 5]]
 STOP = {"eos_token_ids": [1], "pad_token_id": 1}  # pad is EOS, the common trap
@@ -251,7 +268,7 @@ def test_out_of_memory_halves_the_rows_and_changes_no_token(
     found = sample_completions(tiny, PROMPTS * 4, **options, check_every=100)
     for name in ("completion_ids_BT", "completion_mask_BT", "finished_B"):
         assert torch.equal(getattr(found, name), getattr(expected, name))
-    line = "out of memory: sampling goes on with {} rows at a time\n"
+    line = "out of memory: sampling continues with {} rows at a time\n"
     assert capsys.readouterr().out == "".join(line.format(rows) for rows in halved_to)
 
 
@@ -348,3 +365,32 @@ def test_completion_hidden_equals_unpadded_rows(tiny):
 def test_refusals(tiny, arguments, message):
     with pytest.raises(ValueError, match=message):
         sample_completions(tiny, max_new_tokens=4, **STOP, **arguments)
+
+
+# ---- the output head, and what ends a completion ----
+
+
+def test_stop_tokens_are_all_eos_of_model_and_tokenizer(tiny, tokenizer):
+    tiny.generation_config.eos_token_id = [7, 9]
+    assert stop_tokens(tiny, tokenizer) == {"eos_token_ids": [1, 7, 9], "pad_token_id": 1}
+
+
+@pytest.mark.parametrize(
+    "config_class, fields",
+    [
+        (LlamaConfig, {}),
+        (Gemma2Config, {"head_dim": 4, "final_logit_softcapping": 3.0}),
+        (GraniteConfig, {"logits_scaling": 8.0}),
+        (CohereConfig, {"logit_scale": 0.25}),
+    ],
+)
+def test_a_copied_head_stays_as_it_was(config_class, fields):
+    """Oracle: the model's own logits, before and after its weights change."""
+    model, ids_BL = tiny_model(config_class, **fields), torch.tensor([[3, 4, 5]])
+    frozen = copy.deepcopy(output_head(model))
+    before, hidden = model(ids_BL).logits, model.base_model(ids_BL).last_hidden_state
+    torch.testing.assert_close(frozen(hidden), before)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(2)
+    torch.testing.assert_close(frozen(hidden), before)
+    assert not torch.allclose(output_head(model)(hidden), before, atol=1e-2)

@@ -14,28 +14,28 @@ import re
 import shutil
 import signal
 
-import models
 import pytest
 import torch
 from conftest import ROOT, gradients, tiny_llama, tiny_model
-from models import list_checkpoints, load_model
 from safetensors.torch import load_file
 from transformers import Olmo3Config, Qwen2Config
 
-import eval as evaluation
 import sdft
+import support.preflight
+import support.run
 from config import Config
 from data import Pair
-from optim import AdamW
+from optim import AdamW, copy_model, prepare_for_training
 from sampling import Rollout, completion_hidden, sample_completions
 from sdft import Batch, learning_rate_at, make_batch, micro_batches, sdft_step
+from support.checkpoint import list_checkpoints
+from support.models import load_model
 
 PAIRS = [Pair(f"p{i}", [3 + i] * (2 + i), [5] * 4 + [3 + i] * (2 + i)) for i in range(6)]
 # several, so that completions differ in length
 STOP = {"eos_token_ids": [1, 4, 9, 20, 30], "pad_token_id": 1}
 TINY = Config(
     batch_size=6,
-    micro_batch_size=6,
     max_new_tokens=12,
     steps=10,
     learning_rate=1e-3,
@@ -57,6 +57,10 @@ def step_gradient(config, dtype=torch.float32, pairs=PAIRS):
     batch = make_batch(pairs, 0, config, STOP)
     metrics, rollout = sdft_step(student, teacher, KeepGradients(), batch, config)
     return gradients(student), metrics, rollout, student, teacher
+
+
+def micro_batch_count(rollout, config):
+    return len(list(micro_batches(make_batch(PAIRS, 0, config, STOP), rollout, config)))
 
 
 def dense_gradient(rollout, student, teacher, config):
@@ -99,8 +103,9 @@ def dense_gradient(rollout, student, teacher, config):
 )
 def test_gradient_equals_a_dense_computation(divergence, estimator, reduction):
     method = {"divergence": divergence, "estimator": estimator, "reduction": reduction}
-    config = dataclasses.replace(TINY, micro_batch_size=4, **method)
+    config = dataclasses.replace(TINY, micro_batch_tokens=60, **method)
     found, metrics, rollout, student, teacher = step_gradient(config, torch.float64)
+    assert 1 < micro_batch_count(rollout, config) < len(PAIRS)
     lengths = rollout.completion_mask_BT.sum(1)
     assert lengths.min() < lengths.max() and metrics["grad_norm"] > 0
     expected = dense_gradient(rollout, student, teacher, config)
@@ -123,10 +128,15 @@ def test_several_rollouts_of_a_prompt_are_rows_of_their_own():
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
-def test_micro_batch_size_changes_no_gradient(dtype, tolerance):
-    whole, *_ = step_gradient(TINY, dtype)
-    for size in (1, 2):
-        parts, *_ = step_gradient(dataclasses.replace(TINY, micro_batch_size=size), dtype)
+def test_micro_batch_tokens_change_no_gradient(dtype, tolerance):
+    """All rows together, each alone, and something between the two."""
+    whole, _, rollout, *_ = step_gradient(TINY, dtype)
+    assert micro_batch_count(rollout, TINY) == 1
+    for tokens in (1, 45):
+        config = dataclasses.replace(TINY, micro_batch_tokens=tokens)
+        parts, _, rollout, *_ = step_gradient(config, dtype)
+        count = micro_batch_count(rollout, config)
+        assert count == 6 if tokens == 1 else 2 < count < 6
         assert (parts - whole).norm() <= tolerance * whole.norm()
 
 
@@ -147,10 +157,12 @@ def test_extra_padding_changes_nothing():
 
 def test_completions_without_loss_tokens_count_zero_and_stay_in_the_mean():
     config = dataclasses.replace(TINY, skip_first_tokens=6)
-    _, metrics, rollout, *_ = step_gradient(config)
+    found, metrics, rollout, student, teacher = step_gradient(config)
     lengths = rollout.completion_mask_BT.sum(1)
-    assert metrics["no_loss_tokens"] == pytest.approx((lengths <= 6).float().mean().item())
-    assert 0 < metrics["no_loss_tokens"] < 1 and math.isfinite(metrics["kl"])
+    assert torch.allclose(found, dense_gradient(rollout, student, teacher, config), atol=1e-6)
+    metrics |= sdft.rollout_metrics(make_batch(PAIRS, 0, config, STOP), rollout, config, 1.0)
+    assert metrics["without_loss"] == pytest.approx((lengths <= 6).float().mean().item())
+    assert 0 < metrics["without_loss"] < 1 and math.isfinite(metrics["kl"])
 
 
 def test_temperature_is_of_the_rollouts_alone():
@@ -168,7 +180,8 @@ def test_temperature_is_of_the_rollouts_alone():
 @pytest.mark.parametrize("teacher_weights", ["ema", "base", "student"])
 def test_teacher_weights(teacher_weights):
     student = tiny_llama()
-    teacher = student if teacher_weights == "student" else copy.deepcopy(student)
+    prepare_for_training(student)
+    teacher = student if teacher_weights == "student" else copy_model(student)
     config = dataclasses.replace(TINY, teacher=teacher_weights, ema_rate=0.25)
     before = [parameter.detach().clone() for parameter in student.parameters()]
     sdft_step(student, teacher, AdamW(student), make_batch(PAIRS, 0, config, STOP), config)
@@ -182,7 +195,8 @@ def test_non_finite_gradients_stop_before_the_update():
     student = tiny_llama()
     with torch.no_grad():
         student.model.layers[0].mlp.up_proj.weight[0, 0] = math.inf
-    before, teacher = copy.deepcopy(student.state_dict()), copy.deepcopy(student)
+    prepare_for_training(student)
+    before, teacher = copy.deepcopy(student.state_dict()), copy_model(student)
     with pytest.raises(FloatingPointError, match="step 1: loss or gradient is not finite.*p0"):
         sdft_step(student, teacher, AdamW(student), make_batch(PAIRS, 0, TINY, STOP), TINY)
     for name, tensor in student.state_dict().items():
@@ -215,7 +229,7 @@ def test_schedule_by_hand():
     assert learning_rate_at(0, 100, share) == pytest.approx(1 / 11)
 
 
-def test_micro_batches_keep_both_limits_and_lose_no_row():
+def test_micro_batches_keep_the_limit_and_lose_no_row():
     """Prompts of 9, 3, 2, 4 tokens with completions of 3: totals 12, 6, 5, 7.
 
     In rows x longest at most 12: 5 and 6 together, then 7, then 12.
@@ -223,20 +237,19 @@ def test_micro_batches_keep_both_limits_and_lose_no_row():
     ids_BT, mask_BT = torch.tensor([[2, 3, 1]] * 4), torch.ones(4, 3, dtype=torch.bool)
     rollout = Rollout(ids_BT, mask_BT, torch.ones(4, dtype=torch.bool))
 
-    def rows(teacher_lengths, size, tokens):
+    def rows(teacher_lengths, tokens):
         lengths = zip("abcd", (9, 3, 2, 4), teacher_lengths, strict=True)
         pairs = [Pair(name, [5] * student, [5] * teacher) for name, student, teacher in lengths]
-        limits = {"micro_batch_size": size, "micro_batch_tokens": tokens}
-        batch, config = Batch(0, pairs, None, 1e-3, {}), dataclasses.replace(TINY, **limits)
+        batch = Batch(0, pairs, None, 1e-3, {})
+        config = dataclasses.replace(TINY, micro_batch_tokens=tokens)
         return [micro.rows for micro in micro_batches(batch, rollout, config)]
 
     short = [1] * 4
-    assert rows(short, 4, 12) == [[2, 1], [3], [0]]
-    assert rows(short, 4, 48) == [[2, 1, 3, 0]]
-    assert rows(short, 3, 48) == [[2, 1, 3], [0]]
-    assert rows(short, 4, 1) == [[2], [1], [3], [0]]  # one longer than the limit goes alone
+    assert rows(short, 12) == [[2, 1], [3], [0]]
+    assert rows(short, 48) == [[2, 1, 3, 0]]
+    assert rows(short, 1) == [[2], [1], [3], [0]]  # one longer than the limit goes alone
     # the teacher's prompts count where they are longer: totals 12, 12, 5, 7
-    assert rows([2, 9, 2, 4], 4, 14) == [[2, 3], [0], [1]]
+    assert rows([2, 9, 2, 4], 14) == [[2, 3], [0], [1]]
 
 
 # ---- whole runs ----
@@ -254,7 +267,6 @@ def flags(model, output, **more):
         "eval_new_tokens": 9,
         "max_prompt_tokens": 1000,
         "max_teacher_prompt_tokens": 1500,
-        "train_examples": 8,
         "eval_examples": 2,
         "general_tokens": 4,
         "eval_every": 3,
@@ -284,9 +296,11 @@ def test_a_run_leaves_its_files(unbroken):
     metrics = read_lines(unbroken / "metrics.jsonl")
     assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]
     assert ["validation" in line for line in metrics] == [False, False, True] * 2
-    expected = {"kl", "grad_norm", "completion_tokens", "finished", "teacher_gap", "tokens_per_s"}
-    assert all(expected | {"no_loss_tokens"} <= line.keys() for line in metrics)
-    assert 0 < metrics[0]["teacher_gap"] < metrics[5]["teacher_gap"]
+    expected = {"kl", "grad_norm", "completion_tokens", "finished", "without_loss", "tokens_per_s"}
+    assert all(expected <= line.keys() for line in metrics)
+    # a pass over both models: with validations only
+    assert ["teacher_gap" in line for line in metrics] == [False, False, True] * 2
+    assert 0 < metrics[2]["teacher_gap"] < metrics[5]["teacher_gap"]
     results = json.loads((unbroken / "results.json").read_text())
     before = json.loads((unbroken / "before.json").read_text())
     assert before["config"] == results["config"] and before["command"] == results["command"]
@@ -406,21 +420,21 @@ def test_a_run_without_checkpoints_leaves_its_weights(
 def test_what_does_not_change_the_result_may_change_on_resume(
     ctrl_c_in_step_3, unbroken, tiny_folder, tmp_path, capsys
 ):
-    """Every step saved, two kept, one log line in two: the bits of the unbroken run."""
+    """Every step saved, two kept, no completion shown: the bits of the unbroken run."""
     sdft.main(flags(tiny_folder, tmp_path / "run"))
     capsys.readouterr()
     resume = ["--resume", str(tmp_path / "run")]
     with pytest.raises(SystemExit, match="--save-every is 0; it must be at least 1"):
         sdft.main([*resume, "--save-every", "0"])
-    more = "--save-every 1 --keep-last 2 --log-every 2 --sample-every 0 --seed 0"
+    more = "--save-every 1 --keep-last 2 --sample-every 0 --seed 0"
     sdft.main([*resume, *more.split()])
     printed = capsys.readouterr().out
     changes = (
         f"resumed from {tmp_path / 'run' / 'checkpoint-000003'}; --save-every is 1, was 2; "
-        "--keep-last is 2, was 1; --log-every is 2, was 1; --sample-every is 0, was 10"
+        "--keep-last is 2, was 1; --sample-every is 0, was 10"
     )
     assert changes in printed and "--seed" not in printed
-    assert "step    4  kl" in printed and "step    5  kl" not in printed
+    assert "step    3  kl" not in printed and "step    4  kl" in printed
     names = [checkpoint.name for checkpoint in list_checkpoints(tmp_path / "run")]
     assert names == ["checkpoint-000005", "checkpoint-000006"]
     same_weights(tmp_path / "run", unbroken)
@@ -452,13 +466,29 @@ def test_a_teacher_no_better_than_the_student_is_a_no_go(tiny_folder, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
+def test_without_a_context_the_verdict_is_a_no_go_that_force_overrides(
+    tiny_folder, tmp_path, capsys
+):
+    """The teacher sees what the student sees, so there are no figures of a teacher."""
+    run = flags(tiny_folder, tmp_path / "run", steps=2, teacher_context="none")
+    with pytest.raises(SystemExit, match="nothing was trained; --force trains all the same"):
+        sdft.main(run[1:])
+    assert "no-go: with --teacher-context none the teacher sees" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+    sdft.main(run)
+    printed = capsys.readouterr().out
+    assert "no-go: with --teacher-context none" in printed and "validation, teacher" not in printed
+    assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 2
+    assert (tmp_path / "run" / "results.json").exists()
+
+
 def test_ctrl_c_before_the_first_step_leaves_no_folder(tiny_folder, tmp_path, monkeypatch):
     """The same command runs again, under the same name."""
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluation, "preflight", interrupt)
+    monkeypatch.setattr(support.preflight, "preflight", interrupt)
     with pytest.raises(SystemExit, match="stopped at once"):
         sdft.main(flags(tiny_folder, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
@@ -494,14 +524,15 @@ def too_large_for_a_cpu(*_):
 def test_out_of_memory_names_the_flags_that_help(
     fail, first_line, where, tiny_folder, tmp_path, monkeypatch
 ):
-    place = (evaluation, "preflight") if where == "preflight" else (sdft, "make_batch")
+    place = (support.preflight, "preflight") if where == "preflight" else (sdft, "make_batch")
     monkeypatch.setattr(*place, fail)
-    small = {"eval_examples": 1, "train_examples": 2, "max_new_tokens": 4}
+    small = {"eval_examples": 1, "max_new_tokens": 4}
     message = rf"^error: {first_line}[^\n]*\nA new run takes less memory with [^\n]*$"
     with pytest.raises(SystemExit, match=message) as error:
         sdft.main(flags(tiny_folder, tmp_path / "run", **small))
     named = {name.replace("-", "_") for name in re.findall("--([a-z-]+)", str(error.value))}
     expected = {"micro_batch_tokens", "max_new_tokens", "gradient_checkpointing", "dtype"}
+    expected |= {"lora_rank"}
     assert named == expected <= Config.__dataclass_fields__.keys()
     assert "No checkpoint was saved" in str(error.value)
     # no empty folder is in the way of the next try
@@ -515,7 +546,7 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(unbroken, tiny_folder, tmp
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "run" / "last"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "finish", full)
+        patch.setattr(sdft, "finish", full)
         with pytest.raises(SystemExit, match="error: .*No space left on device.*last"):
             sdft.main(flags(tiny_folder, tmp_path / "run"))
     sdft.main(["--resume", str(tmp_path / "run")])
@@ -526,14 +557,14 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(unbroken, tiny_folder, tmp
 
 
 def test_other_errors_of_torch_keep_their_traceback(tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "preflight", lambda *_: torch.ones(2) @ torch.ones(3))
-    small = {"eval_examples": 1, "train_examples": 2, "max_new_tokens": 4}
+    monkeypatch.setattr(support.preflight, "preflight", lambda *_: torch.ones(2) @ torch.ones(3))
+    small = {"eval_examples": 1, "max_new_tokens": 4}
     with pytest.raises(RuntimeError, match="size"):
         sdft.main(flags(tiny_folder, tmp_path / "run", **small))
 
 
 def test_wrong_data_stop_before_the_model_loads(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(support.run, "load_model", lambda *_: pytest.fail("the model was loaded"))
     for more, message in [
         ({"data": "nowhere"}, "nowhere is not a folder"),
         ({"teacher_context": "text"}, 'field "text" is missing'),

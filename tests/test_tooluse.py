@@ -8,6 +8,7 @@ import json
 import os
 from pathlib import Path
 
+import analysis
 import pytest
 
 import eval as evaluation
@@ -161,10 +162,11 @@ def test_either_rule_from_the_command_line(tiny_folder, tmp_path, monkeypatch, c
     answers = [Answer(f"<think>{nested}</think>{text}", [1], True) for text in (swapped, nested)]
     monkeypatch.setattr(evaluation, "answer_greedily", lambda *_, **how: answers)
     command = f"--model {tiny_folder} --task tooluse --data {tmp_path} --json {tmp_path}/out.json"
-    for more, right, label in [
-        ([], [False, True], "tokens "),
-    ]:
-        evaluation.main([*command.split(), *more])
-        record = json.loads((tmp_path / "out.json").read_text())
-        assert [answer["scores"]["correct"] for answer in record["answers"]] == right
-        assert f"at most 64 {label}" in capsys.readouterr().out
+    evaluation.main(command.split())
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert [answer["scores"]["correct"] for answer in record["answers"]] == [False, True]
+    assert "at most 64 tokens " in capsys.readouterr().out
+    analysis.main(["published", *command.split()])
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert [answer["published"] for answer in record["answers"]] == [True, False]
+    assert "right by our rule 50.0%, by the published 50.0%" in capsys.readouterr().out

@@ -1,0 +1,261 @@
+"""The plan of a run: bytes on the card, the host and the disk.
+
+Oracles: parameter counts of the published models; bytes counted from tensors of tiny models, and
+from the files of a checkpoint.
+"""
+
+import ast
+import json
+import shutil
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import ROOT, tiny_llama, tiny_tokenizer
+from transformers import AutoConfig
+
+import data
+import kl_estimators
+import optim
+import sampling
+import sdft
+import support.plan
+import support.run
+from config import Config
+from optim import AdamW, copy_model, prepare_for_training, update_ema
+from support.checkpoint import save_checkpoint
+from support.plan import (
+    count_parameters,
+    fits,
+    layer_bytes,
+    layer_shape,
+    plan_run,
+    what_would_fit,
+)
+
+CONFIGS = ROOT / "benchmarks" / "configs"
+H200, H100 = 143_771 * 2**20, 81_559 * 2**20
+SMALL = Config(
+    dtype="float32",
+    gradient_checkpointing=False,
+    batch_size=3,
+    max_new_tokens=8,
+    max_prompt_tokens=12,
+    max_teacher_prompt_tokens=12,
+    general_tokens=0,
+)
+
+
+def shape_of(name):
+    """The configuration of a published Qwen2.5."""
+    return AutoConfig.for_model(**json.loads((CONFIGS / f"qwen2.5-{name}.json").read_text()))
+
+
+@pytest.mark.parametrize(
+    "name, published",
+    [
+        ("0.5b", 494_032_768),
+        ("1.5b", 1_543_714_304),
+        ("3b", 3_085_938_688),
+        ("7b", 7_615_616_512),
+        ("14b", 14_770_033_664),
+    ],
+)
+def test_the_configurations_have_the_published_numbers_of_parameters(name, published):
+    assert count_parameters(shape_of(name))[0] == published
+
+
+def test_7b_takes_one_80_gb_card_with_offload_and_one_h200_without():
+    config = shape_of("7b")
+    counts = count_parameters(config)
+    on_card = plan_run(config, Config(), counts=counts)
+    offloaded = plan_run(config, Config(offload_optimizer=True), counts=counts)
+    assert fits(on_card, {"card": H200}) and not fits(on_card, {"card": H100})
+    assert fits(offloaded, {"card": H100})
+    assert what_would_fit(config, Config(), "cuda", {"card": H100}) == "--offload-optimizer"
+    moved = on_card["needs"]["card"] - offloaded["needs"]["card"]
+    staging = offloaded["training"]["slices of the state"]
+    assert moved + staging == 10 * counts[0] and staging < 0.3e9
+
+
+@pytest.mark.parametrize("teacher", ["ema", "base", "student", "model", "none"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_state_and_checkpoint_are_the_bytes_of_real_tensors_and_files(dtype, teacher, tmp_path):
+    student = tiny_llama(dtype=getattr(torch, dtype))
+    prepare_for_training(student)
+    optimizer = AdamW(student)
+    other = tiny_llama(dtype=getattr(torch, dtype))  # --teacher-model: no remainders
+    teachers = {"ema": copy_model(student), "base": copy_model(student), "model": other}
+    held_teacher = teachers.get(teacher, student)
+    student(input_ids=torch.tensor([[3, 4, 5]])).logits.float().sum().backward()
+    models = {id(m): m for m in (student, held_teacher)}.values()
+    held = [t for m in models for t in (*m.parameters(), *getattr(m, "remainders", {}).values())]
+    held += [*(p.grad for p in student.parameters()), *optimizer.state_tensors().values()]
+    planned = plan_run(student.config, replace(SMALL, dtype=dtype, teacher=teacher))
+    parts = ["weights", "teacher", "remainders", "first moment", "second moment", "gradients"]
+    assert sum(t.nbytes for t in held) == sum(planned["training"].get(part, 0) for part in parts)
+
+    if teacher == "ema":
+        update_ema(held_teacher, student, 0.01)  # and nothing else is needed for a step
+    saved = held_teacher if teacher != "model" else student  # another model is on the disk already
+    folder = save_checkpoint(tmp_path, 1, student, tiny_tokenizer(), saved, optimizer, {}, 1)
+    files = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    headers = 5 * 4096
+    assert planned["disk"]["checkpoints"] < files < planned["disk"]["checkpoints"] + headers
+
+
+def test_every_rollout_of_a_step_is_planned_on_a_cpu_and_8_on_a_card():
+    """300 prompts, where sampling needs more than training; a card decodes as many as fit."""
+    config, cache = tiny_llama().config, "keys and values"
+    once = replace(SMALL, batch_size=300, micro_batch_tokens=1)
+    four = replace(once, rollouts_per_prompt=4)
+    row = plan_run(config, once, "cpu")["host"][cache] // 300
+    assert plan_run(config, four, "cpu")["host"][cache] == 4 * 300 * row
+    assert plan_run(config, four)["sampling"][cache] == 8 * row
+    columns = once.max_prompt_tokens + once.max_new_tokens
+    longer = replace(once, eval_new_tokens=once.max_new_tokens + columns)
+    assert plan_run(config, longer)["sampling"][cache] == 2 * 8 * row
+
+    one = plan_run(config, SMALL)["training"]["activations"]
+    more = replace(SMALL, rollouts_per_prompt=4)
+    assert plan_run(config, more)["training"]["activations"] == 4 * one
+
+
+@pytest.mark.parametrize("dtype, size", [("float32", 4), ("bfloat16", 2)])
+def test_cache_and_layer_are_the_bytes_of_real_tensors(dtype, size):
+    model = tiny_llama(layers=2, dtype=getattr(torch, dtype))
+    ids = torch.zeros(3, 20, dtype=torch.long)
+    layers = model(input_ids=ids, use_cache=True).past_key_values.layers
+    held = sum(tensor.nbytes for layer in layers for tensor in (layer.keys, layer.values))
+    assert (
+        plan_run(model.config, replace(SMALL, dtype=dtype))["sampling"]["keys and values"] == held
+    )
+
+    L, kept = 64, {}
+    hidden_BLD = torch.randn(1, L, 16, requires_grad=True, dtype=getattr(torch, dtype))
+    rotary = model.model.rotary_emb(hidden_BLD, torch.arange(L)[None])
+    shared = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *rotary)}
+
+    def pack(tensor):  # keeps the tensor, so that no address is used twice
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.model.layers[0](hidden_BLD, position_embeddings=rotary, attention_mask=None)
+    saved = sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in shared)
+    assert saved == L * layer_bytes(layer_shape(model.config), size)
+
+
+def test_the_advice_fits_and_the_cheaper_advice_would_not():
+    config = tiny_llama(layers=8).config
+    run = replace(SMALL, batch_size=64, max_new_tokens=64)
+    for _offload, checkpointing, advice in [
+        (False, False, "--gradient-checkpointing"),
+        (False, True, "--micro-batch-tokens 1024"),
+    ]:
+        run = replace(run, gradient_checkpointing=checkpointing)
+        fitting = {
+            "--gradient-checkpointing": replace(run, gradient_checkpointing=True),
+            "--micro-batch-tokens 1024": replace(run, micro_batch_tokens=1024),
+        }[advice]
+        free = {"card": plan_run(config, fitting)["needs"]["card"]}
+        assert not fits(plan_run(config, run), free)
+        assert what_would_fit(config, run, "cuda", free) == advice
+    needs = plan_run(config, run)["needs"]
+    assert what_would_fit(config, run, "cuda", {"disk": needs["disk"] - 1}) == "--keep-last 0"
+    nothing = what_would_fit(config, run, "cuda", {"card": needs["card"] // 2})
+    assert nothing.startswith("a model of about 0.0 B parameters")
+
+
+# ---- what cannot end does not start ----
+
+
+@pytest.mark.parametrize("place", ["card", "host", "disk"])
+def test_a_run_that_cannot_fit_is_refused_before_its_weights_load(place, tmp_path, monkeypatch):
+    """Qwen2.5-7B by its configuration alone. --force does not override the plan.
+
+    --ignore-plan does, and goes on to the weights, of which there are none.
+    """
+    folder = tmp_path / "model"
+    folder.mkdir()
+    shutil.copy(ROOT / "benchmarks/configs/qwen2.5-7b.json", folder / "config.json")
+    tiny_tokenizer().save_pretrained(folder)
+    free = {"card": 10**15, "host": 10**15, "disk": 10**15} | {place: 50 * 10**9}
+    monkeypatch.setattr(support.plan, "free_bytes", lambda device, folder: free)
+    monkeypatch.setattr(support.run, "best_device", lambda: "cuda")
+    monkeypatch.setattr(
+        support.run, "load_model", lambda *_: pytest.fail("the weights were loaded")
+    )
+    command = ["--model", str(folder), "--preset", "paper", "--output", str(tmp_path / "run")]
+    started = time.perf_counter()
+    if place == "host":
+        command.append("--offload-optimizer")
+    refusal = rf"(?s)does not fit: .*{place} \d+\.\d of 50\.0 GB.* It w.*--ignore-plan tries"
+    with pytest.raises(SystemExit, match=refusal):
+        sdft.main(command)
+    assert time.perf_counter() - started < 20 and not (tmp_path / "run").exists()
+    with pytest.raises(SystemExit, match=refusal):
+        sdft.main([*command, "--force"])
+    monkeypatch.setattr(support.run, "load_model", lambda *_: sys.exit("weights come next"))
+    with pytest.raises(SystemExit, match="weights come next"):
+        sdft.main([*command, "--ignore-plan"])
+
+
+# ---- the constants of the plan are those of the code that it plans ----
+
+
+OWNERS = {
+    "GENERAL_PROMPTS": data,
+    "CHUNK_SIZE": kl_estimators,
+    "PREFILL_ROWS": sampling,
+    "SLICE": optim,
+}
+
+
+def test_the_plan_imports_the_numbers_that_it_counts_with():
+    """It sets none of them anew: a copy could go its own way."""
+    for name, owner in OWNERS.items():
+        assert getattr(support.plan, name) == getattr(owner, name)
+    tree = ast.parse((ROOT / "support" / "plan.py").read_text(encoding="utf-8"))
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    assert not {node.id for node in names if isinstance(node.ctx, ast.Store)} & OWNERS.keys()
+
+
+@pytest.mark.parametrize(
+    "name, part, run",
+    [
+        ("PREFILL_ROWS", "prompts' pass", SMALL),
+        ("CHUNK_SIZE", "loss, and gradients of the head", replace(SMALL, batch_size=400)),
+        ("GENERAL_PROMPTS", "drift: head and states of the base", replace(SMALL, general_tokens=9)),
+    ],
+)
+def test_the_plan_follows_each_of_them(name, part, run, monkeypatch):
+    config = tiny_llama(vocab_size=4000).config
+
+    def planned():
+        phases = plan_run(config, run)
+        return (phases["training"] | phases["sampling"])[part]
+
+    before = planned()
+    monkeypatch.setattr(support.plan, name, 2 * getattr(support.plan, name))
+    assert planned() > before
+
+
+def test_the_sampler_and_the_loss_use_what_the_plan_counts(tiny, monkeypatch):
+    """Eleven prompts in groups of PREFILL_ROWS; the head in chunks of CHUNK_SIZE positions."""
+    groups, plain = [], sampling.next_logits
+
+    def noted(model, ids_RN, mask_RL, cache):
+        groups.append(len(ids_RN))
+        return plain(model, ids_RN, mask_RL, cache)
+
+    monkeypatch.setattr(sampling, "next_logits", noted)
+    sampling.prefill(tiny, [[3, 4]] * 11, 1)
+    assert groups == [support.plan.PREFILL_ROWS, 11 - support.plan.PREFILL_ROWS]
+    rows, head = [], torch.nn.Linear(4, 7, bias=False)
+    head.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].numel() // 4))
+    T = support.plan.CHUNK_SIZE + 5
+    kl_estimators.completion_logprobs(torch.zeros(1, T, 4), head, torch.zeros(1, T).long())
+    assert rows == [support.plan.CHUNK_SIZE, 5]

@@ -1,0 +1,142 @@
+"""A run knows its data, and what a model has positions for. Oracle: the lines, written out here."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT, tiny_llama, tiny_tokenizer
+from safetensors.torch import load_file, save_file
+
+import sdft
+from config import Config
+from data import Example, encode_pairs, leave_out_beyond_positions
+from support.models import load_model
+from support.run import check_positions, drop_later_answers
+
+SHORT = (
+    "--task medical --preset laptop --batch-size 2 --steps 4 --save-every 2 --keep-last 9 "
+    "--eval-every 0 --sample-every 0 --general-tokens 4 --max-new-tokens 6 --warmup 0 "
+    "--eval-examples 2 --max-prompt-tokens 900 --max-teacher-prompt-tokens 1500 --force"
+).split()
+
+
+@pytest.fixture
+def stopped_run(tiny_folder, tmp_path):
+    """A run with a checkpoint of step 2 of 4, its data beside it."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(ROOT / "samples" / "medical", data)
+    sdft.main([*SHORT, "--data", str(data), "--model", str(tiny_folder), "--output", str(run)])
+    shutil.rmtree(run / "checkpoint-000004")
+    return data, run
+
+
+def rewrite(file, change):
+    lines = file.read_text(encoding="utf-8").splitlines()
+    file.write_text("\n".join(change(lines)) + "\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "validation.jsonl", "test.jsonl"])
+def test_a_changed_file_stops_the_resumed_run_by_name(stopped_run, name):
+    data, run = stopped_run
+    original = (data / name).read_text(encoding="utf-8")
+    rewrite(data / name, lambda lines: lines[1:])
+    with pytest.raises(SystemExit, match=f"{name} has changed since this run began"):
+        sdft.main(["--resume", str(run)])
+    (data / name).write_text(original, encoding="utf-8")
+    sdft.main(["--resume", str(run)])
+    assert (run / "checkpoint-000004").is_dir()
+
+
+def test_another_chat_template_stops_the_resumed_run(stopped_run, tmp_path):
+    _, run = stopped_run
+    state = run / "checkpoint-000002" / "state.json"
+    saved = json.loads(state.read_text())
+    model = tmp_path / "model"
+    shutil.copytree(saved["config"]["model"], model)
+    template = model / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_end|>\n", "<|im_end|>\n\n"))
+    saved["config"]["model"] = str(model)
+    state.write_text(json.dumps(saved))
+    with pytest.raises(SystemExit, match="encoded differently"):
+        sdft.main(["--resume", str(run)])
+
+
+def test_a_resumed_run_has_no_answer_twice(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    whens = ["before", "step 2", "step 4", "step 4"]
+    lines = [json.dumps({"when": when, "id": "a"}) + "\n" for when in whens]
+    file.write_text("".join(lines) + '{"when": "st')
+    drop_later_answers(file, 2)
+    assert file.read_text() == "".join(lines[:2])
+
+
+def examples(*questions):
+    return [
+        Example(f"q{i}", "medical", [{"role": "user", "content": text}], demonstration="Yes.")
+        for i, text in enumerate(questions)
+    ]
+
+
+def test_rows_beyond_the_models_positions_are_left_out_by_name(capsys):
+    """One byte is one token; the longest prompt is the teacher's."""
+    tokenizer = tiny_tokenizer()
+    config = Config(max_new_tokens=10, max_prompt_tokens=5000, max_teacher_prompt_tokens=5000)
+    rows = examples("Why?", "Why " * 30)
+    short, long = encode_pairs(tokenizer, rows, config)
+    fits = len(long.teacher_prompt) + 10
+    assert len(encode_pairs(tokenizer, rows, config, positions=fits)) == 2
+    assert encode_pairs(tokenizer, rows, config, positions=fits - 1) == [short]
+    assert "left out: q1" in capsys.readouterr().out
+    checked = tokenizer, rows, config
+    assert leave_out_beyond_positions(*checked, fits, has_teacher=True) == rows
+    assert leave_out_beyond_positions(*checked, fits - 1, has_teacher=True) == rows[:1]
+    assert "positions: q1" in capsys.readouterr().out
+    student_fits = len(long.student_prompt) + 10
+    assert leave_out_beyond_positions(*checked, student_fits, has_teacher=False) == rows
+    with pytest.raises(ValueError, match="q0, q1"):
+        leave_out_beyond_positions(*checked, 20, has_teacher=False)
+
+
+def test_an_answer_as_long_as_the_positions_is_refused_before_the_model_loads():
+    model_config = tiny_llama().config
+    model_config.max_position_embeddings = 64
+    check_positions(model_config, Config(max_new_tokens=63))
+    with pytest.raises(ValueError, match="--max-new-tokens is 64, and .* has 64 positions"):
+        check_positions(model_config, Config(max_new_tokens=64))
+    with pytest.raises(ValueError, match="--eval-new-tokens is 70"):
+        check_positions(model_config, Config(max_new_tokens=8, eval_new_tokens=70))
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_a_tied_config_with_another_output_matrix_is_refused(same, tiny_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    embeddings = weights["model.embed_tokens.weight"]
+    weights["lm_head.weight"] = embeddings.clone() if same else torch.randn_like(embeddings)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    if same:  # the same matrix stored twice is no contradiction
+        load_model(str(folder))
+        return
+    with pytest.raises(ValueError, match="ties the embeddings .* has another output matrix"):
+        load_model(str(folder))
+
+
+def test_a_console_that_lacks_a_character_prints_a_question_mark(tmp_path):
+    """Oracle: the bytes of a console in cp1252, which has no Japanese."""
+    import io
+
+    from support import console
+
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="cp1252")
+    real = console.sys
+    console.sys = SimpleNamespace(stdout=stream, stderr=io.StringIO())
+    try:
+        console.replace_unprintable()
+        print("a 東 é", file=stream, flush=True)
+    finally:
+        console.sys = real
+    assert raw.getvalue() == b"a ? \xe9\n"
