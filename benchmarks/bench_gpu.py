@@ -2,7 +2,7 @@
 
     python benchmarks/bench_gpu.py --json results/bench-gpu.json     # 7.62 B parameters, bfloat16
     python benchmarks/bench_gpu.py --layers 8 --batch-size 8 --max-new-tokens 256        # smaller
-    python benchmarks/bench_gpu.py --parts card families             # some parts
+    PYTHONPATH=tests python benchmarks/bench_gpu.py --parts card families        # some parts
     python benchmarks/bench_gpu.py --device cpu --hidden 64 --layers 2 --batch-size 2 \\
         --max-new-tokens 16 --max-prompt-tokens 16 --max-teacher-prompt-tokens 32   # try the script
 
@@ -12,7 +12,7 @@
                of a quarter to all of --max-prompt-tokens, beside what the copy's speed allows
     steps      whole steps with the optimiser's state in host memory and on the card (where the plan
                fits), and their peak memory against the plan
-    adapters   a step that trains adapters of rank 16 instead (needs lora.py)
+    adapters   a step that trains adapters of rank 16 instead
     exact      offloaded AdamW and EMA against those on the card; log-probabilities in bfloat16
                against float32
 
@@ -33,12 +33,14 @@ from pathlib import Path
 from statistics import mean, median
 
 import torch
+import transformers
 from bench_memory import FIELDS
 from common import ROOT, markdown_table, number, random_batch, timed_step, write_record
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 import sampling
 from config import Config
+from lora import add_adapters, share_base
 from optim import AdamW, copy_model, prepare_for_training, relative_distance, update_ema
 from sampling import completion_hidden, output_head, sample_completions
 from support.models import checkpoint_layers, configure_cuda
@@ -110,9 +112,7 @@ def measure_card(args):
 
 def compare_families(args):
     """{family and dtype: "equal", "… of … rows differ", or why it decodes step by step}."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    import transformers
-    from test_families import FAMILIES, SIZES  # needs pytest
+    from test_families import FAMILIES, SIZES  # PYTHONPATH=tests, and pytest
 
     verdicts = {}
     for family, (_, config_class, fields, verdict) in FAMILIES.items():
@@ -316,8 +316,6 @@ def measure_steps(shape, args, offload=False, adapters=False):
     """{"seconds": {part: median}, "peak_bytes": the largest, None on a CPU}."""
     student = build_student(shape, args)
     if adapters:
-        from lora import add_adapters, share_base
-
         add_adapters(student, rank=16, alpha=32)
     prepare_for_training(student, offload)
     teacher = share_base(student) if adapters else copy_model(student).requires_grad_(False)

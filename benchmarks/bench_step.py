@@ -3,8 +3,8 @@
     pip install trl==1.16.0
     python benchmarks/bench_step.py --json results/bench-step.json    # natural ends
     python benchmarks/bench_step.py --no-eos                          # all run to the limit
-    python benchmarks/bench_step.py --lora-rank 16 --json results/bench-step-adapters.json
     python benchmarks/bench_step.py --dtype bfloat16 --json results/bench-step-bf16.json
+    python benchmarks/bench_step.py --lora-rank 16 --json results/bench-step-adapters.json
 
 The same for all: model, arithmetic, CPU, no gradient checkpointing, prompts and teacher prompts
 (checked token by token), one completion a prompt, full-vocabulary divergence, first three tokens
@@ -295,8 +295,8 @@ def check_trl_prompts(trainer, tokenizer, examples, args):
 
 
 def run_turn(name, args, seed, lengths=None):
-    valued = "model dtype steps batch_size micro_batch_size max_new_tokens divergence".split()
-    valued += ["lora_rank"]
+    valued = ["model", "dtype", "steps", "batch_size", "micro_batch_size", "max_new_tokens"]
+    valued += ["divergence", "lora_rank"]
     flags = [f"--{flag.replace('_', '-')}={getattr(args, flag)}" for flag in valued]
     flags += ["--no-eos"] if args.no_eos else []
     command = [

@@ -88,12 +88,10 @@ fi
 
 part card 40 "${bench[@]}" --parts card --json "$OUT/card.json"
 part decoding 170 "${bench[@]}" "${decoding[@]}" --parts decoding --json "$OUT/decoding.json"
-part families 100 "${bench[@]}" --parts families --json "$OUT/families.json"
+part families 100 env PYTHONPATH="tests${PYTHONPATH:+:$PYTHONPATH}" "${bench[@]}" --parts families --json "$OUT/families.json"
 part steps 200 "${bench[@]}" "${steps[@]}" --parts steps --json "$OUT/steps.json"
 part exact 40 "${bench[@]}" --parts exact --json "$OUT/exact.json"
-if [ -f lora.py ]; then
-    part adapters 60 "${bench[@]}" "${steps[@]}" --parts adapters --json "$OUT/adapters.json"
-fi
+part adapters 60 "${bench[@]}" "${steps[@]}" --parts adapters --json "$OUT/adapters.json"
 
 # ---- the main job: the built-in model on science ----
 

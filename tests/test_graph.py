@@ -325,7 +325,10 @@ def test_packed_products_are_those_of_float64(dtype, tolerance, shape):
     if not sampling.can_pack(model):
         pytest.skip("no bfloat16 in this processor's oneDNN")
     layers = [module for module in model.modules() if type(module) is torch.nn.Linear]
-    assert {layer.bias is None for layer in layers} == {True, False}
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    assert 0 < len(biases) < len(layers)
+    for bias in biases:
+        bias.normal_()  # a new model has zeros
     with packed_weights(model):
         for layer in layers:
             assert "forward" in vars(layer)
