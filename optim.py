@@ -72,8 +72,14 @@ def learning(model):
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
+def _check_prepared(model):
+    if not hasattr(model, "remainders"):
+        raise ValueError("call prepare_for_training(model) first")
+
+
 def copy_model(model):
     """A model of its own with the same exact numbers: the teacher, l. 1 of Algorithm 1."""
+    _check_prepared(model)
     copied = copy.deepcopy(model)
     if model.offload:  # trap: deepcopy's remainders are not page-locked
         for name, parameter in copied.named_parameters():
@@ -170,6 +176,7 @@ class AdamW:
     """
 
     def __init__(self, model, *, weight_decay=0.0):
+        _check_prepared(model)
         self.model = model
         self.offload = model.offload
         self.weight_decay = weight_decay

@@ -105,12 +105,13 @@ def draw(logits_RV, uniforms_R=None, temperature=1.0, top_p=1.0):
     """The first token id whose cumulative probability exceeds u; temperature 0: the likeliest."""
     if temperature == 0:
         return logits_RV.argmax(-1)
-    probs_RV = (logits_RV / temperature).log_softmax(-1).exp().double()  # float32 sums miss 1
+    # in place where it can be: on a CPU, fresh memory of this size costs more than the arithmetic
+    probs_RV = (logits_RV / temperature).log_softmax(-1).exp_().double()  # float32 sums miss 1
     if top_p < 1:  # keep only the smallest set of tokens with at least this probability
         sorted_RV, ids_RV = probs_RV.sort(dim=-1, descending=True, stable=True)
         outside_RV = sorted_RV.cumsum(-1) - sorted_RV >= top_p  # those before it reach top_p
         probs_RV = probs_RV.scatter(1, ids_RV, sorted_RV.masked_fill(outside_RV, 0.0))
-    cdf_RV = probs_RV.cumsum(-1)
+    cdf_RV = probs_RV.cumsum_(-1)
     # times the total, so that u just below 1 stays inside; right=True, so that u = 0 never draws
     # a token of probability 0
     thresholds_R1 = uniforms_R.double()[:, None] * cdf_RV[:, -1:]

@@ -165,7 +165,7 @@ STEP = Config(
     batch_size=4,
     micro_batch_tokens=320,  # two rows
     max_new_tokens=32,
-    max_prompt_tokens=64,
+    max_prompt_tokens=128,
     max_teacher_prompt_tokens=128,
     general_tokens=0,
 )

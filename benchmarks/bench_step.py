@@ -4,20 +4,23 @@
     python benchmarks/bench_step.py --json results/bench-step.json    # natural ends
     python benchmarks/bench_step.py --no-eos                          # all run to the limit
     python benchmarks/bench_step.py --lora-rank 16 --json results/bench-step-adapters.json
+    python benchmarks/bench_step.py --dtype bfloat16 --json results/bench-step-bf16.json
 
-The same for all: model, float32, CPU, no gradient checkpointing, prompts and teacher prompts
+The same for all: model, arithmetic, CPU, no gradient checkpointing, prompts and teacher prompts
 (checked token by token), one completion a prompt, full-vocabulary divergence, first three tokens
-without a loss, micro-batch, AdamW with clipping to 1, EMA after each step. Every contender runs in
-a process of its own, so that peak memory is its own, and they take turns; the first step of each
-process is a warm-up. With --lora-rank R ours and trl (by peft 0.21) train adapters on all linear
-layers but the head, alpha 2 R, and "full" is ours with all weights. Without it there are three
-more; sft and products get as many completion tokens, row by row, as ours has just sampled:
+without a loss, micro-batch, AdamW with clipping to 1, EMA after each step. In bfloat16 each has its
+own way: TRL autocast over float32 weights, ours bfloat16 weights with remainders (optim.py). Every
+contender runs in a process of its own, so that peak memory is its own, and they take turns; the
+first step of each process is a warm-up. With --lora-rank R ours and trl (by peft 0.21) train
+adapters on all linear layers but the head, alpha 2 R, and "full" is ours with all weights. Without
+it there are three more; sft and products get as many completion tokens, row by row, as ours has
+just sampled:
 
     sft        baselines.likelihood_step: the difference is what sampling and the teacher cost
     lean       ours with one sequence in a micro-batch, which takes less memory
     products   only the matrix products of the prompts' pass, the teacher's pass and the student's
-               with backward: what a plain float32 implementation cannot go below, without
-               sampling's single tokens
+               with backward: what a plain implementation cannot go below, without sampling's
+               single tokens
 """
 
 import argparse
@@ -104,7 +107,7 @@ def our_config(args, row_tokens=1):
 
 
 def load_ours(args):
-    model, tokenizer = load_model(args.model)
+    model, tokenizer = load_model(args.model, dtype=args.dtype)
     stop = stop_tokens(model, tokenizer)
     if args.no_eos:
         stop["eos_token_ids"] = [model.config.vocab_size]  # an id that is never drawn
@@ -169,10 +172,10 @@ def run_products(args):
         for _ in range(parts):
             for weights, student, forward in (of_layers, ([head], new, new)):
                 for weight in weights:
-                    x = torch.zeros(student // parts, weight.shape[1])
-                    y = torch.zeros(student // parts, weight.shape[0])
+                    x = weight.new_zeros(student // parts, weight.shape[1])
+                    y = weight.new_zeros(student // parts, weight.shape[0])
                     (x @ weight.T, y @ weight, y.T @ x)  # forward, and both products of backward
-                    torch.zeros(forward // parts, weight.shape[1]) @ weight.T
+                    weight.new_zeros(forward // parts, weight.shape[1]) @ weight.T
         seconds.append(time.perf_counter() - started)
     return seconds, lengths
 
@@ -216,7 +219,7 @@ def run_trl(args):
             disable_tqdm=True,
             seed=args.seed,
             use_cpu=True,
-            bf16=False,
+            bf16=args.dtype == "bfloat16",  # autocast over float32 weights
             gradient_checkpointing=False,
             model_init_kwargs={"dtype": "float32"},
             per_device_train_batch_size=args.micro_batch_size,
@@ -292,7 +295,7 @@ def check_trl_prompts(trainer, tokenizer, examples, args):
 
 
 def run_turn(name, args, seed, lengths=None):
-    valued = ["model", "steps", "batch_size", "micro_batch_size", "max_new_tokens", "divergence"]
+    valued = "model dtype steps batch_size micro_batch_size max_new_tokens divergence".split()
     valued += ["lora_rank"]
     flags = [f"--{flag.replace('_', '-')}={getattr(args, flag)}" for flag in valued]
     flags += ["--no-eos"] if args.no_eos else []
@@ -348,6 +351,7 @@ def main():
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--micro-batch-size", type=int, default=4)
     parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--divergence", choices=list(TRL_ALPHA), default="forward")
     parser.add_argument("--lora-rank", type=int, default=0, help="train adapters; 0: all weights")
     parser.add_argument(
@@ -387,7 +391,7 @@ def main():
     pairs = quiet_pairs(tokenizer, training_examples(args), args)
     setup = {
         "model": Path(args.model).name,
-        "dtype": "float32",
+        "dtype": args.dtype,
         "device": "cpu",
         "threads": torch.get_num_threads(),
         "trl": trl_version(),

@@ -28,6 +28,7 @@ def main():
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--micro-batch-size", type=int, default=4)
     parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     args.divergence, args.seed, args.no_eos = "forward", 0, False

@@ -158,7 +158,7 @@ def test_nonsense_is_asked_again_and_then_not_judged(
     assert summary["standard_error"] == pytest.approx((1 / 3 * 2 / 3 / 3) ** 0.5)
     printed = capsys.readouterr().out
     assert "  correct 33.3%  not_judged 25.0%" in printed  # log line
-    assert printed.count("33.3% right, 25.0% not judged") == 2  # preflight: student and teacher
+    assert printed.count("33.3% right, 25.0% not judged") == 4  # preflight, greedy and sampled
     [row] = [line for line in printed.splitlines() if line.startswith("test, last")]
     assert row.split()[2:7] == ["4", "33.3%", "±", "27.2%", "25.0%"]  # table
     assert "judge: 1 of 4 answers not judged: its replies have no verdict, 3 times each" in printed

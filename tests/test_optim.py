@@ -524,3 +524,9 @@ def test_host_memory_is_locked_once_to_its_size_and_unlocked_when_freed(monkeypa
     assert copied is not remainder and student.remainders["w"] is remainder
     del copied, remainder, teacher, student
     assert not locked
+
+
+def test_a_model_that_is_not_prepared_is_refused(tiny):
+    for use in (AdamW, copy_model):
+        with pytest.raises(ValueError, match="call prepare_for_training.model. first"):
+            use(tiny)
