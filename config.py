@@ -88,7 +88,7 @@ class Config:
     weight_decay: float = option(0.0, "decoupled, as in AdamW", least=0)
     # low-rank adapters (lora.py)
     lora_rank: int = option(0, "train adapters of this rank; 0: all weights", least=0)
-    lora_alpha: int = option(32, "they add (alpha / rank) B A to a weight", above=0)
+    lora_alpha: int = option(32, "they add (alpha / rank) B A to a weight", least=1)
     lora_targets: str | None = option(None, "ends of layer names, with commas; else all linear")
     lora_train_a: bool = option(True, "train A and B; without, B alone: an exact EMA teacher")
     # lengths, in tokens

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, tiny_llama, tiny_tokenizer
 from test_lora import ALPHA, RANK, some_ids, trainable, with_adapters
 from torch.func import functional_call
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import eval as evaluation
 import sdft
@@ -263,8 +263,6 @@ def test_what_a_run_leaves_is_loaded_with_its_base(finished, tiny_folder):
 
 def test_peft_reads_what_a_run_leaves(finished, tiny_folder):
     peft = pytest.importorskip("peft", reason="compares with peft: pip install peft==0.21.2")
-    from transformers import AutoModelForCausalLM
-
     base = AutoModelForCausalLM.from_pretrained(tiny_folder)
     theirs = peft.PeftModel.from_pretrained(base, finished / "last").eval()
     ours, _ = load_model(str(finished / "last"))
@@ -345,6 +343,17 @@ def test_computing_as_if_merged_is_computing_with_the_merged_model(dtype):
     with as_if_merged(model):
         assert torch.equal(model(input_ids=ids).logits, merged(input_ids=ids).logits)
     assert torch.equal(model(input_ids=ids).logits, before)
+
+
+def test_the_merged_folder_of_the_docs_answers_as_the_adapter_does(finished, tmp_path):
+    """The lines of docs/adapters.md, loaded by transformers alone."""
+    model, tokenizer = load_model(str(finished / "last"), dtype="float32")
+    save_model(tmp_path / "merged", merge(model)[0], tokenizer)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    ids = some_ids(model)
+    torch.testing.assert_close(merged(input_ids=ids).logits, model(input_ids=ids).logits)
+    prompt, options = ids[:1, :6], {"max_new_tokens": 5, "do_sample": False}
+    assert torch.equal(merged.generate(prompt, **options), model.generate(prompt, **options))
 
 
 def test_results_say_what_was_trained_and_what_merging_would_move(finished):

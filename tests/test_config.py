@@ -274,6 +274,10 @@ BOUNDED = {  # each field with a bound: the smallest value that is allowed, or t
     "save_every": "least 1",
     "keep_last": "least 0",
     "sample_every": "least 0",
+    "judge_timeout": "above 0",
+    "judge_repeats": "least 1",
+    "lora_rank": "least 0",
+    "lora_alpha": "least 1",
 }
 
 
@@ -292,8 +296,8 @@ def test_each_field_refuses_what_is_below_its_bound(name):
         with pytest.raises(ValueError, match=f"^{flag} is {value}; it must be {words}$"):
             reject_contradictions(Config(**{name: value}))
     allowed = bound if kind == "least" else 0.5
-    skip = {"skip_first_tokens": 0} if name == "max_new_tokens" else {}
-    reject_contradictions(Config(**{name: allowed} | skip))
+    needed = {"max_new_tokens": {"skip_first_tokens": 0}, "lora_alpha": {"lora_rank": 1}}
+    reject_contradictions(Config(**{name: allowed} | needed.get(name, {})))
 
 
 @pytest.mark.parametrize("estimator", ["analytic", "token", "rb"])
