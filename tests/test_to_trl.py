@@ -220,6 +220,8 @@ def test_every_flag_is_carried_over_or_named(tiny_folder, tmp_path):
         "ema_rate": 0.02,
         "teacher_context": "none",
         "teacher_instruction": "plain",
+        "teacher_template": "{question}\n{demonstration}",
+        "on_collapse": "stop",
         "learning_rate": 1e-3,
         "warmup": 2,
         "epochs": 1,
@@ -239,7 +241,15 @@ def test_every_flag_is_carried_over_or_named(tiny_folder, tmp_path):
     }
     # preset is a name for values; a folder and a model are what is handed over, not how
     elsewhere = {"preset", "data", "model", "output", "teacher_model", *to_trl.UNUSED}
-    assert other.keys() | elsewhere | {"too_long"} == {f.name for f in dataclasses.fields(Config)}
+    refused = {
+        "chat_template_kwargs": {"chat_template_kwargs": {"enable_thinking": False}},
+        "lora_rank": {"lora_rank": 4},
+        "lora_alpha": {"lora_rank": 4, "lora_alpha": 8},
+        "lora_targets": {"lora_rank": 4, "lora_targets": "q_proj"},
+        "lora_train_a": {"lora_rank": 4, "lora_train_a": False},
+    }
+    fields = {f.name for f in dataclasses.fields(Config)}
+    assert other.keys() | elsewhere | refused.keys() | {"too_long"} == fields
 
     def outcome(name, **more):
         _, lines = write(tiny_folder, tmp_path / name, **base | more)
@@ -250,6 +260,9 @@ def test_every_flag_is_carried_over_or_named(tiny_folder, tmp_path):
     assert all(flag(name) in " ".join(lines) for name in to_trl.UNUSED)
     for name, value in other.items():
         assert outcome(name, **{name: value}) != (files, lines), name
+    for name, values in refused.items():
+        with pytest.raises(ValueError, match="not handed over|adapters"):
+            outcome(f"refused-{name}", **values)
     with pytest.raises(ValueError, match="left out"):
         outcome("too_long", too_long="stop")
 
