@@ -297,7 +297,7 @@ def test_what_a_run_does_after_a_collapse(action, tiny_folder, tmp_path, collaps
     assert printed.count("warning: collapse 2. ") == 1
     metrics = read_metrics(folder)
     assert [line["step"] for line in metrics] == ([1, 2] if action == "stop" else list(range(1, 7)))
-    assert ["collapse" in line["validation"] for line in metrics[:2]] == [False, True]
+    assert ["collapse" in line.get("validation", {}) for line in metrics[:2]] == [False, True]
     results = json.loads((folder / "results.json").read_text())
     assert results["collapse"] == "collapse 2" and "last" in results
     if action == "stop":
