@@ -7,7 +7,7 @@ export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 venv=${FINDINGS_VENV:-$work/venv}
 if [ -z "${FINDINGS_VENV:-}" ]; then
     python3 -m venv "$venv"
-    "$venv/bin/pip" install -q torch==2.13.0 transformers==5.23.0 gguf==0.19.0
+    "$venv/bin/pip" install -q torch==2.13.0 transformers==5.23.0 gguf==0.19.0 accelerate==1.15.0
 fi
 "$venv/bin/python" - <<'EOF'
 """A model that transformers read from a GGUF file of plain float32 weights cannot be saved."""

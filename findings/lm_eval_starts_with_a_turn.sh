@@ -7,7 +7,7 @@ export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 venv=${FINDINGS_VENV:-$work/venv}
 if [ -z "${FINDINGS_VENV:-}" ]; then
     python3 -m venv "$venv"
-    "$venv/bin/pip" install -q torch==2.13.0 transformers==5.23.0 lm-eval==0.4.13
+    "$venv/bin/pip" install -q torch==2.13.0 transformers==5.23.0 lm-eval==0.4.13 accelerate==1.15.0
 fi
 "$venv/bin/python" - <<'EOF'
 """lm-eval opens texts without a context by <|im_start|> where that is the tokenizer's bos."""
