@@ -49,9 +49,9 @@ print("expected: the same text from a list and from what pandas read back, or an
 for messages in (parts, calls):
     print("from lists:  ", render(messages).split())
     print("from Parquet:", render(through_parquet(messages)).split())
-print("why it matters: pandas reads each nested list as an array, apply_chat_template replaces an")
-print("array inside a message by its type's name, and the model is trained on '<ndarray>' with no")
-print("error or warning. Remedy: read with datasets, or turn the arrays into lists.")
+print("why it matters: pandas reads each nested list as an array, apply_chat_template replaces")
+print("an array inside a message by its type's name, and the model is trained on '<ndarray>'")
+print("with no error or warning. Remedy: read with datasets, or turn the arrays into lists.")
 
 assert "<ndarray>" not in render(parts) and "Is it raining?" in render(parts)
 assert "<ndarray>" in render(through_parquet(parts))

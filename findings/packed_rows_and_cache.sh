@@ -47,10 +47,10 @@ for name, kwargs in CALLS.items():
     together = logits(packed, position_ids=positions, **kwargs)[:, 6:]
     errors[name] = float((together - alone).abs().max())
     print(f"position_ids and {name}: the second text's logits are off by {errors[name]:.4f}")
-print("why it matters: training packs texts and passes use_cache=False, a hand-written loop or an")
-print("evaluation often does not, and there each text reads those before it. Loss and divergence")
-print("are then computed on other contexts, without any message. Remedy: use_cache=False and no")
-print("mask for packed rows, and a check like this one.")
+print("why it matters: training packs texts and passes use_cache=False, a hand-written loop or")
+print("an evaluation often does not, and there each text reads those before it. Loss and")
+print("divergence are then computed on other contexts, without any message. Remedy:")
+print("use_cache=False and no mask for packed rows, and a check like this one.")
 
 assert errors["use_cache=False"] < 1e-5
 assert errors["nothing more"] > 0.1

@@ -49,11 +49,11 @@ missing = sorted(named - got)
 print(f"peft {peft.__version__}, transformers {transformers.__version__}")
 print("expected: an adapter on each linear layer whose name ends in a target:", len(named))
 print("seen: none on", *missing, sep="\n    ")
-print("why it matters: the first layers of DeepSeek V3 are dense and each other layer has a shared")
-print("expert. Their adapters are taken for those of the routed experts, which transformers 5 keeps")
-print("in one tensor, so a part of the model that was to be trained stays frozen; the only warning")
-print("speaks of patterns that nobody has set. Remedy: compare the names of what learns with the")
-print("names that were asked for.")
+print("why it matters: the first layers of DeepSeek V3 are dense and each other layer has a")
+print("shared expert. Their adapters are taken for those of the routed experts, which")
+print("transformers 5 keeps in one tensor, so a part of the model that was to be trained stays")
+print("frozen; the only warning speaks of patterns that nobody has set. Remedy: compare the")
+print("names of what learns with the names that were asked for.")
 
 assert missing == [
     f"layers.{place}.{name}"

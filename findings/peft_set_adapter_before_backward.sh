@@ -47,14 +47,17 @@ def gradients(switch_back):
 
 
 (right, with_gradient), (wrong, without) = gradients(True), gradients(False)
-print(f"peft {peft.__version__}, transformers {transformers.__version__}, torch {torch.__version__}")
+print(
+    f"peft {peft.__version__}, transformers {transformers.__version__}, torch {torch.__version__}"
+)
 print("expected: the graph of the student's pass is complete, so backward fills its gradients")
 print(f"switched back before backward: loss {right:.4f}, tensors with a gradient {with_gradient}")
 print(f"not switched back:             loss {wrong:.4f}, tensors with a gradient {without}")
-print("why it matters: set_adapter sets requires_grad of the adapters that it leaves to False, and")
-print("autograd drops a gradient at a leaf that no longer wants one. The loss is right, backward")
-print("raises nothing, the optimiser skips all parameters, and the student stays as it was.")
-print("Remedy: set_adapter('student') before backward, or stop when the gradient norm is 0.")
+print("why it matters: set_adapter sets requires_grad of the adapters that it leaves to False,")
+print("and autograd drops a gradient at a leaf that no longer wants one. The loss is right,")
+print("backward raises nothing, the optimiser skips all parameters, and the student stays as it")
+print("was. Remedy: set_adapter('student') before backward, or stop when the gradient norm is")
+print("0.")
 
 assert right == wrong > 0
 assert with_gradient == 8 and without == 0

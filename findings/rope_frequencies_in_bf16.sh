@@ -44,14 +44,16 @@ ratios = []
 
 print(f"transformers {transformers.__version__}, torch {torch.__version__}")
 print("expected: two ways to the same model; the weights are equal:", same_weights)
-print("inv_freq:", loaded.model.rotary_emb.inv_freq.dtype, "and", cast.model.rotary_emb.inv_freq.dtype)
+print("inv_freq, loaded:", loaded.model.rotary_emb.inv_freq.dtype)
+print("inv_freq, cast:  ", cast.model.rotary_emb.inv_freq.dtype)
 for end in (64, 512, 2048):
     a, b = divergence(p, by_loading, end), divergence(p, by_cast, end)
     ratios.append(b / a)
     print(f"positions to {end}: KL(float32 || loaded) {a:.5f}, KL(float32 || cast) {b:.5f}")
-print("why it matters: the frequencies are a buffer and no part of the file. A student that was cast")
-print("and is served from its folder is another model on long texts, and of two copies of the same")
-print("weights, one cast and one loaded, the KL is not zero. Remedy: load in the dtype.")
+print("why it matters: the frequencies are a buffer and no part of the file. A student that was")
+print("cast and is served from its folder is another model on long texts, and of two copies of")
+print("the same weights, one cast and one loaded, the KL is not zero. Remedy: load in the")
+print("dtype.")
 
 assert same_weights
 assert loaded.model.rotary_emb.inv_freq.dtype == torch.float32

@@ -53,13 +53,13 @@ print(f"transformers {transformers.__version__}, torch {torch.__version__}")
 print("expected: what from_pretrained gave stays that model when it is saved or gets a new token")
 print("loaded: tied", is_tied(loaded), "| its config says tied", loaded.config.tie_word_embeddings)
 print("saved, read back by from_pretrained: tied", is_tied(load("again")))
-print("saved, read back by load_state_dict: tied", is_tied(by_state_dict), "| logits differ by up to",
-      round(largest_difference(loaded, by_state_dict), 2))  # fmt: skip
-print("one token more by resize_token_embeddings: tied", is_tied(resized), "| old tokens' logits "
-      "differ by up to", round(largest_difference(loaded, resized), 2))  # fmt: skip
-print("why it matters: such a folder is what a trainer leaves that unties the head. It is trained")
-print("untied, and then adding a pad token, or a reader that trusts the config, gives another")
-print("model. Remedy: set config.tie_word_embeddings = False before saving or resizing.")
+print("saved, read back by load_state_dict: tied", is_tied(by_state_dict))
+print(f"    logits differ by up to {largest_difference(loaded, by_state_dict):.2f}")
+print("one token more by resize_token_embeddings: tied", is_tied(resized))
+print(f"    logits of the old tokens differ by up to {largest_difference(loaded, resized):.2f}")
+print("why it matters: such a folder is what a trainer leaves that unties the head. It is")
+print("trained untied, and then adding a pad token, or a reader that trusts the config, gives")
+print("another model. Remedy: set config.tie_word_embeddings = False before saving or resizing.")
 
 assert not is_tied(loaded) and loaded.config.tie_word_embeddings
 assert largest_difference(loaded, load("again")) == 0

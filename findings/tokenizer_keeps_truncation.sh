@@ -43,9 +43,9 @@ print("saved before the batch, read by tokenizers:", before, "and", before_short
 print("saved after the batch, read by tokenizers: ", after, "and", after_short)
 print("saved after the batch, by transformers:    ", by_transformers)
 print("why it matters: tokenizer.json stores the truncation and padding of the last call. After")
-print("training with a cut at max_length, whatever reads the file without transformers cuts or pads")
-print("each prompt there, while a check with transformers, which sets both at each call, sees")
-print("nothing. Remedy: save the tokenizer as it was loaded, or call backend_tokenizer.")
+print("training with a cut at max_length, whatever reads the file without transformers cuts or")
+print("pads each prompt there, while a check with transformers, which sets both at each call,")
+print("sees nothing. Remedy: save the tokenizer as it was loaded, or call backend_tokenizer.")
 print("no_truncation() and no_padding() first.")
 
 assert before == by_transformers == TEXT.split() and before_short == ["a"]

@@ -51,14 +51,16 @@ for step in range(1, 61):
         seen[step] = share()
 
 print(f"trl {trl.__version__}, peft {peft.__version__}")
-print(f"expected: after n updates of rate {RATE} the teacher is 1 - {1 - RATE:g}^n of the way to a student")
-print("that stands still, as one of dense weights is")
+print(
+    f"expected: after n updates of rate {RATE} towards a student that stands still, the teacher has"
+)
+print(f"gone 1 - {1 - RATE:g}^n of the way, as one of dense weights has")
 for step, value in seen.items():
     print(f"after {step:2d} updates: seen {value:.2%}, expected {1 - (1 - RATE) ** step:.2%}")
-print("why it matters: both factors of the teacher's adapter start at zero and are averaged one by")
-print("one, so their product is the square of the expected share. A run with the same rate has")
-print("another teacher with LoRA than without, one that stays near the base for tens of steps.")
-print("Remedy: start the teacher's A as a copy of the student's.")
+print("why it matters: both factors of the teacher's adapter start at zero and are averaged one")
+print("by one, so their product is the square of the expected share. A run with the same rate")
+print("has another teacher with LoRA than without, one that stays near the base for tens of")
+print("steps. Remedy: start the teacher's A as a copy of the student's.")
 
 assert all(abs(seen[n] - (1 - 0.95**n) ** 2) < 1e-5 for n in seen), seen
 EOF

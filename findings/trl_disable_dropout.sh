@@ -49,13 +49,15 @@ for layer in dense.model.layers:
 
 print(f"trl {trl.__version__}, transformers {transformers.__version__}")
 print("expected: the model's dropout is off, and two passes over the same tokens are equal")
-print(f"attention_dropout 0.2, largest difference of two passes: {before:.3f} before, {after:.3f} after,")
-print(f"    {noise(dense):.3f} when each layer's attention_dropout is set to 0 by hand")
+print("attention_dropout 0.2, largest difference of two passes:")
+print(f"    {before:.3f} before, {after:.3f} after the call,")
+print(f"    {noise(dense):.3f} with each layer's attention_dropout set to 0 by hand")
 print(f"lora_dropout 0.2, as asked for: {lora_before} before, {lora_after} after")
-print("why it matters: only nn.Dropout modules are set to 0. Current models pass attention_dropout")
-print("to the attention function as a number, so the student is scored with noise that it was not")
-print("sampled with, while the dropout that somebody set for an adapter is gone without a word.")
-print("Remedy: set attention_dropout to 0 in the config before the model is built.")
+print("why it matters: only nn.Dropout modules are set to 0. Current models pass")
+print("attention_dropout to the attention function as a number, so the student is scored with")
+print("noise that it was not sampled with, while the dropout that somebody set for an adapter")
+print("is gone without a word. Remedy: set attention_dropout to 0 in the config before the")
+print("model is built.")
 
 assert before > 0.1 and after > 0.1
 assert noise(dense) == 0

@@ -47,6 +47,7 @@ rows = [
 settings = SDFTConfig(
     output_dir="run", per_device_train_batch_size=2, num_generations=1, max_completion_length=6,
     max_steps=1, learning_rate=0, report_to=[], save_strategy="no", use_cpu=True, bf16=False,
+    distillation_mode="full_logits",
 )  # fmt: skip
 trainer = SDFTTrainer(
     GPT2LMHeadModel.from_pretrained("model"), settings, Dataset.from_list(rows),
@@ -77,13 +78,14 @@ alone = logits(input_ids=ids[row : row + 1, kept])[0]
 print(f"trl {trl.__version__}, transformers {transformers.__version__}")
 print("expected: the loss scores each completion as the model that drew it")
 print("position_ids when sampling:", rollout["position_ids"][row].tolist())
-print("position_ids when scoring: ", scoring.get("position_ids"), f"({padding} pad tokens on the left)")
+print("position_ids when scoring: ", scoring.get("position_ids"))
+print("pad tokens on the left:", padding)
 print(f"largest error of the logits, without position_ids: {(as_scored - alone).abs().max():.3f}")
 print(f"largest error of the logits, with position_ids:    {(as_sampled - alone).abs().max():.6f}")
-print("why it matters: generate counts positions from the mask, the loss passes none, and a model")
-print("with learned positions (GPT-2, OPT and their kin) then sees the shorter prompts of a batch")
-print("shifted. Student and teacher are shifted by different amounts, and the loss changes with the")
-print("batch that an example is in. Rotary positions hide it, as they count distances only.")
+print("why it matters: generate counts positions from the mask, the loss passes none, and a")
+print("model with learned positions (GPT-2, GPT-Neo) then sees the shorter prompts of a batch")
+print("shifted, student and teacher by amounts of their own, and the loss of an example depends")
+print("on the batch that it is in. Rotary positions hide it, as they count distances only.")
 print("Remedy: one prompt length a batch, or a model with rotary positions.")
 
 assert padding > 0 and "position_ids" not in scoring
