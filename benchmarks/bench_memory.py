@@ -163,10 +163,10 @@ SHAPES = {  # vocabulary, hidden, layers, heads, key-value heads, MLP
 }
 STEP = Config(
     batch_size=4,
-    micro_batch_tokens=320,  # two rows
+    micro_batch_tokens=192,  # two rows
     max_new_tokens=32,
-    max_prompt_tokens=128,
-    max_teacher_prompt_tokens=128,
+    max_prompt_tokens=64,
+    max_teacher_prompt_tokens=64,
     general_tokens=0,
 )
 

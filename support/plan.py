@@ -178,7 +178,9 @@ def plan_training(parameters, adapters, largest_tensor, shape, config):
     rows = config.batch_size * config.rollouts_per_prompt
     student_tokens = min(max(config.micro_batch_tokens, student_length), rows * student_length)
     teacher_tokens = min(max(config.micro_batch_tokens, teacher_length), rows * teacher_length)
-    positions = min(CHUNK_SIZE, rows * config.max_new_tokens)
+    # of the loss: with the longest prompts so many rows fit into a micro-batch
+    longest_rows = min(rows, max(1, config.micro_batch_tokens // teacher_length))
+    positions = min(CHUNK_SIZE, longest_rows * config.max_new_tokens)
     final_states = student_tokens * shape.hidden * size
     layer = student_tokens * layer_bytes(shape, size)
     # one use of the output head, and the sum over its uses, before .grad has them
