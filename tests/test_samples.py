@@ -55,6 +55,7 @@ def test_generators_write_the_files_that_are_here(task, tmp_path):
 
 
 def test_the_questions_about_the_articles_are_those_of_the_recorded_replies(tmp_path, monkeypatch):
+    pytest.importorskip("openai", reason="needs: pip install openai")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     made = runpy.run_path(str(ROOT / "samples" / "make" / "articles.py"))
     made["main"](tmp_path / "made")
