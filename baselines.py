@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from config import parse_config
-from data import Pair, load_splits, load_task
+from data import Pair, load_splits, load_task, name_left_out
 from eval import sample_base_answers, split
 from kl_estimators import REDUCTIONS, completion_logprobs, sequence_mean
 from optim import clip_gradients
@@ -122,7 +122,16 @@ def demonstrations(run):
             f"demonstrations: the chat template writes no turn after {plain} of {len(pairs)} "
             "prompts; these train the demonstration and an EOS"
         )
-    return leave_out_beyond_positions(run, pairs)
+    positions = model_positions(run.student.config)
+    fitting = [
+        pair
+        for pair in pairs
+        if positions is None or len(pair.student_prompt) + len(pair.completion) <= positions
+    ]
+    why = f"prompt and demonstration exceed the model's {positions} positions"
+    remedy = "Shorten them, or choose a model with more positions"
+    name_left_out(pairs, fitting, run.config.too_long, "left out", why, remedy)
+    return fitting
 
 
 def plain_answer(run, pair, example):
@@ -134,24 +143,6 @@ def plain_answer(run, pair, example):
         # or the whole demonstration would be a thought, and no answer
         text = f"\n{closing}\n\n{text}"
     return encode_text(run.tokenizer, text, "assistant") + [end_of_answer(run)]
-
-
-def leave_out_beyond_positions(run, pairs):
-    """The pairs that fit the model's positions; names the others, or stops (--too-long stop)."""
-    positions = model_positions(run.student.config)
-    fitting = [
-        pair
-        for pair in pairs
-        if positions is None or len(pair.student_prompt) + len(pair.completion) <= positions
-    ]
-    if len(fitting) < len(pairs):
-        kept = {pair.id for pair in fitting}
-        names = ", ".join(pair.id for pair in pairs if pair.id not in kept)
-        report = f"prompt and demonstration exceed the model's {positions} positions: {names}"
-        if not fitting or run.config.too_long == "stop":
-            raise ValueError(f"{report}. Shorten them, or choose a model with more positions")
-        print(f"left out: {report}")
-    return fitting
 
 
 def article_blocks(run):

@@ -240,17 +240,25 @@ def leave_out_beyond_positions(tokenizer, examples, config, positions, has_teach
             pair = Pair(example.id, prompt, [])
         if fits_positions(pair, config.answer_tokens, positions):
             fitting.append(example)
-    if len(fitting) < len(examples):
-        kept = {example.id for example in fitting}
-        names = ", ".join(example.id for example in examples if example.id not in kept)
-        report = (
-            f"prompt and {config.answer_tokens} new tokens exceed the model's {positions} "
-            f"positions: {names}"
-        )
-        if not fitting or config.too_long == "stop":
-            raise ValueError(f"{report}. Shorten them, or lower --max-new-tokens")
-        print(f"left out of evaluation: {report}")
+    why = f"prompt and {config.answer_tokens} new tokens exceed the model's {positions} positions"
+    remedy = "Shorten them, or lower --max-new-tokens"
+    name_left_out(examples, fitting, config.too_long, "left out of evaluation", why, remedy)
     return fitting
+
+
+def name_left_out(items, fitting, too_long, label, why, remedy):
+    """Print the ids of the items that are not among the fitting ones, if any.
+
+    ValueError, with the remedy, if none fits or --too-long is stop.
+    """
+    kept = {item.id for item in fitting}
+    names = [item.id for item in items if item.id not in kept]
+    if not names:
+        return
+    report = f"{why}: {', '.join(names)}"
+    if not fitting or too_long == "stop":
+        raise ValueError(f"{report}. {remedy}")
+    print(f"{label}: {report}")
 
 
 # ---- the files of a run ----
