@@ -114,7 +114,9 @@ def read_experiments(file):
             raise ValueError(f"{file}: [{name}]: every = 0; it must be 1 or more")
         if experiment["command"].split()[0] in TRAINING:  # a refused one runs nothing at all
             for piece, task in itertools.product(pieces(experiment), tasks):
-                parse_command(stage_words(words_of(experiment, piece), task, experiment))
+                words = stage_words(words_of(experiment, piece), task, experiment)
+                # the weights that a command takes from another experiment may not be there yet
+                parse_command([re.sub("{[^}]*}", "smollm2", word) for word in words])
     return experiments
 
 
@@ -278,8 +280,8 @@ def read_run(folder, probed=True):
         words = ["eval.py", "--model", model, "--task", "probe"]
         words += ["--dtype", config["dtype"], "--max-new-tokens", str(PROBE_TOKENS)]
         file = folder / f"{when}-probe.json"
-        if model == "smollm2":  # the same for every run
-            file = folder.parent / f"smollm2-{config['dtype']}-probe.json"
+        if when == "before" and not Path(model).exists():  # of a hub or built in: one for all runs
+            file = folder.parent / f"{model.replace('/', '--')}-{config['dtype']}-probe.json"
         probe = measure(words, file)
         add_answers(folder, when, "probe, test", probe["answers"])
         results[when]["probe"] = probe["summary"]

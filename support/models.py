@@ -28,23 +28,20 @@ logging.disable_progress_bar()  # its bars would break up ours
 logging.set_verbosity_error()  # what it would warn of stops the load here
 
 
-def load_model(name, device="cpu", dtype="float32"):
+def load_model(name, device="cpu", dtype="float32", tokenizer=None):
     """(model, tokenizer) from a hub id, a folder, or "smollm2"; in eval mode, so without dropout.
 
     A LoRA adapter of peft or of a run is added to its base, which it names: lora.py, unmerged.
-    Reads safetensors only and runs no code that comes with a model. Raises ValueError if the model
-    cannot be loaded, or could not be sampled, scored, saved and resumed exactly.
+    tokenizer is one that load_tokenizer has returned. Reads safetensors only and runs no code that
+    comes with a model. Raises ValueError if the model cannot be loaded, or could not be sampled,
+    scored, saved and resumed exactly.
     """
-    folder = builtin_smollm2() if name == "smollm2" else name
+    read_config(name)
+    tokenizer = tokenizer or load_tokenizer(name)
     try:
+        folder = builtin_smollm2() if name == "smollm2" else name
         adapter = find_adapter(folder)
         base = base_of(adapter) if adapter else folder
-        read_base(base, adapter) if adapter else read_architecture(folder)
-        has_tokenizer = adapter and (adapter / "tokenizer_config.json").exists()
-        tokenizer_folder = adapter if has_tokenizer else base
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=False)
-        if tokenizer.chat_template is not None:
-            reads_parts(tokenizer)  # raises for a template that drops the question
         model = read_weights(base, dtype=getattr(torch, dtype)).to(device).eval()
         check_tied_head(model)
         check_head(model)
@@ -55,10 +52,29 @@ def load_model(name, device="cpu", dtype="float32"):
         if adapter:
             load_adapter(adapter, model)
     except Exception as error:  # a library may raise anything on a damaged or unknown model
-        where = "a folder with config.json and safetensors, a hub id within reach, or smollm2"
-        what = f'model "{name}" cannot be loaded: {reason(error)}. Choose {where}'
-        raise ValueError(what) from None
+        raise ValueError(not_loaded(name, error)) from None
     return model, tokenizer
+
+
+def load_tokenizer(name):
+    """The tokenizer of a model; ValueError if it or its chat template cannot be used."""
+    try:
+        folder = builtin_smollm2() if name == "smollm2" else name
+        adapter = find_adapter(folder)
+        if adapter:
+            has_own = (adapter / "tokenizer_config.json").exists()
+            folder = adapter if has_own else base_of(adapter)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if tokenizer.chat_template is not None:
+            reads_parts(tokenizer)  # raises for a template that drops the question
+    except Exception as error:
+        raise ValueError(not_loaded(name, error)) from None
+    return tokenizer
+
+
+def not_loaded(name, error):
+    where = "a folder with config.json and safetensors, a hub id within reach, or smollm2"
+    return f'model "{name}" cannot be loaded: {reason(error)}. Choose {where}'
 
 
 def read_config(name):
@@ -68,7 +84,7 @@ def read_config(name):
         adapter = find_adapter(folder)
         return read_base(base_of(adapter), adapter) if adapter else read_architecture(folder)
     except Exception as error:
-        raise ValueError(f'model "{name}" cannot be loaded: {reason(error)}') from None
+        raise ValueError(not_loaded(name, error)) from None
 
 
 def read_base(folder, adapter):

@@ -1,7 +1,7 @@
-"""Does a run fit: bytes on the card, the host and the disk, before anything is loaded.
+"""Does a run fit: bytes on the card, the host and the disk, before any weights are loaded.
 
-Lengths are the longest that the configuration allows. The table of optim.py has the bytes of a
-parameter; docs/cost.md compares the plan with measured peaks.
+Lengths are the longest that the configuration allows, or those of a run's prompts. The table of
+optim.py has the bytes of a parameter; docs/cost.md compares the plan with measured peaks.
 """
 
 import re
@@ -25,6 +25,7 @@ STAGING = {device: 16 * size for device, size in SLICE.items()}  # two buffers, 
 # bfloat16 adds both models' logits and a gradient, of half the size
 LOSS_TENSORS = {"float32": 6, "bfloat16": 8}
 BYTES = {"bfloat16": 2, "float32": 4}  # of a number of the model
+NEVER_AT_ONCE = "less: gradients or activations, never both"
 
 
 def count_parameters(model_config):
@@ -196,12 +197,16 @@ def plan_training(parameters, adapters, largest_tensor, shape, config):
         "teacher's pass": teacher_tokens * size * inference_numbers(shape),
     }
     largest = max(short_lived, key=short_lived.get)  # never two of them at once
-    return {
-        "gradients": gradients,
+    activations = {
         "activations": shape.layers * (final_states if config.gradient_checkpointing else layer),
         "final states and their gradient": 3 * final_states,
         largest: short_lived[largest],
     }
+    parts = {"gradients": gradients} | activations
+    if rows * teacher_length <= config.micro_batch_tokens:
+        # the only backward pass of a step: gradients take the place of what it frees
+        parts[NEVER_AT_ONCE] = -min(gradients, sum(activations.values()))
+    return parts
 
 
 def plan_sampling(shape, config, device, training):
@@ -280,6 +285,15 @@ def check_plan(model_config, config, device, folder):
             "--ignore-plan tries all the same"
         )
     return f"plan: {plan['parameters'] / 1e9:.2f} B parameters; {line}"
+
+
+def with_lengths_of(pairs, config):
+    """The configuration with limits that the longest of the given prompts just meet."""
+    return replace(
+        config,
+        max_prompt_tokens=max(len(pair.student_prompt) for pair in pairs),
+        max_teacher_prompt_tokens=max(len(pair.teacher_prompt) for pair in pairs),
+    )
 
 
 def fits(plan, free):

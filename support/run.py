@@ -27,10 +27,11 @@ from support.models import (
     configure_cuda,
     describe_machine,
     load_model,
+    load_tokenizer,
     model_positions,
     read_config,
 )
-from support.plan import check_plan
+from support.plan import check_plan, with_lengths_of
 from support.tables import format_results
 from support.watch import same_opening
 
@@ -92,23 +93,26 @@ def prepare(command, config, splits, folder, checkpoint):
     device = best_device()
     model_config = read_config(config.model)
     check_positions(model_config, config)
-    print(check_plan(model_config, config, device, folder))
-    student, tokenizer = load_model(config.model, device, config.dtype)
+    tokenizer = load_tokenizer(config.model)
+    # a template that writes the date writes that of the run's first start, also after a resume
+    moment = state.get("moment")
+    tokenizer.template_moment = datetime.fromisoformat(moment) if moment else STARTED
+    kwargs = config.chat_template_kwargs
+    reject_template_kwargs(tokenizer, kwargs)
+    positions = model_positions(model_config)
+    pairs = encode_pairs(tokenizer, splits.train, config, positions)
+    digests["prompts"] = digest_prompts(pairs)
+    check_same_data(state.get("data"), digests)
+    # what a likelihood trains on is not known yet: the plan of such a run counts the limits
+    planned = config if config.teacher == "none" else with_lengths_of(pairs, config)
+    print(check_plan(model_config, planned, device, folder))
+    student = load_model(config.model, device, config.dtype, tokenizer)[0]
     if config.lora_rank:
         digests["base"] = digest_weights(student)
         check_same_data(state.get("data"), digests)
         prepare_adapters(student, config)
     elif adapted_layers(student):
         student = merge_for_training(student, config.model)
-    # a template that writes the date writes that of the run's first start, also after a resume
-    moment = state.get("moment")
-    tokenizer.template_moment = datetime.fromisoformat(moment) if moment else STARTED
-    kwargs = config.chat_template_kwargs
-    reject_template_kwargs(tokenizer, kwargs)
-    positions = model_positions(student.config)
-    pairs = encode_pairs(tokenizer, splits.train, config, positions)
-    digests["prompts"] = digest_prompts(pairs)
-    check_same_data(state.get("data"), digests)
     splits.validation = leave_out_beyond_positions(
         tokenizer, splits.validation, config, positions, has_teacher=True
     )

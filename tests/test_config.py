@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from conftest import ROOT
-from transformers import AutoConfig
+from transformers import AutoConfig, LlamaConfig
 
 import baselines
 import sdft
@@ -182,6 +182,34 @@ def test_a_card_gets_the_paper_s_model_in_the_first_way_that_fits(
     assert needed_gigabytes[size, *flags] <= gigabytes
     for way in WAYS[: WAYS.index(flags)]:
         assert needed_gigabytes[size, *way] > gigabytes
+
+
+@pytest.mark.parametrize("task", ["science", "knowledge"])
+@pytest.mark.parametrize("layers, is_tiny", [(23, True), (25, False)])
+def test_laptop_keeps_its_rate_for_tiny_models_alone(layers, is_tiny, task, tmp_path):
+    """2 x 1000 x 1024 of embedding and head, and 12.6 million for each layer."""
+    sizes = {"hidden_size": 1024, "intermediate_size": 2730, "num_attention_heads": 8}
+    architecture = LlamaConfig(vocab_size=1000, num_hidden_layers=layers, **sizes)
+    architecture.save_pretrained(tmp_path)
+    a_layer = 4 * 1024**2 + 3 * 1024 * 2730 + 2 * 1024
+    assert (2 * 1000 * 1024 + layers * a_layer <= 3e8) is is_tiny
+    given = {"preset": "laptop", "task": task, "model": str(tmp_path)}
+    config, _, about = new_config(dict(given), {}, None)
+    tiny_rate = 5e-5 if task == "science" else 1e-4
+    expected = (tiny_rate, 50) if is_tiny else (1e-5, 30)
+    assert (config.learning_rate, config.steps) == expected
+    assert ("for a model of this size" in about) is not is_tiny
+    assert (config.temperature, config.teacher_instruction) == (0.5, "own-words")
+    own = new_config(given | {"learning_rate": 2e-6}, {}, None)[0]
+    assert (own.learning_rate, own.steps) == (2e-6, expected[1])
+
+
+def test_no_model_is_read_if_flags_decide_rate_and_steps():
+    given = {"preset": "laptop", "model": "nobody/nothing", "learning_rate": 1e-5, "steps": 9}
+    assert new_config(given, {}, None)[0].steps == 9
+    del given["steps"]
+    with pytest.raises(ValueError, match='model "nobody/nothing" cannot be loaded'):
+        new_config(given, {}, None)
 
 
 @pytest.mark.parametrize("preset, rate", [("paper", 1e-4), ("authors", 5e-4), ("laptop", 5e-4)])

@@ -24,6 +24,7 @@ import sdft
 import support.plan
 import support.run
 from config import Config
+from data import Pair
 from optim import AdamW, copy_model, prepare_for_training, update_ema
 from support.checkpoint import save_checkpoint
 from support.plan import (
@@ -33,6 +34,7 @@ from support.plan import (
     layer_shape,
     plan_run,
     what_would_fit,
+    with_lengths_of,
 )
 
 CONFIGS = ROOT / "benchmarks" / "configs"
@@ -121,6 +123,29 @@ def test_every_rollout_of_a_step_is_planned_on_a_cpu_and_8_on_a_card():
     one = plan_run(config, SMALL)["training"]["activations"]
     more = replace(SMALL, rollouts_per_prompt=4)
     assert plan_run(config, more)["training"]["activations"] == 4 * one
+
+
+def test_gradients_take_the_place_of_activations_if_a_step_has_one_backward_pass():
+    """Four rows of 44 tokens: one micro-batch up to 176 tokens, two below."""
+    config = tiny_llama(vocab_size=5000).config
+    run = replace(SMALL, batch_size=4, max_prompt_tokens=20, max_new_tokens=4)
+    run = replace(run, max_teacher_prompt_tokens=40, micro_batch_tokens=4 * 44)
+    one = plan_run(config, run)["training"]
+    two = plan_run(config, replace(run, micro_batch_tokens=4 * 44 - 1))["training"]
+    resident = [name for name in two if name in plan_run(config, run)["sampling"]]
+    gradients = one["gradients"]
+    passing = sum(one.values()) - sum(one[name] for name in resident)
+    others = [n for n in one if n not in resident and n != "gradients" and one[n] > 0]
+    assert passing == max(gradients, sum(one[name] for name in others))
+    assert gradients == two["gradients"] and all(size > 0 for size in two.values())
+
+
+def test_the_limits_of_a_plan_can_be_those_of_the_prompts():
+    pairs = [Pair("a", [1] * 7, [1] * 20), Pair("b", [1] * 9, [1] * 11)]
+    met = with_lengths_of(pairs, SMALL)
+    assert (met.max_prompt_tokens, met.max_teacher_prompt_tokens) == (9, 20)
+    expected = replace(SMALL, max_prompt_tokens=9, max_teacher_prompt_tokens=20)
+    assert met == expected
 
 
 @pytest.mark.parametrize("dtype, size", [("float32", 4), ("bfloat16", 2)])
