@@ -13,7 +13,8 @@ LOGGED = {  # what a log line shows, in this order, of what a step or a validati
     "finished": PERCENT,
     "drift_from_base": "{:.3f}",
     "same_opening": PERCENT,
-    "content_share": PERCENT,
+    "watched_kl": "{:.3f}",
+    "watched_content": "{:.3f}",
     "teacher_gap": "{:.1e}",
     "tokens_per_s": "{:.1f}",
 }

@@ -164,7 +164,11 @@ def watched_rows(tokenizer, train, pairs, config):
 
 @torch.no_grad()
 def watch_content(student, teacher, watched, config, ending):
-    """content_share and its error, of the student's sampled answers to the watched rows."""
+    """KL(teacher || student) and its content, nats a token, on sampled answers to watched rows.
+
+    Not the share: once the student has learned, the KL is near 0, and the share anything. Content
+    that falls to 0 says that the teacher no longer heeds its demonstration.
+    """
     rollout = sample_completions(
         student,
         watched.student_prompts,
@@ -178,9 +182,7 @@ def watch_content(student, teacher, watched, config, ending):
         student, teacher, watched.student_prompts, watched.own, watched.swapped, completions
     )
     figures = content_share(total_BT, content_BT, rollout.completion_mask_BT)
-    return {
-        name: figures[name] for name in ("content_share", "content_share_error") if name in figures
-    }
+    return {"watched_kl": figures["kl"], "watched_content": figures["content"]}
 
 
 # ---- collapse: the rule, on the validations of a run ----
@@ -261,7 +263,7 @@ MOVED = {  # of a validation: (its name in the line, its form)
     "completion_tokens": ("tokens", "{:.0f}"),
     "same_opening": ("one opening", "{:.0%}"),
     "drift_from_base": ("drift", "{:.3f}"),
-    "content_share": ("content share", "{:.0%}"),
+    "watched_content": ("content", "{:.2f}"),
 }
 
 

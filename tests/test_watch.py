@@ -273,10 +273,11 @@ def test_validations_log_what_is_watched(tiny_folder, tmp_path, capsys):
     folder = tmp_path / "run"
     sdft.main([*SHORT, "--steps", "2", "--model", str(tiny_folder), "--output", str(folder)])
     *_, line = read_metrics(folder)
-    watched = {"same_opening", "content_share", "content_share_error", "drift_from_base"}
+    watched = {"same_opening", "watched_kl", "watched_content", "drift_from_base"}
     assert watched <= line["validation"].keys() and "collapse" not in line
     assert 0 < line["validation"]["same_opening"] <= 1
-    assert "  content_share " in capsys.readouterr().out
+    assert line["validation"]["watched_content"] > 0
+    assert "  watched_content " in capsys.readouterr().out
     assert json.loads((folder / "results.json").read_text())["collapse"] is None
 
 
