@@ -2,6 +2,7 @@
 
     python extras/plot.py run runs/science --output results
     python extras/plot.py trade-off results/science*.json --output results/science-trade-off.png
+    python extras/plot.py frontiers results/*science*.json --output results/frontiers.png
     python extras/plot.py sequence results/sequence-*.json --output results/sequence.png
     python extras/plot.py pass-at-k results/pass-at-k-*.json --output results/pass-at-k.png
 
@@ -9,6 +10,8 @@ run         where the teacher disagrees with the student, token by token, in the
             answers, as a page and a picture; training curves. The two models are those of the
             run's last checkpoint; if --keep-last 0 left none, those of last/ and the base
 trade-off   new-task accuracy against drift from the base (Fig. 4)
+frontiers   the same, a panel for each model and a colour for each method: a method is the least
+            drift at each accuracy over all its rates, not one run
 sequence    accuracy on every task while one model learns them in turn (Fig. 3)
 pass-at-k   pass@k of several models (Fig. 5)
 
@@ -25,6 +28,8 @@ from pathlib import Path
 from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of data.py
+
+from analysis import drift_at
 
 import data
 
@@ -289,6 +294,7 @@ def read_record(file, picture):
         raise ValueError(f"{file} cannot be read as results of experiments ({error!r})") from None
     has = {
         "trade-off": all("curve" in run for run in runs),
+        "frontiers": all("curve" in run for run in runs),
         "sequence": all("accuracy" in run for run in runs),
         "pass-at-k": all("pass@1" in run.get("summary", {}) for run in runs),
     }
@@ -411,6 +417,77 @@ def draw_trade_off(records):
     return figure
 
 
+LEVELS = [level / 40 for level in range(1, 41)]  # accuracies at which a frontier is looked up
+COLOURS = {"sdft": "C0", "sft": "C1", "dft": "C4", "reinvoke": "C3"}
+
+
+def recipes(records):
+    """{model: {method: [the runs of one recipe, one for each seed]}}; a grid's points are recipes.
+
+    A re-invoked model belongs to the one that it is brought back to.
+    """
+    found = {}
+    for _, record in records:
+        for run in record["runs"]:
+            config, method = run["config"], run["method"]
+            model = config["teacher_model" if method == "reinvoke" else "model"].split("/")[-1]
+            point = record["command"], str(run.get("point"))
+            seeds = found.setdefault(model, {}).setdefault(method, {}).setdefault(point, [])
+            seeds.append(run)
+    return {
+        model: {method: list(some.values()) for method, some in methods.items()}
+        for model, methods in found.items()
+    }
+
+
+def frontier(some):
+    """[(least drift, accuracy)] over the recipes of one method, each the mean of its seeds.
+
+    Only where every seed of a recipe reaches the accuracy, so that no lucky one decides.
+    """
+    points = []
+    for level in LEVELS:
+        drifts = [[drift_at(run, level) for run in seeds] for seeds in some]
+        reached = [mean(values) for values in drifts if None not in values]
+        if reached:
+            points.append((min(reached), level))
+    return points
+
+
+def draw_frontiers(records):
+    """A panel for each model. Thin: validations of each run; thick: the frontier of each method;
+    rings: the test set after the last step, mean of a recipe's seeds with their range.
+    """
+    from matplotlib import pyplot
+
+    panels = recipes(records)
+    size = {"figsize": (5.4 * len(panels), 4.6), "layout": "constrained"}
+    figure, axes = pyplot.subplots(1, len(panels), squeeze=False, sharey=True, **size)
+    for ax, (model, methods) in zip(axes[0], panels.items(), strict=True):
+        widest = 0.0
+        for method, some in methods.items():
+            look = {"color": COLOURS.get(method, "C7")}
+            for seeds in some:
+                for run in seeds:
+                    points, _ = trade_off(run)
+                    ax.plot(*zip(*points, strict=True), linewidth=0.6, alpha=0.6, **look)
+                xs, ys = zip(*(trade_off(run)[1] for run in seeds), strict=True)
+                spans = [[[mean(v) - min(v)], [max(v) - mean(v)]] for v in (xs, ys)]
+                ring = {"marker": "o", "markerfacecolor": "white", "linestyle": "none"}
+                ax.errorbar(mean(xs), mean(ys), xerr=spans[0], yerr=spans[1], **ring, **look)
+            # re-invocation starts away from the base, so no accuracy is reached on the way up
+            points = frontier(some) if method != "reinvoke" else []
+            runs = sum(map(len, some))
+            look |= {"linewidth": 2.5, "label": f"{method}, {runs} of {len(some)}"}
+            ax.plot(*zip(*points or [(None, None)], strict=True), **look)
+            if method in ("sdft", "sft"):
+                widest = max([widest, *(drift for drift, _ in points)])
+        ax.set(title=model, xlabel="drift from base, nats per token", xlim=(0, 1.5 * widest))
+        ax.legend(loc="lower right", frameon=False, fontsize=8, title="method, runs of recipes")
+    axes[0][0].set_ylabel("new task: share correct")
+    return figure
+
+
 def draw_sequence(records):
     """A panel for each method, a line for each task; the shaded stage trains the task."""
     from matplotlib import pyplot
@@ -450,7 +527,12 @@ def draw_pass_at_k(records):
     return figure
 
 
-PICTURES = {"trade-off": draw_trade_off, "sequence": draw_sequence, "pass-at-k": draw_pass_at_k}
+PICTURES = {
+    "trade-off": draw_trade_off,
+    "frontiers": draw_frontiers,
+    "sequence": draw_sequence,
+    "pass-at-k": draw_pass_at_k,
+}
 
 
 def main(argv=None):
