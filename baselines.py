@@ -229,7 +229,8 @@ def main(argv=None):
         splits = load_splits(config)
         if method == "reinvoke":  # on everyday prompts, others than those that measure drift
             splits.train = load_task("general", "train")
-        run = prepare(command, config, splits, folder, checkpoint)
+        reads_articles = completions is article_blocks
+        run = prepare(command, config, splits, folder, checkpoint, reads_articles)
         run.method = method
         if method == "reinvoke":
             run.teacher_model = load_teacher(run)

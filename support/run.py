@@ -75,8 +75,11 @@ class Run:
         return f"Continue with: python {self.command[1]} --resume {shlex.quote(str(self.folder))}"
 
 
-def prepare(command, config, splits, folder, checkpoint):
-    """Check the plan, load the model, encode the data -> Run; ValueError for what cannot work."""
+def prepare(command, config, splits, folder, checkpoint, reads_articles=False):
+    """Encode the data, check the plan, load the model -> Run; ValueError for what cannot work.
+
+    reads_articles: training reads blocks of --max-prompt-tokens and not the prompts.
+    """
     scored = splits.validation + sum(splits.reports.values(), [])
     scorer = choose_scorer(
         config.task,
@@ -103,8 +106,7 @@ def prepare(command, config, splits, folder, checkpoint):
     pairs = encode_pairs(tokenizer, splits.train, config, positions)
     digests["prompts"] = digest_prompts(pairs)
     check_same_data(state.get("data"), digests)
-    # what a likelihood trains on is not known yet: the plan of such a run counts the limits
-    planned = config if config.teacher == "none" else with_lengths_of(pairs, config)
+    planned = config if reads_articles else with_lengths_of(pairs, config)
     print(check_plan(model_config, planned, device, folder))
     student = load_model(config.model, device, config.dtype, tokenizer)[0]
     if config.lora_rank:
