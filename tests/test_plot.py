@@ -252,6 +252,48 @@ def test_trade_off_begins_at_the_start_of_the_run_and_has_only_what_was_measured
     assert plot.trade_off(without) == ([], (0.4, 0.5))
 
 
+def frontier_run(method, model, curve, **more):
+    """A run from 0 drift, 0 right through [(drift, right)], the last of them on the test set."""
+    entries = [{"step": n} | summary(right, drift) for n, (drift, right) in enumerate(curve)]
+    return {
+        "method": method,
+        "config": {"model": model} | more,
+        "preflight": {"student": summary(0.0)},
+        "before": {"test": summary(0.0, 0.0)},
+        "last": {"test": summary(*reversed(curve[-1]))},
+        "curve": entries,
+    }
+
+
+def test_recipes_are_grouped_by_model_and_method_and_grid_points_are_recipes():
+    def run(method, model, **more):
+        return frontier_run(method, model, [(0.1, 0.5)], **more)
+
+    grid = [run("sft", "hub/one") | {"point": {"learning-rate": rate}} for rate in (1, 2)]
+    seeds = {"command": "a", "runs": [run("sdft", "hub/one"), run("sdft", "hub/one")]}
+    back = run("reinvoke", "runs/sft/last", teacher_model="hub/one")
+    records = [
+        ("x", seeds),
+        ("y", {"command": "b", "runs": grid}),
+        ("z", {"command": "c", "runs": [run("sdft", "two"), back]}),
+    ]
+    found = plot.recipes(records)
+    sizes = {m: {k: [len(s) for s in some] for k, some in v.items()} for m, v in found.items()}
+    assert sizes == {"one": {"sdft": [2], "sft": [1, 1], "reinvoke": [1]}, "two": {"sdft": [1]}}
+
+
+def test_a_frontier_is_the_least_drift_at_each_accuracy_that_all_seeds_reach():
+    """Slow: 0.5 right at a drift of 0.2 and 0.4; fast: 0.5 at 0.5, 1.0 at 1; lucky: one of two."""
+    slow = [frontier_run("sft", "m", [(0.2, 0.5)]), frontier_run("sft", "m", [(0.4, 0.5)])]
+    fast = [frontier_run("sft", "m", [(0.5, 0.5), (1.0, 1.0)])]
+    lucky = [frontier_run("sft", "m", [(0.01, 0.9)]), frontier_run("sft", "m", [(0.01, 0.1)])]
+    points = {level: drift for drift, level in plot.frontier([slow, fast, lucky])}
+    assert points[0.25] == pytest.approx(0.15) and points[0.5] == pytest.approx(0.3)
+    assert points[0.75] == pytest.approx(0.75) and points[1.0] == pytest.approx(1.0)
+    assert points[0.1] == pytest.approx((0.01 / 9 + 0.01) / 2)
+    assert len(plot.frontier([slow])) == 20  # none above 0.5
+
+
 def test_curves_are_normalised_by_the_best_of_any_method():
     """science: base 0.2, best 0.6 (sdft's seeds 0.5 and 0.7), so sft's 0.4 is 0.5 and its 0.1 is
     -0.25; medical: no method is above the base.
@@ -303,6 +345,24 @@ def test_trade_off_is_drawn(folder):
     assert point.get_xydata()[0] == pytest.approx([0.3, 0.6])
     assert across.get_segments()[0].ravel() == pytest.approx([0.2, 0.6, 0.4, 0.6])
     assert upward.get_segments()[0].ravel() == pytest.approx([0.3, 0.5, 0.3, 0.7])
+
+
+def test_frontiers_are_drawn():
+    pytest.importorskip("matplotlib").use("Agg")
+    ema = [frontier_run("sdft", "hub/small", [(0.1, 0.5)]) for _ in range(2)]
+    back = frontier_run("reinvoke", "x/last", [(0.1, 0.5)], teacher_model="hub/small")
+    records = [
+        ("a", {"command": "a", "runs": ema}),
+        ("b", {"command": "b", "runs": [back]}),
+        ("c", {"command": "c", "runs": [frontier_run("sft", "large", [(0.4, 1.0)])]}),
+    ]
+    small, large = plot.draw_frontiers(records).axes
+    assert (small.get_title(), large.get_title()) == ("small", "large")
+    assert small.get_xlim()[1] == pytest.approx(0.15) and large.get_xlim()[1] == pytest.approx(0.6)
+    lines = drawn(small)
+    assert lines["sdft, 2 of 1"][-1] == pytest.approx((0.1, 0.5))
+    assert lines["reinvoke, 1 of 1"] == [(None, None)]
+    assert drawn(large)["sft, 1 of 1"][-1] == pytest.approx((0.4, 1.0))
 
 
 def test_sequences_are_drawn(folder):
