@@ -285,8 +285,9 @@ def read_run(folder, probed=True):
         probe = measure(words, file)
         add_answers(folder, when, "probe, test", probe["answers"])
         results[when]["probe"] = probe["summary"]
-    kept = ("method", "preflight", "before", "best", "last", "best_step", "parameters", "seconds")
-    run = {key: results[key] for key in (*kept, "machine") if key in results}
+    kept = ["method", "preflight", "before", "best", "last", "best_step", "parameters", "seconds"]
+    kept += ["memory", "machine"]
+    run = {key: results[key] for key in kept if key in results}
     run["training_flops"] = training_flops(metrics, results)
     validated = [line for line in metrics if "validation" in line]
     run["curve"] = [{"step": line["step"]} | line["validation"] for line in validated]

@@ -273,18 +273,31 @@ def free_bytes(device, folder):
 
 
 def check_plan(model_config, config, device, folder):
-    """The plan in one line; ValueError, with what would fit, if it exceeds what is free."""
+    """(the plan in one line, {place: bytes}).
+
+    ValueError, with what would fit, if it exceeds what is free.
+    """
     free = free_bytes(device, folder)
     plan = plan_run(model_config, config, device)
-    needs = {place: plan["needs"][place] / 1e9 for place in free}
-    line = "; ".join(f"{place} {needs[place]:.1f} of {free[place] / 1e9:.1f} GB" for place in free)
+    needs = {place: plan["needs"][place] for place in free}
+    line = "; ".join(
+        f"{place} {needs[place] / 1e9:.1f} of {free[place] / 1e9:.1f} GB" for place in free
+    )
     if not fits(plan, free) and not config.ignore_plan:
         remedy = what_would_fit(model_config, config, device, free)
         raise ValueError(
             f"this run does not fit: {line}. It would with {remedy}; "
             "--ignore-plan tries all the same"
         )
-    return f"plan: {plan['parameters'] / 1e9:.2f} B parameters; {line}"
+    return f"plan: {plan['parameters'] / 1e9:.2f} B parameters; {line}", needs
+
+
+def peak_bytes(device):
+    """{"host"} and, on a GPU, {"card"}: the most memory that this process has held so far."""
+    status = Path("/proc/self/status").read_text() if Path("/proc/self/status").exists() else ""
+    highest = re.findall(r"VmHWM:\s*(\d+) kB", status)
+    peak = {"host": 1024 * int(highest[0])} if highest else {}
+    return peak | ({"card": torch.cuda.max_memory_reserved()} if device == "cuda" else {})
 
 
 def with_lengths_of(pairs, config):

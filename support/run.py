@@ -31,7 +31,7 @@ from support.models import (
     model_positions,
     read_config,
 )
-from support.plan import check_plan, with_lengths_of
+from support.plan import check_plan, peak_bytes, with_lengths_of
 from support.tables import format_results
 from support.watch import same_opening
 
@@ -51,6 +51,7 @@ class Run:
     pairs: list  # of data.Pair: the training data as token ids
     base: BaseAnswers  # what drift is measured on
     digests: dict  # of its files and prompts, which a resumed run compares
+    needs: dict  # {"host", "disk" and perhaps "card": bytes}, as planned
     method: str = "sdft"  # a baseline has its own, and may have another model as its teacher
     teacher_model: torch.nn.Module | None = None
     steps: int = 0
@@ -107,7 +108,8 @@ def prepare(command, config, splits, folder, checkpoint, reads_articles=False):
     digests["prompts"] = digest_prompts(pairs)
     check_same_data(state.get("data"), digests)
     planned = config if reads_articles else with_lengths_of(pairs, config)
-    print(check_plan(model_config, planned, device, folder))
+    line, needs = check_plan(model_config, planned, device, folder)
+    print(line)
     student = load_model(config.model, device, config.dtype, tokenizer)[0]
     if config.lora_rank:
         digests["base"] = digest_weights(student)
@@ -135,6 +137,7 @@ def prepare(command, config, splits, folder, checkpoint, reads_articles=False):
         pairs,
         base,
         digests,
+        needs,
     )
 
 
@@ -432,9 +435,14 @@ def finish(run):
     record["trained_parameters"] = sum(p.numel() for p in parameters if p.requires_grad)
     record["seconds"] = time.perf_counter() - run.started
     record["machine"] = describe_machine()
+    peak = peak_bytes(best_device())
+    record["memory"] = {place: {"planned": run.needs[place], "peak": peak[place]} for place in peak}
     (run.folder / "results.json").write_text(json.dumps(record, indent=1) + "\n")
     best = f", {run.folder}/best" if run.best else ""
     print(f"\n{format_results(record)}\n{kind}: {run.folder}/last{best}")
+    for place, size in record["memory"].items():
+        planned, peak = size["planned"] / 1e9, size["peak"] / 1e9
+        print(f"memory: {place} {peak:.1f} GB at the most, planned {planned:.1f}")
     if run.config.lora_rank:
         print(merging_advice(run, record))
 

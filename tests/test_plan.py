@@ -6,6 +6,8 @@ from the files of a checkpoint.
 
 import ast
 import json
+import re
+import resource
 import shutil
 import sys
 import time
@@ -32,6 +34,7 @@ from support.plan import (
     fits,
     layer_bytes,
     layer_shape,
+    peak_bytes,
     plan_run,
     what_would_fit,
     with_lengths_of,
@@ -138,6 +141,32 @@ def test_gradients_take_the_place_of_activations_if_a_step_has_one_backward_pass
     others = [n for n in one if n not in resident and n != "gradients" and one[n] > 0]
     assert passing == max(gradients, sum(one[name] for name in others))
     assert gradients == two["gradients"] and all(size > 0 for size in two.values())
+
+
+def test_the_peak_is_what_the_system_says():
+    peak = peak_bytes("cpu")["host"]
+    resident = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert peak == pytest.approx(resident, rel=0.02)
+    torch.zeros(resident // 2, dtype=torch.uint8).fill_(1)
+    assert peak_bytes("cpu")["host"] > 1.2 * peak
+
+
+def test_a_run_leaves_its_peak_beside_its_plan(tiny_folder, tmp_path, capsys):
+    flags = "--task science --preset laptop --steps 1 --batch-size 2 --eval-every 0 --force"
+    flags += " --keep-last 0 --eval-examples 1 --max-new-tokens 4 --general-tokens 4"
+    lengths = " --max-prompt-tokens 600 --max-teacher-prompt-tokens 900"  # a token is a byte
+    run = tmp_path / "run"
+    sdft.main([*(flags + lengths).split(), "--model", str(tiny_folder), "--output", str(run)])
+    results = json.loads((run / "results.json").read_text())
+    memory, longest = results["memory"]["host"], re.search(LONGEST, capsys.readouterr().out)
+    met = [int(number) for number in longest.groups()]
+    config = replace(Config(**results["config"]), **dict(zip(LIMITS, met, strict=True)))
+    planned = plan_run(AutoConfig.from_pretrained(tiny_folder), config, "cpu")
+    assert memory["planned"] == planned["needs"]["host"] and memory["peak"] > 1e8
+
+
+LONGEST = r"longest student prompt (\d+) tokens .*, longest teacher prompt (\d+) "
+LIMITS = ["max_prompt_tokens", "max_teacher_prompt_tokens"]
 
 
 def test_the_limits_of_a_plan_can_be_those_of_the_prompts():
