@@ -14,6 +14,7 @@ results/experiments.toml holds the experiments. One is a name and these keys:
     tasks    ["science", "medical"]: one model learns them in this order (Fig. 3). {task} in the
              command is the task in hand. every = 10 evaluates every 10 steps, too.
              flags = { science = "--steps 40" } adds flags to the stage of a task
+    weights  where the weights of a hub's model came from, if not from the hub
     label, paper   the first and the last cell of its row in a table
 
 results/NAME.json is {"command", "machine", "runs": [{"seed", "before", "best", "last", "curve":
@@ -56,7 +57,7 @@ from support.models import best_device, load_model
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING = ("sdft.py", "baselines.py")
 PROBE_TOKENS = 32
-KEYS = {"command", "seeds", "grid", "tasks", "every", "flags", "label", "paper"}
+KEYS = {"command", "seeds", "grid", "tasks", "every", "flags", "weights", "label", "paper"}
 
 
 def main(argv=None):
@@ -152,7 +153,7 @@ def words_of(experiment, piece):
 def read_record(file, experiment):
     """What NAME.json holds, or a new record. ValueError if it is of another command."""
     command = " ".join(["python", *experiment["command"].split()])
-    new = {"command": command} | {k: experiment[k] for k in ("tasks",) if k in experiment}
+    new = {"command": command} | {k: experiment[k] for k in ("tasks", "weights") if k in experiment}
     record = json.loads(file.read_text()) if file.exists() else new | {"runs": []}
     if {key: record.get(key) for key in new} != new:
         raise ValueError(f"{file} is of another command, {record['command']}; move it away")
