@@ -80,12 +80,13 @@ def report(correct, drift=0.0):
 
 def test_a_finished_run_is_recorded_and_skipped(tiny_folder, lab, scripts, capsys):
     flags = f"--task science --model {tiny_folder} --eval-every 1"
-    toml = f'[tiny]\ncommand = "{TINY} {flags}"\nseeds = [0, 3]\n'
+    toml = f'[tiny]\ncommand = "{TINY} {flags}"\nseeds = [0, 3]\nweights = "random"\n'
     lab(toml, "tiny")
     # a run each, and probes of the base, of its last weights, and of its best if they are others
     assert scripts.count("sdft.py") == 2 and scripts[:2] == ["sdft.py", "eval.py"]
     record = lab.result("tiny")
-    assert list(record) == ["command", "machine", "runs"]
+    assert list(record) == ["command", "weights", "machine", "runs"]
+    assert record["weights"] == "random"
     assert record["command"].startswith("python sdft.py --force --preset laptop")
     assert [run["seed"] for run in record["runs"]] == [0, 3]
     for run in record["runs"]:
