@@ -152,7 +152,7 @@ def compare_completions(
     One float32 [T, V] tensor of a sequence takes 1.2 GB at T = 2048 and V = 152,000, and a loss
     needs several.
     So each chunk's logits are computed twice: freed after the forward pass, and projected again in
-    the backward pass.
+    the backward pass; but for those of the last chunk (_in_chunks).
     """
     if divergence not in DIVERGENCES:
         choices = ", ".join(DIVERGENCES)
@@ -171,8 +171,8 @@ def compare_completions(
         # loss uses
         return torch.stack([kl_N, student_token_N, teacher_token_N])
 
-    chunks = _chunks(chunk_size, student_hidden_BTD, teacher_hidden_BTD, completion_ids_BT)
-    compared_3N = torch.cat([_recomputed(compare_chunk, *chunk) for chunk in chunks], dim=1)
+    tensors = student_hidden_BTD, teacher_hidden_BTD, completion_ids_BT
+    compared_3N = _in_chunks(compare_chunk, tensors, chunk_size)
     return compared_3N.view(3, *completion_ids_BT.shape).unbind()
 
 
@@ -183,18 +183,23 @@ def completion_logprobs(hidden_BTD, head, completion_ids_BT, chunk_size=CHUNK_SI
         positions_N = torch.arange(len(ids_N), device=ids_N.device)
         return _log_softmax(head(hidden_ND))[positions_N, ids_N]
 
-    chunks = _chunks(chunk_size, hidden_BTD, completion_ids_BT)
-    logprobs_N = torch.cat([_recomputed(chunk_logprobs, *chunk) for chunk in chunks])
+    logprobs_N = _in_chunks(chunk_logprobs, (hidden_BTD, completion_ids_BT), chunk_size)
     return logprobs_N.view(completion_ids_BT.shape)
 
 
-def _chunks(size, *tensors):
-    return zip(*(tensor.flatten(0, 1).split(size) for tensor in tensors), strict=True)
+def _in_chunks(function, tensors, size):
+    """function of [N, ...] chunks of the tensors [B, T, ...], whose results are [N] or [3, N].
 
-
-def _recomputed(function, *arguments):
-    """function(*arguments), whose intermediate results are computed again in the backward pass."""
-    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    Its intermediate results are freed and computed again in the backward pass. Those of the last
+    chunk are kept: backward begins with it, at once, so to free them would not lower the peak.
+    """
+    chunks = zip(*(tensor.flatten(0, 1).split(size) for tensor in tensors), strict=True)
+    *earlier, last = chunks
+    recomputed = [
+        checkpoint(function, *chunk, use_reentrant=False, preserve_rng_state=False)
+        for chunk in earlier
+    ]
+    return torch.cat([*recomputed, function(*last)], dim=-1)
 
 
 def _log_softmax(logits_NV):

@@ -66,7 +66,9 @@ def _add_low_rank(layer, inputs, output):
     # not x.float(): backward would keep a float32 copy of x for each layer, and on a bfloat16 base
     # the gradients would hardly be more exact
     A, B = layer.lora_A.to(x.dtype), layer.lora_B.to(x.dtype)
-    return output + F.linear(_scale(layer) * F.linear(x, A), B)
+    rows, low_rank = output.flatten(0, -2), F.linear(x, A).flatten(0, -2)
+    # one pass over the output: to scale and to add are kernels of their own otherwise
+    return torch.addmm(rows, low_rank, B.T, alpha=_scale(layer)).view_as(output)
 
 
 def _scale(layer):

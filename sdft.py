@@ -50,7 +50,7 @@ from sampling import completion_hidden, output_head, sample_completions, stop_to
 from scoring import validation_rank
 from support.checkpoint import load_checkpoint, save_checkpoint, save_model
 from support.console import replace_unprintable
-from support.models import checkpoint_layers
+from support.models import checkpoint_layers, give_back_freed_memory
 from support.preflight import preflight_or_exit
 from support.run import (
     catch_signals,
@@ -99,6 +99,7 @@ def update(student, teacher, optimizer, batch, rollout, config):
         # l. 12   The teacher gets no gradient.
         with torch.no_grad():
             teacher_hidden_BTD = completion_hidden(teacher, micro.teacher_prompts, ids_BT, mask_BT)
+        give_back_freed_memory()  # here, since the loss is where memory peaks
         # l. 15
         kl_BT, student_logprobs_BT, teacher_logprobs_BT = compare_completions(
             student_hidden_BTD,

@@ -1,6 +1,7 @@
 """Where the seconds of an SDFT step go: the batch, model and lengths of bench_step.py.
 
     python benchmarks/profile_step.py --json results/profile-step.json
+    python benchmarks/profile_step.py --lora-rank 16    # adapters in place of all weights
 
 The parts are the functions that sdft_step calls, timed from outside; the rest is the backward pass.
 """
@@ -16,6 +17,7 @@ from bench_step import batches, load_ours, longest_row, our_config
 from common import markdown_table, write_record
 
 import sdft
+from lora import add_adapters, share_base
 from optim import AdamW, copy_model, prepare_for_training
 
 
@@ -29,13 +31,16 @@ def main():
     parser.add_argument("--micro-batch-size", type=int, default=4)
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--lora-rank", type=int, default=0, help="train adapters; 0: all weights")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     args.divergence, args.seed, args.no_eos = "forward", 0, False
     student, tokenizer, stop = load_ours(args)
+    if args.lora_rank:
+        add_adapters(student, args.lora_rank, 2 * args.lora_rank)
     prepare_for_training(student)
     optimizer = AdamW(student)
-    teacher = copy_model(student)
+    teacher = share_base(student) if args.lora_rank else copy_model(student)
     config = our_config(args, longest_row(tokenizer, args))
 
     spent = defaultdict(float)

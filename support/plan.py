@@ -74,7 +74,7 @@ def plan_run(model_config, config, device="cuda", counts=None, adapters=None):
         resident = weights | state
     passes = plan_training(parameters, adapters, largest_tensor, shape, config)
     training = resident | passes
-    sampling = resident | plan_sampling(shape, config, device, sum(passes.values()))
+    sampling = resident | plan_sampling(parameters, shape, config, device, sum(passes.values()))
     if device == "cpu":
         host |= max(training, sampling, key=lambda parts: sum(parts.values()))
         training, sampling = {}, {}
@@ -209,7 +209,7 @@ def plan_training(parameters, adapters, largest_tensor, shape, config):
     return parts
 
 
-def plan_sampling(shape, config, device, training):
+def plan_sampling(parameters, shape, config, device, training):
     """The cache, the pass over the prompts, and the softmax that tokens are drawn from.
 
     A GPU with less memory decodes fewer rows together (sampling.py). With adapters the plan counts
@@ -217,7 +217,9 @@ def plan_sampling(shape, config, device, training):
     """
     rows = config.batch_size * config.rollouts_per_prompt
     if device == "cpu":
-        return sampling_parts(shape, config, rows, PREFILL_ROWS)
+        # of the linear layers, and of the head: all but the norms where it is tied
+        copy = {"packed weights": BYTES[config.dtype] * parameters}
+        return copy | sampling_parts(shape, config, rows, PREFILL_ROWS)
     rows = min(rows, PREFILL_ROWS)
     if config.lora_rank:
         while rows > 1 and sum(sampling_parts(shape, config, rows, rows).values()) > training:

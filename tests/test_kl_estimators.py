@@ -314,6 +314,17 @@ def test_unknown_divergence_is_refused_with_the_choices():
         compare_completions(None, None, None, None, torch.zeros(1, 1), "kl")
 
 
+@pytest.mark.parametrize("positions, calls", [(4, 2), (5, 6), (12, 10)])
+def test_only_the_last_chunk_is_not_projected_again(positions, calls):
+    """Chunks of 4: the last one calls both heads once, each other one in backward, too."""
+    seen = []
+    head = torch.nn.Linear(8, 50)
+    head.register_forward_hook(lambda *_: seen.append(1))
+    hidden, ids = torch.randn(1, positions, 8, requires_grad=True), torch.zeros(1, positions).long()
+    compare_completions(hidden, head, hidden.detach(), head, ids, "reverse", 4)[0].sum().backward()
+    assert len(seen) == calls
+
+
 MEASURE_PEAKS = """
 import resource, sys, torch
 from kl_estimators import compare_completions

@@ -1,8 +1,12 @@
 """Loading: what is read, what is refused and why. Oracle: the messages, written out here."""
 
 import copy
+import ctypes
 import json
+import os
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +26,31 @@ def test_models_that_change_their_logits_are_refused(tiny):
     scaled.forward = lambda **inputs: type(tiny(**inputs))(logits=forward(**inputs).logits * 0.5)
     with pytest.raises(ValueError, match="changes its logits"):
         models.check_head(scaled)
+
+
+GLIBC = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim")
+
+
+@pytest.mark.skipif(not GLIBC, reason="another allocator than glibc's")
+def test_freed_memory_goes_back_to_the_system():
+    """200 MB in tensors of 100 kB, of which every second is freed: 100 MB in holes."""
+
+    def resident_bytes():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    tensors = [torch.ones(25_000) for _ in range(2000)]
+    tensors = tensors[::2]
+    before = resident_bytes()
+    models.give_back_freed_memory()
+    assert before - resident_bytes() > 80e6
+    assert all(tensor.sum() == 25_000 for tensor in tensors)
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_other_systems_keep_their_own_way(platform, monkeypatch):
+    monkeypatch.setattr(models.sys, "platform", platform)
+    monkeypatch.setattr(models.ctypes, "CDLL", None)  # Windows has no library without a name
+    models.give_back_freed_memory()
 
 
 def shift_cached_logits(model):

@@ -297,6 +297,16 @@ def test_the_plan_follows_each_of_them(name, part, run, monkeypatch):
     assert planned() > before
 
 
+def test_a_cpu_holds_a_packed_copy_of_the_weights_while_it_samples():
+    """With adapters there are no gradients of that size, so short rows take most there."""
+    model = tiny_llama(vocab_size=4000)
+    linear = [m.weight.nbytes for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    run = replace(SMALL, dtype="float32", lora_rank=2, batch_size=1, max_new_tokens=1)
+    host = plan_run(model.config, run, "cpu")["host"]
+    assert sum(linear) <= host["packed weights"] < 1.01 * sum(linear)
+    assert "packed weights" not in plan_run(model.config, run)["sampling"]
+
+
 def test_the_sampler_and_the_loss_use_what_the_plan_counts(tiny, monkeypatch):
     """Eleven prompts in groups of PREFILL_ROWS; the head in chunks of CHUNK_SIZE positions."""
     groups, plain = [], sampling.next_logits

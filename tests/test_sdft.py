@@ -191,6 +191,27 @@ def test_teacher_weights(teacher_weights):
     assert not torch.equal(before[1], list(student.parameters())[1])
 
 
+def test_freed_memory_is_given_back_before_each_loss(tiny, monkeypatch):
+    order = []
+
+    def recorded(name):
+        function = getattr(sdft, name)
+
+        def call(*arguments):
+            order.append(name)
+            return function(*arguments)
+
+        return call
+
+    for name in ("give_back_freed_memory", "compare_completions"):
+        monkeypatch.setattr(sdft, name, recorded(name))
+    prepare_for_training(tiny)
+    config = dataclasses.replace(TINY, micro_batch_tokens=1)
+    batch = make_batch(PAIRS, 0, config, STOP)
+    sdft_step(tiny, copy_model(tiny), AdamW(tiny), batch, config)
+    assert order == ["give_back_freed_memory", "compare_completions"] * len(batch.pairs)
+
+
 def test_non_finite_gradients_stop_before_the_update():
     student = tiny_llama()
     with torch.no_grad():

@@ -29,7 +29,7 @@ from support.models import load_model
 
 needs_trl = pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is absent")
 
-# bytes are the tokens; the rate is large, so that 1e-5 is small beside what two steps change
+# bytes are the tokens; the rate is large, so that two steps move a weight by some 0.01
 TINY = {
     "dtype": "float32",
     "learning_rate": 1e-2,
@@ -96,6 +96,26 @@ def largest_difference(model, other):
     return max((p.float() - q.float()).abs().max().item() for p, q in pairs)
 
 
+def distance(model, other, remainders=None):
+    """||model - other|| over all weights; model's are exact with its remainders."""
+    squares = [
+        (join_float32(p, (remainders or {}).get(name)) - q).square().sum()
+        for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True)
+    ]
+    return torch.stack(squares).sum().sqrt().item()
+
+
+def share_apart(student, theirs, config):
+    """How far theirs ends from our student, as a share of the way that ours went.
+
+    In float32 it is 1e-6 to 1.1e-5, by rounding alone. Single weights are no measure: AdamW divides
+    a gradient by its own size, and where the sum over tokens nearly cancels (2e-8, where the others
+    are near 1e-2 and eps is 1e-8), the rounding of that sum moves a weight by 1e-5.
+    """
+    remainders, (start, _) = getattr(student, "remainders", None), load_model(config.model)
+    return distance(student, theirs, remainders) / distance(student, start, remainders)
+
+
 @needs_trl
 @pytest.mark.parametrize(
     "more",
@@ -114,7 +134,7 @@ def test_two_steps_equal_ours_in_loss_and_weights(more, tiny_folder, tmp_path):
     config, _ = write(tiny_folder, tmp_path / "trl", **more)
     student, teacher, kl = our_run(config)
     trl_student, trl_teacher, losses = trl_run(tmp_path / "trl")
-    assert largest_difference(trl_student, student) < 1e-5
+    assert share_apart(student, trl_student, config) < 5e-5
     assert largest_difference(trl_teacher, teacher) < 1e-5
     if config.estimator == "analytic":  # a surrogate's value means nothing
         assert losses == pytest.approx(kl, abs=1e-5)
@@ -130,20 +150,10 @@ def test_two_steps_equal_ours_in_loss_and_weights(more, tiny_folder, tmp_path):
     ],
 )
 def test_what_differs_does_so_by_the_figure_on_the_page(more, least, most, tiny_folder, tmp_path):
-    """How far apart ours and TRL's are after two steps, as a share of the way that ours went."""
     config, _ = write(tiny_folder, tmp_path / "trl", **more)
     student, _, _ = our_run(config)
     trl_student, _, _ = trl_run(tmp_path / "trl")
-    remainders, (start, _) = getattr(student, "remainders", {}), load_model(config.model)
-
-    def distance(model):
-        squares = [
-            (join_float32(p, remainders.get(name)) - other).square().sum()
-            for (name, p), other in zip(student.named_parameters(), model.parameters(), strict=True)
-        ]
-        return torch.stack(squares).sum().sqrt().item()
-
-    share = distance(trl_student) / distance(start)
+    share = share_apart(student, trl_student, config)
     print(f"{more}: {share:.3f}")
     assert least < share < most
 
@@ -154,7 +164,7 @@ WORKER = """
 import json, os, sys
 from pathlib import Path
 
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {paths!r}
 from test_to_trl import completion_of, to_trl
 
 folder = Path(sys.argv[1])
@@ -191,11 +201,11 @@ def test_two_processes_train_and_transformers_loads_what_they_save(tiny_folder, 
 def test_two_processes_make_the_same_two_steps(tiny_folder, tmp_path):
     folder, worker = tmp_path / "trl", tmp_path / "worker.py"
     config, _ = write(tiny_folder, folder)
-    worker.write_text(WORKER.format(tests=str(ROOT / "tests")))
+    worker.write_text(WORKER.format(paths=[str(ROOT / part) for part in ("tests", "extras", "")]))
     launch(worker, folder)
     student, _, _ = our_run(config)
     last = AutoModelForCausalLM.from_pretrained(folder / "last")
-    assert largest_difference(last, student) < 1e-5
+    assert share_apart(student, last, config) < 5e-5
     drawn = [(folder / f"drawn-{rank}.json").read_text() for rank in (0, 1)]
     assert drawn[0] != drawn[1]  # of one prompt: the processes have different random numbers
 
