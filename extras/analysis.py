@@ -24,6 +24,7 @@ import argparse
 import gzip
 import importlib.util
 import inspect
+import io
 import itertools
 import json
 import math
@@ -41,6 +42,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm import tqdm
+from transformers import AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of eval.py
 
@@ -56,14 +58,10 @@ from data import (
 from eval import Answer, answers_of, config_of_run, evaluate, split, token_divergence
 from sampling import sample_completions, stop_tokens
 from scoring import final_answer, score, summarise
+from support.adapters import base_of, find_adapter
 from support.chat import encode_prompt
-from support.models import (
-    best_device,
-    builtin_smollm2,
-    configure_cuda,
-    describe_machine,
-    load_model,
-)
+from support.models import best_device, configure_cuda, describe_machine, load_model, reason
+from support.smollm2 import builtin_smollm2
 from support.tables import format_table
 
 # two-sided 95 % quantiles of Student's t for 2, 3, ... values: 1, 2, ... degrees of freedom
@@ -317,6 +315,7 @@ def read_stored(file):
 
 # ---- benchmarks of prior abilities ----
 
+EXTRAS = "pip install -r requirements-extras.txt"
 # task of the harness -> (its metric and filter, the paper's figure of Qwen2.5-7B-Instruct)
 BENCHMARKS = {
     "hellaswag": ("acc,none", 62.0),
@@ -328,23 +327,79 @@ BENCHMARKS = {
 }
 
 
+def harness_model(name, dtype="auto"):
+    """What lm-eval needs to load a model -> (its --model_args as a dict, the first token as text).
+
+    name   folder, hub id, smollm2, or an adapter of a run or of peft; lm-eval loads that by peft
+    dtype  "auto": the one that config.json names
+
+    prefix_token_id is the token before a text that has no context. Raises ValueError for a model
+    whose tokenizer or base cannot be found, and for an adapter without peft.
+    """
+    folder = builtin_smollm2() if name == "smollm2" else name
+    try:
+        adapter = find_adapter(folder)
+        base = base_of(adapter) if adapter else folder
+        has_tokenizer = adapter and (adapter / "tokenizer_config.json").exists()
+        tokenizer_folder = adapter if has_tokenizer else base
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=False)
+    except Exception as error:  # a library may raise anything on a damaged or unknown model
+        raise ValueError(f'model "{name}" cannot be loaded: {reason(error)}') from None
+    arguments = {"pretrained": base, "dtype": dtype}
+    if adapter:
+        if importlib.util.find_spec("peft") is None:
+            raise ValueError(
+                f'model "{name}" is an adapter, for which lm-eval needs peft; {EXTRAS}'
+            )
+        arguments |= {"peft": adapter, "tokenizer": tokenizer_folder}
+    first = start_of_text(tokenizer)
+    return arguments | {"prefix_token_id": first}, tokenizer.convert_ids_to_tokens(first)
+
+
+def start_of_text(tokenizer):
+    """The id of the token before a text that has no context, where lm-eval would take bos.
+
+    Trap: ChatML tokenizers, such as SmolLM2's, name <|im_start|> as bos, or <|im_end|> as eos
+    without a bos. After those a chat model expects a role or a line break: short plain sentences
+    cost SmolLM2 6.3 instead of 4.5 nats a token (findings/lm_eval_starts_with_a_turn.sh). The first
+    choice here is a token that the tokenizer itself puts before a text, the second <|endoftext|>.
+    """
+    written = tokenizer("a").input_ids[0]
+    if written in tokenizer.all_special_ids:
+        return written
+    if "<|endoftext|>" in tokenizer.get_vocab():
+        return tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+
+
 def harness_command(
-    model, tasks, output, *, tasks_folder=None, batch_size="auto", limit=None, run_model_code=False
+    arguments,
+    tasks,
+    output,
+    *,
+    tasks_folder=None,
+    batch_size=1,
+    limit=None,
+    chat_template=False,
+    run_model_code=False,
 ):
     """(command, environment variables) that evaluate a model on tasks and write one results_*.json
     below `output`.
 
+    arguments   --model_args as a dict: {"pretrained": "runs/science/last", ...}
+
     With tasks_folder the harness reads its task files, whose number of shots stands in them, and
     reaches no hub. Raises ValueError for a model name that the harness would split.
     """
-    if "," in str(model) or "=" in str(model):
-        raise ValueError(
-            f'model "{model}" has a comma or an equals sign, at which the harness splits; '
-            "rename the folder"
-        )
+    for value in map(str, arguments.values()):
+        if "," in value or "=" in value:
+            raise ValueError(
+                f'model "{value}" has a comma or an equals sign, at which the harness splits; '
+                "rename the folder"
+            )
     options = {
         "--model": "hf",
-        "--model_args": f"pretrained={model}",
+        "--model_args": ",".join(f"{name}={value}" for name, value in arguments.items()),
         "--tasks": ",".join(tasks),
         "--batch_size": batch_size,
         "--output_path": output,
@@ -355,25 +410,54 @@ def harness_command(
     for name, value in options.items():
         command += [] if value is None else [name, str(value)]
     environment = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"} if tasks_folder else {}
+    command += ["--apply_chat_template"] if chat_template else []
     if run_model_code:
         command += ["--confirm_run_unsafe_code"]
         environment |= {"HF_ALLOW_CODE_EVAL": "1"}
     return command, environment
 
 
-def run_harness(model, tasks, **options):
+def run_harness(arguments, tasks, **options):
     """The harness's results, from a process of its own -> its dict; ValueError if it fails."""
     with tempfile.TemporaryDirectory() as output:
-        command, environment = harness_command(model, tasks, output, **options)
+        command, environment = harness_command(arguments, tasks, output, **options)
         print(shlex.join(command), flush=True)
-        done = subprocess.run(command, env=os.environ | environment)
-        files = list(Path(output).rglob("results_*.json"))
-        if done.returncode or len(files) != 1:
+        process = subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.PIPE)
+        trace = show_until_trace(process.stderr, sys.stderr)
+        code = process.wait()
+        if code and (unreachable := UNREACHABLE.findall(trace)):
             raise ValueError(
-                f"the harness ended with status {done.returncode} and {len(files)} results; "
+                f"the harness cannot reach {unreachable[-1]} on the hub, which has its questions. "
+                "Offline give --tasks-folder FOLDER --tasks NAMES: FOLDER has task files that name "
+                "local questions; extras/prior_tasks.py writes one from public files"
+            )
+        sys.stderr.write(trace)
+        files = list(Path(output).rglob("results_*.json"))
+        if code or len(files) != 1:
+            raise ValueError(
+                f"the harness ended with status {code} and {len(files)} results; "
                 "what it says is above"
             )
         return json.loads(files[0].read_text())
+
+
+# what the package datasets says of a set that it can neither fetch nor find in its cache
+UNREACHABLE = re.compile(r"Error: Couldn't (?:reach|find cache for|find) '?([\w./-]+\w)")
+
+
+def show_until_trace(stream, screen):
+    """Copy a stream of bytes to the screen as it comes, and return what follows a traceback."""
+    held = None
+    # lines end in \r, too: progress bars
+    for line in io.TextIOWrapper(stream, encoding="utf-8", errors="replace", newline=""):
+        if held is None and line.startswith("Traceback (most recent call last)"):
+            held = []
+        if held is None:
+            screen.write(line)
+            screen.flush()
+        else:
+            held.append(line)
+    return "".join(held or [])
 
 
 def leaves(results, task):
@@ -497,38 +581,73 @@ def measure_published(model, tokenizer, examples, args, **how):
 
 
 def measure_prior(args):
-    """Run the paper's six benchmarks of prior capabilities: pip install "lm-eval[hf,ifeval]"
+    """Run the paper's six benchmarks of prior abilities: pip install -r requirements-extras.txt
 
     HumanEval EXECUTES code that the model wrote, so it is left out, and with it the average over
-    all six, unless --run-model-code is given. --tasks-folder takes your own task files (YAML) and
-    works offline; a task file may name Python functions, which the harness runs.
+    all six, unless --run-model-code is given. --tasks-folder takes task files (YAML) and works
+    offline: extras/prior_tasks.py writes some, yours may name Python functions, which are run.
 
-    The six fetch their data from the Hugging Face hub. No chat template is used. TruthfulQA (mc1)
-    and IFEval (instruction level, loose) use the metrics that the authors name in their tracker.
-    For the rest, 0 shots, and acc rather than acc_norm for HellaSwag, are our reading.
+    The six fetch their data from the Hugging Face hub. TruthfulQA (mc1) and IFEval (instruction
+    level, loose) use the metrics that the authors name in their tracker. For the rest, 0 shots, no
+    chat template, and acc rather than acc_norm for HellaSwag, are our reading.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise ValueError('this needs the evaluation harness: pip install "lm-eval[hf,ifeval]"')
+        raise ValueError(f"this needs the evaluation harness lm-eval; {EXTRAS}")
+    default = [task for task in BENCHMARKS if task != "humaneval" or args.run_model_code]
+    tasks = args.tasks or default
+    if "ifeval" in tasks:
+        check_sentence_splitter()
     if args.run_model_code:
         print("--run-model-code: code that the model writes is executed here, without a sandbox")
     elif not args.tasks:
         print("humaneval is left out: it executes code of the model; --run-model-code includes it")
-    default = [task for task in BENCHMARKS if task != "humaneval" or args.run_model_code]
-    tasks = args.tasks or default
+    arguments, first_token = harness_model(args.model, args.dtype)
     results = run_harness(
-        builtin_smollm2() if args.model == "smollm2" else args.model,
+        arguments,
         tasks,
         tasks_folder=args.tasks_folder,
-        batch_size=args.batch_size,
+        batch_size=args.batch_size or ("auto" if best_device() == "cuda" else 1),
         limit=args.limit,
+        chat_template=args.chat_template,
         run_model_code=args.run_model_code,
     )
-    rows, trial = read_rows(results, tasks), ""
-    if args.limit:
-        trial = f", only {args.limit} questions of each task: no result"
+    rows = read_rows(results, tasks)
     print(format_benchmarks(rows))
-    print(f"lm-eval {version('lm_eval')}, no chat template{trial}")
-    return {"lm_eval": version("lm_eval"), "chat_template": False, "rows": rows}
+    summary = {
+        "lm_eval": version("lm_eval"),
+        "chat_template": args.chat_template,
+        "dtype": args.dtype,
+        "prefix_token_id": arguments["prefix_token_id"],
+        "prefix_token": first_token,
+        "limit": args.limit,
+        "rows": rows,
+    }
+    template = "the chat template" if args.chat_template else "no chat template"
+    trial = f", only the first {args.limit} questions of each task" if args.limit else ""
+    print(f"lm-eval {summary['lm_eval']}, {template}, dtype {summary['dtype']}{trial}")
+    print(
+        "a text without a context starts with "
+        f"{first_token} (prefix_token_id={arguments['prefix_token_id']})"
+    )
+    return {"summary": summary}
+
+
+def check_sentence_splitter():
+    """ValueError if NLTK lacks the data that IFEval's rules split sentences by.
+
+    Trap: lm-eval then says that it has downloaded them, and stops after all answers are written.
+    """
+    try:
+        import nltk
+    except ImportError:
+        raise ValueError(f"ifeval needs nltk and more; {EXTRAS}") from None
+    try:
+        nltk.data.find("tokenizers/punkt_tab/english")
+    except LookupError:
+        raise ValueError(
+            "ifeval splits sentences with NLTK's punkt_tab, which is not here; run python -m "
+            "nltk.downloader punkt_tab, or set NLTK_DATA to a folder with tokenizers/punkt_tab"
+        ) from None
 
 
 MEASURES = {
@@ -573,9 +692,11 @@ def parse_arguments(argv):
     how = {"description": inspect.getdoc(measure_prior), "formatter_class": formatter}
     add = measures.add_parser("prior", parents=[every], **how).add_argument
     add("--tasks", nargs="+", help="tasks of the harness (default: the six)")
-    add("--tasks-folder", type=Path, help="your own task files; nothing is fetched then")
+    add("--tasks-folder", type=Path, help="task files on this machine; nothing is fetched then")
+    add("--chat-template", action="store_true", help="ask in chat turns (default: as plain text)")
+    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="auto: its file's")
     add("--run-model-code", action="store_true", help="run HumanEval, without a sandbox")
-    add("--batch-size", default="auto", help="default: %(default)s")
+    add("--batch-size", help="a number, or auto (default: auto on a GPU, 1 on a CPU)")
     add = measures.add_parser("rescore").add_argument
     add("answers", type=Path, metavar="FILE_OR_RUN", help="a run, or its stored answers")
     add("--task", required=True, choices=[task for task in TASKS if task != "general"])
@@ -611,6 +732,8 @@ def check_prior(parser, args):
         parser.error("--tasks-folder needs --tasks: the names of the tasks in it")
     if args.tasks_folder and not args.tasks_folder.is_dir():
         parser.error(f"--tasks-folder {args.tasks_folder} is not a folder")
+    if args.batch_size not in (None, "auto") and not re.fullmatch("[1-9][0-9]*", args.batch_size):
+        parser.error(f"--batch-size {args.batch_size}: it must be auto or a number of at least 1")
     if "humaneval" in (args.tasks or []) and not args.run_model_code:
         parser.error(
             "humaneval executes code that the model wrote, on this machine; add "

@@ -143,8 +143,8 @@ def words_of(experiment, piece):
     words = shlex.split(experiment["command"])
     for flag, value in piece.get("point", {}).items():
         words += [f"--{flag}", str(value)]
-    # greedy answers have no seed
-    return words if words[0] == "eval.py" else [*words, "--seed", str(piece["seed"])]
+    seedless = words[0] == "eval.py" or "prior" in words  # greedy answers, and likelihoods
+    return words if seedless else [*words, "--seed", str(piece["seed"])]
 
 
 # ---- one run, and its record ----
@@ -464,7 +464,8 @@ UNITS = {  # of a column: factor, unit, digits; the others are shares, in percen
 
 
 MARKED = (
-    r"(<!-- (table|sequence|tries|drift|stays|steps|sampling) ([\w .-]+) -->\n).*?(<!-- end -->)"
+    r"(<!-- (table|sequence|tries|drift|stays|prior|steps|sampling) ([\w .-]+) -->\n)"
+    r".*?(<!-- end -->)"
 )
 
 
@@ -597,6 +598,27 @@ def mean_and_range(values):
     return text + (f", {len(known)} of {len(values)} seeds" if len(known) < len(values) else "")
 
 
+def prior_rows(records, experiments):
+    """analysis.py prior: one row for each label, one column for each task and metric, ± its
+    standard error; the heading has the number of questions.
+    """
+    lines, columns = {}, []
+    for name, record in records.items():
+        line = lines.setdefault(experiments.get(name, {}).get("label", name), {})
+        [run] = record["runs"]
+        for row in run["summary"]["rows"]:
+            metric = row["metric"].split(",")[0]
+            column = f"{row['task']}, {metric} (n = {row['n']:,})"
+            error = "" if row["stderr"] is None else f" ± {100 * row['stderr']:.1f}"
+            line[column] = f"{100 * row['value']:.1f}{error} %"
+            columns.append(column)
+    columns = list(dict.fromkeys(columns))
+    yield ["", *columns]
+    yield ["---"] * (len(columns) + 1)
+    for label, line in lines.items():
+        yield [label, *(line.get(column, "") for column in columns)]
+
+
 def step_rows(records, _):
     """benchmarks/bench_step.py: time and memory of a step; ratios compare the time of a token."""
     labels = {
@@ -637,6 +659,7 @@ ROWS = {
     "tries": tries_rows,
     "drift": drift_rows,
     "stays": stays_rows,
+    "prior": prior_rows,
     "steps": step_rows,
     "sampling": sampling_rows,
 }

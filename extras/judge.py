@@ -33,12 +33,14 @@ def summarise(verdicts, task):
 
 def read_answers(file, examples):
     """[(example, answer)] from what `python eval.py --json FILE` wrote."""
+    write = f"write it with: python eval.py --model DIR --task NAME --json {file}"
     try:
         records = json.loads(file.read_text(encoding="utf-8"))["answers"]
         answers = [(record["id"], record["answer"]) for record in records]
+    except FileNotFoundError:
+        raise ValueError(f"{file} does not exist; {write}") from None
     except (OSError, ValueError, LookupError, TypeError):
-        write = f"python eval.py --model DIR --task NAME --json {file}"
-        raise ValueError(f'{file} has no "answers"; write it with: {write}') from None
+        raise ValueError(f'{file} has no "answers"; {write}') from None
     by_id = {example.id: example for example in examples}
     for id, _ in answers:
         if id not in by_id:

@@ -112,7 +112,10 @@ def read_architecture(folder):
     for kind in kinds & {"dynamic", "longrope"}:
         why = "depend on the longest sequence, so cached keys would not fit later tokens"
         raise ValueError(f"the rotary frequencies of {family} ({kind}) {why}")
-    layers = set(get_layer_types_and_kwargs(text_config)[0])
+    layer_types = get_layer_types_and_kwargs(text_config)[0]
+    layers = set(layer_types)
+    if len(layer_types) < getattr(text_config, "num_hidden_layers", 0):
+        layers.add("dummy")  # transformers 5.17 leaves these layers out of the list
     if unknown := layers - {"full_attention", "sliding_attention"}:
         names = ", ".join(unknown).replace("dummy", "layers without keys and values of their own")
         raise ValueError(f"{family} has layers that the sampler has no cache for: {names}")

@@ -597,6 +597,42 @@ def test_tables_of_the_benchmarks(lab):
     assert lab.table("sampling draws", "")[2:] == ["| 32 | 96 | 55 | 1.75 |"]
 
 
+def prior_record(task, metrics, n):
+    """What analysis.py prior leaves of one task; metrics is {metric: (value, standard error)}."""
+    rows = [
+        {"task": task, "n": n, "shots": [0], "metric": f"{name},none"}
+        | {"value": value, "stderr": stderr}
+        for name, (value, stderr) in metrics.items()
+    ]
+    return {"runs": [{"seed": 0, "summary": {"rows": rows}}]}
+
+
+def test_public_benchmarks_of_one_model_stand_in_one_row(lab):
+    lab.store(
+        base_w=prior_record("winogrande", {"acc": (0.5, 0.0125)}, 1267),
+        base_i=prior_record("ifeval", {"strict": (0.25, None), "loose": (0.375, 0.0625)}, 32),
+        trained_w=prior_record("winogrande", {"acc": (0.75, 0.01)}, 1267),
+    )
+    toml = "".join(
+        f'[{name}]\ncommand = "extras/analysis.py prior"\nlabel = "{label}"\n'
+        for name, label in {"base_w": "before", "base_i": "before", "trained_w": "SDFT"}.items()
+    )
+    assert lab.table("prior base_w trained_w base_i", toml) == [
+        "|  | winogrande, acc (n = 1,267) | ifeval, strict (n = 32) | ifeval, loose (n = 32) |",
+        "| --- | --- | --- | --- |",
+        "| before | 50.0 ± 1.2 % | 25.0 % | 37.5 ± 6.2 % |",
+        "| SDFT | 75.0 ± 1.0 % |  |  |",
+    ]
+
+
+def test_prior_abilities_have_no_seed():
+    experiment = {"command": "extras/analysis.py prior --model smollm2 --tasks mmlu"}
+    words = experiments.words_of(experiment, {"seed": 3})
+    assert words == experiment["command"].split()
+    sampled = {"command": "extras/analysis.py pass-at-k --model smollm2"}
+    assert experiments.words_of(sampled, {"seed": 3})[-2:] == ["--seed", "3"]
+
+
 def test_the_documents_are_as_new_as_the_results_files():
     """Every table of docs/ is what its results files give, and no mark is misspelt."""
     experiments.main(["--tables", "--check"])

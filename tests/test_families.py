@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from optim import AdamW, prepare_for_training
 from sampling import completion_hidden, output_head, sample_completions
+from support import models
 from support.checkpoint import load_checkpoint, save_checkpoint
 from support.models import checkpoint_layers, load_model
 
@@ -306,6 +307,28 @@ def test_a_family_is_right_or_refused(family, tmp_path):
     assert found == "right" if expected == "right" else expected in found, found
 
 
+def test_shared_keys_are_refused_where_transformers_leaves_their_layers_out(tmp_path, monkeypatch):
+    """transformers 5.17 lists the layer types of Gemma 3n without those that share their keys."""
+    full = models.get_layer_types_and_kwargs
+
+    def as_in_5_17(config):
+        layer_types, more = full(config)
+        return [kind for kind in layer_types if kind != "dummy"], more
+
+    monkeypatch.setattr(models, "get_layer_types_and_kwargs", as_in_5_17)
+    what = "refused: gemma3n_text has layers that the sampler has no cache for: layers without keys"
+    assert verdict("Gemma 3n", tmp_path).startswith(what)
+    assert verdict("Qwen 2", tmp_path / "other") == "right"
+
+
+def test_a_family_that_transformers_lacks_is_refused_by_name(tmp_path):
+    """As a model of a newer family is seen by an older transformers."""
+    (tmp_path / "config.json").write_text('{"model_type": "gemma9_text", "num_hidden_layers": 2}')
+    what = "cannot be loaded: .*gemma9_text.* your version of Transformers is out of date"
+    with pytest.raises(ValueError, match=what):
+        load_model(str(tmp_path))
+
+
 def write_table(file=ROOT / "docs" / "families.md"):
     """The verdicts as a table, between the two marks of docs/families.md."""
     lines = ["| family | its trait | verdict |", "|---|---|---|"]
@@ -314,6 +337,8 @@ def write_table(file=ROOT / "docs" / "families.md"):
             lines.append(f"| {family} | {trait} | {verdict(family, Path(scratch))} |")
     before, start, rest = file.read_text().partition("<!-- families -->\n")
     _, end, after = rest.partition("<!-- end families -->")
+    versions = f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}"
+    lines += ["", f"*Written with {versions}.*"]
     file.write_text(before + start + "\n".join(lines) + "\n" + end + after)
 
 

@@ -405,5 +405,7 @@ def test_answers_of_other_questions_are_refused(answers, tmp_path):
     with pytest.raises(SystemExit, match="is no example of this --task, --split and --data"):
         judge.main([str(answers), "--split", "ood"] + command)
     (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(SystemExit, match="none.json does not exist; write it with: python eval.py"):
+        judge.main([str(tmp_path / "none.json")] + command)
     with pytest.raises(SystemExit, match='other.json has no "answers"'):
         judge.main([str(tmp_path / "other.json")] + command)
