@@ -196,18 +196,16 @@ def test_laptop_keeps_its_rate_for_tiny_models_alone(layers, is_tiny, task, tmp_
     given = {"preset": "laptop", "task": task, "model": str(tmp_path)}
     config, _, about = new_config(dict(given), {}, None)
     tiny_rate = 5e-5 if task == "science" else 1e-4
-    expected = (tiny_rate, 50) if is_tiny else (1e-5, 30)
-    assert (config.learning_rate, config.steps) == expected
-    assert ("for a model of this size" in about) is not is_tiny
-    assert (config.temperature, config.teacher_instruction) == (0.5, "own-words")
+    assert config.learning_rate == (tiny_rate if is_tiny else 5e-6)
+    assert ("the rate of a larger model" in about) is not is_tiny
+    assert (config.steps, config.temperature, config.teacher_instruction) == (50, 0.5, "own-words")
     own = new_config(given | {"learning_rate": 2e-6}, {}, None)[0]
-    assert (own.learning_rate, own.steps) == (2e-6, expected[1])
+    assert own.learning_rate == 2e-6
 
 
-def test_no_model_is_read_if_flags_decide_rate_and_steps():
-    given = {"preset": "laptop", "model": "nobody/nothing", "learning_rate": 1e-5, "steps": 9}
-    assert new_config(given, {}, None)[0].steps == 9
-    del given["steps"]
+def test_no_model_is_read_if_a_flag_has_the_rate():
+    given = {"preset": "laptop", "model": "nobody/nothing"}
+    assert new_config(given | {"learning_rate": 1e-5}, {}, None)[0].learning_rate == 1e-5
     with pytest.raises(ValueError, match='model "nobody/nothing" cannot be loaded'):
         new_config(given, {}, None)
 
