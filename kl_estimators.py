@@ -152,7 +152,7 @@ def compare_completions(
     One float32 [T, V] tensor of a sequence takes 1.2 GB at T = 2048 and V = 152,000, and a loss
     needs several.
     So each chunk's logits are computed twice: freed after the forward pass, and projected again in
-    the backward pass; but for those of the last chunk (_in_chunks).
+    the backward pass; but for those of the last chunk (see _in_chunks).
     """
     if divergence not in DIVERGENCES:
         choices = ", ".join(DIVERGENCES)

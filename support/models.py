@@ -254,7 +254,7 @@ def give_back_freed_memory():
     """Return to the system what lies freed in glibc's heap; does nothing with another allocator.
 
     A forward pass frees tensors between those that it keeps, and sampling its packed weights; the
-    larger tensors of a loss do not fit into such holes and would come on top. 10 to 20 ms on a CPU.
+    larger tensors of a loss do not fit into such holes and would come on top. Takes milliseconds.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
