@@ -203,10 +203,10 @@ def test_laptop_keeps_its_rate_for_tiny_models_alone(layers, is_tiny, task, tmp_
     assert own.learning_rate == 2e-6
 
 
-def test_no_model_is_read_if_a_flag_has_the_rate():
-    given = {"preset": "laptop", "model": "nobody/nothing"}
+def test_no_model_is_read_if_a_flag_has_the_rate(tmp_path):
+    given = {"preset": "laptop", "model": str(tmp_path)}  # an empty folder
     assert new_config(given | {"learning_rate": 1e-5}, {}, None)[0].learning_rate == 1e-5
-    with pytest.raises(ValueError, match='model "nobody/nothing" cannot be loaded'):
+    with pytest.raises(ValueError, match=f'model "{tmp_path}" cannot be loaded'):
         new_config(given, {}, None)
 
 
