@@ -2,7 +2,7 @@
 
     python extras/plot.py run runs/science --output results
     python extras/plot.py trade-off results/science*.json --output results/science-trade-off.png
-    python extras/plot.py frontiers results/*science*.json --output results/frontiers.png
+    python extras/plot.py frontiers results/science*.json results/qwen-*.json --output F.png
     python extras/plot.py sequence results/sequence-*.json --output results/sequence.png
     python extras/plot.py pass-at-k results/pass-at-k-*.json --output results/pass-at-k.png
 
