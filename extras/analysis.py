@@ -58,10 +58,15 @@ from data import (
 from eval import Answer, answers_of, config_of_run, evaluate, split, token_divergence
 from sampling import sample_completions, stop_tokens
 from scoring import final_answer, score, summarise
-from support.adapters import base_of, find_adapter
 from support.chat import encode_prompt
-from support.models import best_device, configure_cuda, describe_machine, load_model, reason
-from support.smollm2 import builtin_smollm2
+from support.models import (
+    best_device,
+    configure_cuda,
+    describe_machine,
+    load_model,
+    places_of,
+    reason,
+)
 from support.tables import format_table
 
 # two-sided 95 % quantiles of Student's t for 2, 3, ... values: 1, 2, ... degrees of freedom
@@ -336,12 +341,8 @@ def harness_model(name, dtype="auto"):
     prefix_token_id is the token before a text that has no context. Raises ValueError for a model
     whose tokenizer or base cannot be found, and for an adapter without peft.
     """
-    folder = builtin_smollm2() if name == "smollm2" else name
     try:
-        adapter = find_adapter(folder)
-        base = base_of(adapter) if adapter else folder
-        has_tokenizer = adapter and (adapter / "tokenizer_config.json").exists()
-        tokenizer_folder = adapter if has_tokenizer else base
+        base, adapter, tokenizer_folder = places_of(name)
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=False)
     except Exception as error:  # a library may raise anything on a damaged or unknown model
         raise ValueError(f'model "{name}" cannot be loaded: {reason(error)}') from None

@@ -41,9 +41,7 @@ def load_model(name, device="cpu", dtype="float32", tokenizer=None):
     read_config(name)
     tokenizer = tokenizer or load_tokenizer(name)
     try:
-        folder = builtin_smollm2() if name == "smollm2" else name
-        adapter = find_adapter(folder)
-        base = base_of(adapter) if adapter else folder
+        base, adapter, _ = places_of(name)
         model = read_weights(base, dtype=getattr(torch, dtype)).to(device).eval()
         check_tied_head(model)
         check_head(model)
@@ -61,17 +59,24 @@ def load_model(name, device="cpu", dtype="float32", tokenizer=None):
 def load_tokenizer(name):
     """The tokenizer of a model; ValueError if it or its chat template cannot be used."""
     try:
-        folder = builtin_smollm2() if name == "smollm2" else name
-        adapter = find_adapter(folder)
-        if adapter:
-            has_own = (adapter / "tokenizer_config.json").exists()
-            folder = adapter if has_own else base_of(adapter)
+        _, _, folder = places_of(name)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if tokenizer.chat_template is not None:
             reads_parts(tokenizer)  # raises for a template that drops the question
     except Exception as error:
         raise ValueError(not_loaded(name, error)) from None
     return tokenizer
+
+
+def places_of(name):
+    """(base, adapter or None, tokenizer): the folders or hub ids that hold the parts of a model."""
+    folder = builtin_smollm2() if name == "smollm2" else name
+    adapter = find_adapter(folder)
+    if adapter is None:
+        return folder, None, folder
+    base = base_of(adapter)
+    has_tokenizer = (adapter / "tokenizer_config.json").exists()
+    return base, adapter, adapter if has_tokenizer else base
 
 
 def not_loaded(name, error):
@@ -82,9 +87,8 @@ def not_loaded(name, error):
 def read_config(name):
     """The configuration of a model, without its weights; ValueError if it cannot be trained."""
     try:
-        folder = builtin_smollm2() if name == "smollm2" else name
-        adapter = find_adapter(folder)
-        return read_base(base_of(adapter), adapter) if adapter else read_architecture(folder)
+        base, adapter, _ = places_of(name)
+        return read_base(base, adapter) if adapter else read_architecture(base)
     except Exception as error:
         raise ValueError(not_loaded(name, error)) from None
 
