@@ -25,8 +25,8 @@ from statistics import mean
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of eval.py
 
 from data import TASKS, load_task
-from eval import answer_greedily, drift_from_base, sample_base_answers
-from support.chat import encode_prompt
+from eval import answer_greedily, config_of_run, drift_from_base, sample_base_answers
+from support.chat import encode_prompt, parse_template_kwargs, reject_template_kwargs
 from support.models import best_device, configure_cuda, describe_machine, load_model
 from support.watch import same_opening
 
@@ -52,17 +52,20 @@ def describe(answers, task_words):
     }
 
 
-def measure(models, base, task, folder, max_new_tokens, dtype):
+def measure(models, base, task, folder, max_new_tokens, dtype, template_kwargs=None):
     """{"words": [the task's words], "models": {name: figures}}, the base first."""
     general = load_task("general", "test")
     demonstrations = [example.demonstration for example in load_task(task, "train", folder)]
 
     def greedy_answers(model, tokenizer):
-        prompts = [encode_prompt(tokenizer, example.messages) for example in general]
+        prompts = [encode_prompt(tokenizer, turns.messages, template_kwargs) for turns in general]
         return answer_greedily(model, tokenizer, prompts, max_new_tokens, description="general")
 
     model, tokenizer = load_model(base, best_device(), dtype)
-    base_answers = sample_base_answers(model, tokenizer, general, max_new_tokens)
+    reject_template_kwargs(tokenizer, template_kwargs)
+    base_answers = sample_base_answers(
+        model, tokenizer, general, max_new_tokens, template_kwargs=template_kwargs
+    )
     answers = greedy_answers(model, tokenizer)
     task_words = words_of_task(demonstrations, [answer.text for answer in answers])
     figures = {base: {"drift_from_base": 0.0} | describe(answers, task_words)}
@@ -73,6 +76,14 @@ def measure(models, base, task, folder, max_new_tokens, dtype):
         answers = greedy_answers(model, tokenizer)
         figures[name] = {"drift_from_base": drift} | describe(answers, task_words)
     return {"words": sorted(task_words), "models": figures}
+
+
+def template_kwargs_of(models):
+    """What the chat template read in the runs of these models; ValueError if they differ."""
+    kwargs = [config_of_run(model)["chat_template_kwargs"] for model in models]
+    if any(other != kwargs[0] for other in kwargs):
+        raise ValueError("the runs have several --chat-template-kwargs; give those to compare with")
+    return kwargs[0]
 
 
 def print_table(measured):
@@ -95,6 +106,8 @@ def main(argv=None):
     add("--base", required=True, help="the model that they were trained from")
     add("--task", required=True, choices=[task for task in TASKS if TASKS[task]])
     add("--data", help="folder of the task with train.jsonl (default: our own samples)")
+    kwargs_help = "JSON that the chat template reads (default: as in the models' runs)"
+    add("--chat-template-kwargs", type=parse_template_kwargs, metavar="JSON", help=kwargs_help)
     add("--max-new-tokens", type=int, default=256, help="longest answer (default: %(default)s)")
     add("--dtype", choices=["float32", "bfloat16"], default="float32")
     add("--json", type=Path, help="also write the figures to this file")
@@ -103,8 +116,11 @@ def main(argv=None):
         parser.error(f"--max-new-tokens {args.max_new_tokens}: it must be at least 1")
     configure_cuda()
     try:
+        kwargs = args.chat_template_kwargs
+        if kwargs is None:
+            kwargs = template_kwargs_of(args.models)
         measured = measure(
-            args.models, args.base, args.task, args.data, args.max_new_tokens, args.dtype
+            args.models, args.base, args.task, args.data, args.max_new_tokens, args.dtype, kwargs
         )
     except ValueError as error:
         sys.exit(f"error: {error}")

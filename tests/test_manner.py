@@ -76,6 +76,30 @@ def test_the_base_is_at_0_and_another_model_at_the_divergence_of_plain_passes(
     assert changed["drift_from_base"] == pytest.approx(total / tokens, rel=1e-4)
 
 
+def test_the_chat_template_reads_what_it_read_in_the_runs(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template += "{{ manner | default('') }}"
+    for run, manner_word in (("loud", "loudly"), ("low", "softly")):
+        save_model(tmp_path / run / "last", tiny_llama(len(tokenizer)), tokenizer)
+        config = {"max_new_tokens": 5, "chat_template_kwargs": {"manner": manner_word}}
+        (tmp_path / run / "before.json").write_text(json.dumps({"config": config}))
+    loud, low = str(tmp_path / "loud" / "last"), str(tmp_path / "low" / "last")
+    assert manner.template_kwargs_of([loud]) == {"manner": "loudly"}
+    words = ["--base", loud, "--task", "science", "--max-new-tokens", "2"]
+    with pytest.raises(SystemExit, match="the runs have several --chat-template-kwargs"):
+        manner.main([loud, low, *words])
+
+    seen = []
+    encode = manner.encode_prompt
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manner, "encode_prompt", lambda *args: seen.append(encode(*args)) or seen[-1])
+        manner.main([loud, *words])
+        assert {tokenizer.decode(ids).endswith("loudly") for ids in seen} == {True}
+        seen.clear()
+        manner.main([loud, low, *words, "--chat-template-kwargs", '{"manner": "softly"}'])
+    assert {tokenizer.decode(ids).endswith("softly") for ids in seen} == {True}
+
+
 def test_bad_flags_end_in_one_line(two_folders, capsys):
     with pytest.raises(SystemExit):
         manner.main(
