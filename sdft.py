@@ -3,8 +3,8 @@
 One model plays two roles. The student sees a prompt x and samples a completion y. The teacher, an
 exponential moving average (EMA) of the student, sees x AND an expert's demonstration c, and scores
 the student's own tokens. Training moves the student's next-token distributions to the teacher's.
-The numbers are the lines of the paper's Algorithm 1; those missing begin or end its loops. "l. 11"
-names one of them below.
+The numbers are the lines of the paper's Algorithm 1; those missing begin or end its loops, or
+(l. 17) correct for a sampler other than the model that learns. "l. 11" names one of them below.
 
      1   teacher = copy of the student
      2   for each training step:
