@@ -94,11 +94,11 @@ def given_step(student, teacher, optimizer, batch, config):
 def given_rollout(batch, device):
     """The completions that the pairs of a batch bring, in the form of a Rollout."""
     completions = [pair.completion for pair in batch.pairs]
-    T, pad = max(map(len, completions)), batch.stop_tokens["pad_token_id"]
+    T, pad = max(map(len, completions)), batch.stop["pad_token_id"]
     ids_BT = torch.tensor([ids + [pad] * (T - len(ids)) for ids in completions], device=device)
     length_B1 = torch.tensor([[len(ids)] for ids in completions], device=device)
     mask_BT = torch.arange(T, device=device) < length_B1
-    ended = [ids[-1] in batch.stop_tokens["eos_token_ids"] for ids in completions]
+    ended = [ids[-1] in batch.stop["eos_token_ids"] for ids in completions]
     return Rollout(ids_BT, mask_BT, torch.tensor(ended, device=device))
 
 
@@ -159,7 +159,7 @@ def article_blocks(run):
 def teacher_answers(run):
     """What the base in context samples, once for each prompt; for teacher-kd it also scores."""
     config = run.config
-    ending = stop_tokens(run.student, run.tokenizer)
+    stop = stop_tokens(run.student, run.tokenizer)
     written = []
     parts = split(run.pairs, config.batch_size)
     for number, part in enumerate(tqdm(parts, desc="the teacher answers", leave=False)):
@@ -170,7 +170,7 @@ def teacher_answers(run):
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             uniforms_BT=torch.from_numpy(draws.random((len(part), config.max_new_tokens))),
-            **ending,
+            **stop,
         )
         for row, pair in enumerate(part):
             ids = rollout.completion_ids_BT[row][rollout.completion_mask_BT[row]].tolist()

@@ -172,7 +172,8 @@ class AdamW:
         w = (1 - lr decay) w - lr (m / (1 - b1^n)) / (sqrt(v / (1 - b2^n)) + eps)
 
     The schedule is the caller's. m has the model's dtype, and in bfloat16 is rounded after its use
-    (after 100 steps 0.2 % of the update); v is float32. The model comes from prepare_for_training, which decides where m and v live.
+    (after 100 steps 0.2 % of the update); v is float32. The model comes from
+    prepare_for_training, which decides where m and v live.
     """
 
     def __init__(self, model, *, weight_decay=0.0):

@@ -56,6 +56,7 @@ from support.run import (
     catch_signals,
     drop_later_answers,
     finish,
+    lines_of_step,
     prepare,
     record_before,
     report,
@@ -63,8 +64,7 @@ from support.run import (
     run_folder,
     start_log,
 )
-from support.tables import log_line
-from support.watch import AFTER_COLLAPSE, find_collapse, watch_content, watched_rows
+from support.watch import find_collapse, watch_content, watched_rows
 
 
 def sdft_step(student, teacher, optimizer, batch, config):
@@ -83,7 +83,7 @@ def sample_batch(student, batch, config):
         # This decides only which prefixes are visited; the loss there is always at temperature 1.
         temperature=config.temperature,
         uniforms_BT=batch.uniforms_BT,
-        **batch.stop_tokens,
+        **batch.stop,
     )
 
 
@@ -139,9 +139,9 @@ def train(run, take_step=sdft_step):
     optimizer = AdamW(student, weight_decay=config.weight_decay)
     if config.gradient_checkpointing:
         checkpoint_layers(student)
-    stop_ids = stop_tokens(student, run.tokenizer)
+    stop = stop_tokens(student, run.tokenizer)
     step = 0
-    run.steps = config.total_steps(len(run.pairs))
+    steps = config.total_steps(len(run.pairs))
     if run.checkpoint is not None:
         state = load_checkpoint(run.checkpoint, student, teacher, optimizer)
         step, run.best, run.collapse = state["step"], state["best"], state.get("collapse")
@@ -151,36 +151,29 @@ def train(run, take_step=sdft_step):
     with (
         start_log(run.folder / "metrics.jsonl", step) as log,
         start_log(run.folder / "rollouts.jsonl", step) as rollout_log,
-        tqdm(total=run.steps, initial=step, unit="step", smoothing=0.1) as bar,
+        tqdm(total=steps, initial=step, unit="step", smoothing=0.1) as bar,
         catch_signals() as signals,
     ):
-        while step < run.steps and not stopped_by_collapse(run):  # l. 2
+        while step < steps and not stopped_by_collapse(run):  # l. 2
             started = time.perf_counter()
-            batch = make_batch(run.pairs, step, config, stop_ids)  # l. 3
+            batch = make_batch(run.pairs, step, config, stop)  # l. 3
             metrics, rollout = take_step(student, teacher, optimizer, batch, config_of_step(run))
             metrics |= rollout_metrics(batch, rollout, config, time.perf_counter() - started)
             step += 1
+            if config.eval_every and (step == steps or step % config.eval_every == 0):
+                metrics |= validate(run, teacher, step, watched, stop)
+
             bar.update()
-            last = step == run.steps
-            validates = config.eval_every > 0 and (last or step % config.eval_every == 0)
-            if validates:
-                if config.teacher in ("ema", "base"):
-                    gap = adapter_gap if config.lora_rank else relative_distance
-                    metrics["teacher_gap"] = gap(teacher, student)
-                metrics["validation"] = validate(run, teacher, step, watched, stop_ids)
-            bar.write(log_line(step, metrics))
-            if validates:
-                bar.write(log_line(step, metrics["validation"], "  validation"))
-                if "collapse" in metrics["validation"]:
-                    bar.write(f"warning: {run.collapse}. {AFTER_COLLAPSE[config.on_collapse]}")
+            bar.write("\n".join(lines_of_step(step, metrics, config)))
+            log.write(json.dumps({"step": step, **metrics}) + "\n")
             if config.sample_every and step % config.sample_every == 0:
                 seen = rollout_report(run.tokenizer, batch, rollout)
                 bar.write(f"           {seen['id']}: {seen['completion']!r}")
                 rollout_log.write(json.dumps({"step": step, **seen}) + "\n")
-            log.write(json.dumps({"step": step, **metrics}) + "\n")
-            last = last or stopped_by_collapse(run)
+
+            done = step == steps or stopped_by_collapse(run)
             interrupted = len(signals) > 0  # read once: another signal may arrive at any time
-            if config.keep_last and (last or interrupted or step % config.save_every == 0):
+            if config.keep_last and (done or interrupted or step % config.save_every == 0):
                 save_checkpoint(
                     run.folder,
                     step,
@@ -191,10 +184,10 @@ def train(run, take_step=sdft_step):
                     run.state(),
                     config.keep_last,
                 )
-            if interrupted and not last:
+            if interrupted and not done:
                 bar.write(f"stopped after step {step}. {run.how_to_continue()}")
                 return False
-    run.steps = step
+    run.steps_taken = step
     return True
 
 
@@ -220,8 +213,11 @@ def make_teacher(student, config, teacher_model):
     return teacher_model  # of baselines.py: another model, or None
 
 
-def validate(run, teacher, step, watched, stop_ids):
-    """Accuracy on validation, drift and signs of collapse; best/ gets the best weights so far."""
+def validate(run, teacher, step, watched, stop):
+    """Accuracy on validation, drift and signs of collapse; best/ gets the best weights so far.
+
+    -> metrics: {"validation"}, and "teacher_gap" if there are two models
+    """
     summary = report(run, {"validation": run.splits.validation}, f"step {step}")["validation"]
     rank = validation_rank(summary)
     # >=: of two equal validations the later one has learned more from the teacher
@@ -229,12 +225,16 @@ def validate(run, teacher, step, watched, stop_ids):
         run.best = {"step": step, "rank": rank}
         save_model(run.folder / "best", run.student, run.tokenizer)
     if watched is not None:
-        summary |= watch_content(run.student, teacher, watched, run.config, stop_ids)
+        summary |= watch_content(run.student, teacher, watched, run.config, stop)
     if run.collapse is None:
         run.collapse = find_collapse(run.folder, step, summary)
         if run.collapse is not None:
             summary["collapse"] = run.collapse
-    return summary
+    metrics = {"validation": summary}
+    if run.config.teacher in ("ema", "base"):
+        gap = adapter_gap if run.config.lora_rank else relative_distance
+        metrics["teacher_gap"] = gap(teacher, run.student)
+    return metrics
 
 
 # ---- the batch of a step: a function of config and step, so that a resumed run repeats it ----
@@ -259,10 +259,10 @@ class Batch:
     pairs: list  # of data.Pair, each rollouts_per_prompt times
     uniforms_BT: torch.Tensor  # one number for each token that may be sampled
     learning_rate: float
-    stop_tokens: dict  # eos_token_ids and pad_token_id
+    stop: dict  # eos_token_ids and pad_token_id
 
 
-def make_batch(pairs, step, config, stop_ids):
+def make_batch(pairs, step, config, stop):
     """l. 3: the next batch_size pairs; each epoch is shuffled anew."""
     chosen = []
     orders = {}
@@ -274,7 +274,7 @@ def make_batch(pairs, step, config, stop_ids):
     shape = len(chosen), config.max_new_tokens
     uniforms_BT = torch.from_numpy(random_stream(config.seed, ROLLOUTS, step).random(shape))
     learning_rate = learning_rate_at(step, config.total_steps(len(pairs)), config)
-    return Batch(step, chosen, uniforms_BT, learning_rate, stop_ids)
+    return Batch(step, chosen, uniforms_BT, learning_rate, stop)
 
 
 def learning_rate_at(step, steps, config):

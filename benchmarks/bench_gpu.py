@@ -171,7 +171,7 @@ def sample_ours(model, batch, args, use_graph=True):
         max_new_tokens=args.max_new_tokens,
         uniforms_BT=batch.uniforms_BT,
         use_graph=use_graph,
-        **batch.stop_tokens,
+        **batch.stop,
     )
 
 

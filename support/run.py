@@ -32,8 +32,8 @@ from support.models import (
     read_config,
 )
 from support.plan import check_plan, peak_bytes, with_lengths_of
-from support.tables import format_results
-from support.watch import same_opening
+from support.tables import format_results, log_line
+from support.watch import AFTER_COLLAPSE, same_opening
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Run:
     needs: dict  # {"host", "disk" and perhaps "card": bytes}, as planned
     method: str = "sdft"  # a baseline has its own, and may have another model as its teacher
     teacher_model: torch.nn.Module | None = None
-    steps: int = 0
+    steps_taken: int = 0  # when training has ended
     collapse: str | None = None  # what moved, in a line, once a validation showed it
     best: dict | None = None  # {"step", "rank"} of the weights in best/
     started: float = field(default_factory=time.perf_counter)
@@ -371,6 +371,17 @@ def _validated_at(answer):
     return int(step) if name == "step" else 0
 
 
+def lines_of_step(step, metrics, config):
+    """What a run prints of a step: its metrics, its validation, and a collapse found there."""
+    lines = [log_line(step, metrics)]
+    if "validation" in metrics:
+        lines.append(log_line(step, metrics["validation"], "  validation"))
+        if "collapse" in metrics["validation"]:
+            what_follows = AFTER_COLLAPSE[config.on_collapse]
+            lines.append(f"warning: {metrics['validation']['collapse']}. {what_follows}")
+    return lines
+
+
 def rollout_report(tokenizer, batch, rollout):
     """The first completion of a batch; extras/plot.py shows where the teacher disagrees."""
     pair, mask_T = batch.pairs[0], rollout.completion_mask_BT[0]
@@ -425,7 +436,7 @@ def finish(run):
     if run.config.lora_rank:
         kind = "adapters"
         record["merged_divergence"] = merged_divergence(run)
-    if run.best is not None and run.best["step"] < run.steps:
+    if run.best is not None and run.best["step"] < run.steps_taken:
         load_weights(run.student, run.folder / "best")
         record["best"] = report(run, run.splits.reports, "best")
     record["collapse"] = run.collapse

@@ -163,7 +163,7 @@ def watched_rows(tokenizer, train, pairs, config):
 
 
 @torch.no_grad()
-def watch_content(student, teacher, watched, config, ending):
+def watch_content(student, teacher, watched, config, stop):
     """KL(teacher || student) and its content, nats a token, on sampled answers to watched rows.
 
     Not the share: once the student has learned, the KL is near 0, and the share anything. Content
@@ -175,7 +175,7 @@ def watch_content(student, teacher, watched, config, ending):
         max_new_tokens=watched.uniforms_BT.shape[1],
         temperature=config.temperature,
         uniforms_BT=watched.uniforms_BT,
-        **ending,
+        **stop,
     )
     completions = rollout.completion_ids_BT, rollout.completion_mask_BT
     total_BT, content_BT = divided_signal(

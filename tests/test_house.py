@@ -19,7 +19,7 @@ HOUSE = {
         support.checkpoint data optim sampling kl_estimators scoring support.chat
         support.console""",
     "sdft": """support.run support.preflight config support.models support.checkpoint data optim
-        sampling kl_estimators scoring support.tables support.console support.watch lora""",
+        sampling kl_estimators scoring support.console support.watch lora""",
     "support.run": """config eval support.plan support.judge support.checkpoint support.models data
         support.chat support.tables support.watch lora sampling""",
     "support.watch": "data sampling kl_estimators support.chat",
