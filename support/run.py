@@ -350,19 +350,23 @@ def catch_signals():
 
 def start_log(file, step):
     """Open a .jsonl for appending, without the lines after `step` or cut off by a full disk."""
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    file.write_text("".join(whole))
+    whole = whole_lines(file) if file.exists() else []
+    file.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
     return open(file, "a", buffering=1)
+
+
+def whole_lines(file):
+    """The lines of a .jsonl, without one that was cut off."""
+    # not str.splitlines: it also ends a line at U+2028 or U+0085, which JSON leaves in a string
+    with open(file, encoding="utf-8") as lines:
+        return [line for line in lines if line.endswith("\n")]
 
 
 def drop_later_answers(file, step):
     """Delete the answers of validations after `step`, which a resumed run gives again."""
     if not file.exists():
         return
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    kept = [line for line in whole if _validated_at(json.loads(line)) <= step]
+    kept = [line for line in whole_lines(file) if _validated_at(json.loads(line)) <= step]
     file.write_text("".join(kept), encoding="utf-8")
 
 

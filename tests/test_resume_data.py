@@ -72,6 +72,17 @@ def test_a_resumed_run_has_no_answer_twice(tmp_path):
     assert file.read_text() == "".join(lines[:2])
 
 
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85"])
+def test_an_answer_may_hold_what_unicode_calls_a_line_end(character, tmp_path):
+    """JSON leaves these in a string as they are."""
+    file = tmp_path / "answers.jsonl"
+    answer = {"when": "before", "text": f"one{character}two"}
+    line = json.dumps(answer, ensure_ascii=False) + "\n"
+    file.write_text(line, encoding="utf-8")
+    drop_later_answers(file, 2)
+    assert character in line and file.read_text(encoding="utf-8") == line
+
+
 def examples(*questions):
     return [
         Example(f"q{i}", "medical", [{"role": "user", "content": text}], demonstration="Yes.")
