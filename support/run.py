@@ -108,7 +108,7 @@ def prepare(command, config, splits, folder, checkpoint, reads_articles=False):
     digests["prompts"] = digest_prompts(pairs)
     check_same_data(state.get("data"), digests)
     planned = config if reads_articles else with_lengths_of(pairs, config)
-    line, needs = check_plan(model_config, planned, device, folder)
+    line, needs = check_plan(model_config, planned, device, folder, checkpoint is not None)
     print(line)
     student = load_model(config.model, device, config.dtype, tokenizer)[0]
     if config.lora_rank:

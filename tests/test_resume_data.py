@@ -10,6 +10,7 @@ from conftest import ROOT, tiny_llama, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
 import sdft
+import support.plan
 from config import Config
 from data import Example, encode_pairs, leave_out_beyond_positions
 from support.models import load_model
@@ -70,6 +71,15 @@ def test_a_resumed_run_has_no_answer_twice(tmp_path):
     file.write_text("".join(lines) + '{"when": "st')
     drop_later_answers(file, 2)
     assert file.read_text() == "".join(lines[:2])
+
+
+def test_a_resumed_run_that_does_not_fit_is_offered_what_may_change(stopped_run, monkeypatch):
+    _, run = stopped_run
+    monkeypatch.setattr(support.plan, "free_bytes", lambda *_: {"host": 1})
+    with pytest.raises(SystemExit, match="does not fit: .* Make room, .*--ignore-plan tries"):
+        sdft.main(["--resume", str(run)])
+    sdft.main(["--resume", str(run), "--ignore-plan"])
+    assert (run / "checkpoint-000004").is_dir()
 
 
 @pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85"])
