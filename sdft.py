@@ -136,6 +136,8 @@ def train(run, take_step=sdft_step):
     # In this order: the teacher copies the student's remainders, but not its recomputed layers.
     prepare_for_training(student, offload=config.offload_optimizer)
     teacher = make_teacher(student, config, run.teacher_model)  # l. 1
+    # --teacher-model stays as it was loaded, and a resumed run loads it again
+    saved_teacher = None if config.teacher == "model" else teacher
     optimizer = AdamW(student, weight_decay=config.weight_decay)
     if config.gradient_checkpointing:
         checkpoint_layers(student)
@@ -143,7 +145,7 @@ def train(run, take_step=sdft_step):
     step = 0
     run.steps = config.total_steps(len(run.pairs))
     if run.checkpoint is not None:
-        state = load_checkpoint(run.checkpoint, student, teacher, optimizer)
+        state = load_checkpoint(run.checkpoint, student, saved_teacher, optimizer)
         step, run.best, run.collapse = state["step"], state["best"], state.get("collapse")
     drop_later_answers(run.folder / "answers.jsonl", step)
     watched = watched_rows(run.tokenizer, run.splits.train, run.pairs, config)
@@ -186,7 +188,7 @@ def train(run, take_step=sdft_step):
                     step,
                     student,
                     run.tokenizer,
-                    teacher,
+                    saved_teacher,
                     optimizer,
                     run.state(),
                     config.keep_last,

@@ -112,7 +112,7 @@ def prepare(command, config, splits, folder, checkpoint, reads_articles=False):
     print(line)
     student = load_model(config.model, device, config.dtype, tokenizer)[0]
     if config.lora_rank:
-        digests["base"] = digest_weights(student)
+        digests["base"] = digest_weights(student, with_adapters=False)
         check_same_data(state.get("data"), digests)
         prepare_adapters(student, config)
     elif adapted_layers(student):
@@ -228,11 +228,11 @@ def digest_prompts(pairs):
     return _digest([[pair.student_prompt, pair.teacher_prompt] for pair in pairs])
 
 
-def digest_weights(model):
-    """sha256 of a base's weights, which checkpoints of adapters do not hold."""
+def digest_weights(model, with_adapters=True):
+    """sha256 of weights that no checkpoint holds: the base under adapters, or a --teacher-model."""
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
-        if ".lora_" in name:
+        if ".lora_" in name and not with_adapters:
             continue
         digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
         for part in weight.detach().view(-1).split(2**24):
@@ -259,6 +259,9 @@ def check_same_data(before, now):
         if name == "base":
             what = "the weights under the adapters are not those that this run began with"
             raise ValueError(f"{what}; restore the base of --model, or start a new run")
+        if name == "teacher":
+            what = "the weights of --teacher-model are not those that this run began with"
+            raise ValueError(f"{what}; restore them, or start a new run")
         raise ValueError(
             f"{name} has changed since this run began; restore it to go on with --resume, or start "
             "a new run"
