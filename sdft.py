@@ -48,7 +48,7 @@ from optim import (
 )
 from sampling import completion_hidden, output_head, sample_completions, stop_tokens
 from scoring import validation_rank
-from support.checkpoint import load_checkpoint, save_checkpoint, save_model
+from support.checkpoint import load_checkpoint, read_best, save_checkpoint, save_model
 from support.console import replace_unprintable
 from support.models import checkpoint_layers, give_back_freed_memory
 from support.preflight import preflight_or_exit
@@ -146,7 +146,7 @@ def train(run, take_step=sdft_step):
     run.steps = config.total_steps(len(run.pairs))
     if run.checkpoint is not None:
         state = load_checkpoint(run.checkpoint, student, saved_teacher, optimizer)
-        step, run.best, run.collapse = state["step"], state["best"], state.get("collapse")
+        step, run.best, run.collapse = state["step"], read_best(run.folder), state.get("collapse")
     drop_later_answers(run.folder / "answers.jsonl", step)
     watched = watched_rows(run.tokenizer, run.splits.train, run.pairs, config)
 
@@ -229,7 +229,7 @@ def validate(run, teacher, step, watched, stop_ids):
     # >=: of two equal validations the later one has learned more from the teacher
     if rank is not None and (run.best is None or rank >= run.best["rank"]):
         run.best = {"step": step, "rank": rank}
-        save_model(run.folder / "best", run.student, run.tokenizer)
+        save_model(run.folder / "best", run.student, run.tokenizer, run.best)
     if watched is not None:
         summary |= watch_content(run.student, teacher, watched, run.config, stop_ids)
     if run.collapse is None:

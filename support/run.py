@@ -62,7 +62,6 @@ class Run:
     def state(self):
         """What a checkpoint keeps of a run beside its tensors."""
         return {
-            "best": self.best,
             "collapse": self.collapse,
             "config": dataclasses.asdict(self.config),
             "method": self.method,
@@ -432,7 +431,7 @@ def finish(run):
     if run.config.lora_rank:
         kind = "adapters"
         record["merged_divergence"] = merged_divergence(run)
-    if run.best is not None and run.best["step"] < run.steps:
+    if run.best is not None and run.best["step"] != run.steps:
         load_weights(run.student, run.folder / "best")
         record["best"] = report(run, run.splits.reports, "best")
     record["collapse"] = run.collapse

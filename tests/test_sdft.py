@@ -463,6 +463,33 @@ def test_what_does_not_change_the_result_may_change_on_resume(
     assert results["config"]["save_every"] == 1
 
 
+def test_best_weights_and_their_step_agree_after_a_kill(tiny_folder, tmp_path, monkeypatch):
+    """Killed between best/ and the checkpoint of step 3, which validates worse the second time.
+
+    So it may with a judge, or on a GPU.
+    """
+    ranks = iter([[0.1], [0.2], [0.9], [0.15], [0.1]])  # of steps 1, 2, 3, and again 3, then 4
+    monkeypatch.setattr(sdft, "validation_rank", lambda summary: next(ranks))
+
+    def kill(folder, step, validation):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="stopped at once"):
+        patch.setattr(sdft, "find_collapse", kill)
+        sizes = {"steps": 4, "eval_every": 1, "save_every": 1, "keep_last": 9}
+        sdft.main(flags(tiny_folder, run, **sizes))
+    assert list_checkpoints(run)[-1].name == "checkpoint-000002"
+    sdft.main(["--resume", str(run)])
+    assert json.loads((run / "results.json").read_text())["best_step"] == 3
+    best, third = (
+        load_file(run / name / "model.safetensors")
+        for name in ("best", "checkpoint-000003/student")
+    )
+    assert all(torch.equal(best[name], third[name]) for name in third)
+
+
 def test_a_bfloat16_run_stopped_and_resumed_ends_in_the_same_bits(
     ctrl_c_in_step_3, tiny_folder, tmp_path
 ):
