@@ -210,7 +210,11 @@ def digest_files(splits):
     """{file: sha256 of its examples}."""
     sets = {"general prompts": splits.general}
     for examples in (splits.train, splits.validation, *splits.reports.values()):
-        sets[Path(examples[0].source.rpartition(":")[0]).name] = examples
+        name = Path(examples[0].source.rpartition(":")[0]).name
+        if examples[0].task == "general":  # what re-invocation trains on
+            name = f"general {name}"
+        # the first stays: "trained wordings" is a part of the train.jsonl that was trained on
+        sets.setdefault(name, examples)
     return {name: _digest([_content(example) for example in sets[name]]) for name in sets}
 
 

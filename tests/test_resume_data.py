@@ -1,5 +1,6 @@
 """A run knows its data, and what a model has positions for. Oracle: the lines, written out here."""
 
+import dataclasses
 import json
 import shutil
 from types import SimpleNamespace
@@ -12,9 +13,9 @@ from safetensors.torch import load_file, save_file
 import sdft
 import support.plan
 from config import Config
-from data import Example, encode_pairs, leave_out_beyond_positions
+from data import Example, encode_pairs, leave_out_beyond_positions, load_splits, load_task
 from support.models import load_model
-from support.run import check_positions, drop_later_answers
+from support.run import check_positions, check_same_data, digest_files, drop_later_answers
 
 SHORT = (
     "--task medical --preset laptop --batch-size 2 --steps 4 --save-every 2 --keep-last 9 "
@@ -48,6 +49,30 @@ def test_a_changed_file_stops_the_resumed_run_by_name(stopped_run, name):
     (data / name).write_text(original, encoding="utf-8")
     sdft.main(["--resume", str(run)])
     assert (run / "checkpoint-000004").is_dir()
+
+
+@pytest.mark.parametrize("trained_on", ["knowledge", "general"])
+def test_a_report_of_the_training_file_hides_no_change(trained_on):
+    """Of knowledge it is a part of train.jsonl; re-invocation trains on another train.jsonl."""
+
+    def digests(*, trained=0, reported=0):
+        """Of a run whose trained, or reported, rows end in a row that differs."""
+        config = Config(task="knowledge", eval_examples=2, max_new_tokens=8)
+        splits = load_splits(config)
+        if trained_on == "general":
+            splits.train = load_task("general", "train")
+        wordings = splits.reports["trained wordings"]
+        for rows, changed in ((splits.train, trained), (wordings, reported)):
+            rows[-1] = dataclasses.replace(rows[-1], messages=rows[-1].messages * (1 + changed))
+        return digest_files(splits)
+
+    before = digests()
+    with pytest.raises(ValueError, match="train.jsonl has changed since this run began"):
+        check_same_data(before, digests(trained=1))
+    if trained_on == "general":
+        with pytest.raises(ValueError, match="^train.jsonl has changed since this run began"):
+            check_same_data(before, digests(reported=1))
+    check_same_data(before, digests())
 
 
 def test_another_chat_template_stops_the_resumed_run(stopped_run, tmp_path):
