@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import shlex
 import signal
 import sys
@@ -369,7 +370,7 @@ def whole_lines(file):
 
 
 def drop_later_answers(file, step):
-    """Delete the answers of validations after `step`, which a resumed run gives again."""
+    """Delete the answers that a run resumed at `step` gives again, those of its end among them."""
     if not file.exists():
         return
     kept = [line for line in whole_lines(file) if _validated_at(json.loads(line)) <= step]
@@ -378,6 +379,8 @@ def drop_later_answers(file, step):
 
 def _validated_at(answer):
     name, _, step = answer["when"].partition(" ")
+    if name in ("last", "best"):
+        return math.inf
     return int(step) if name == "step" else 0
 
 

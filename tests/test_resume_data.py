@@ -91,7 +91,7 @@ def test_another_chat_template_stops_the_resumed_run(stopped_run, tmp_path):
 
 def test_a_resumed_run_has_no_answer_twice(tmp_path):
     file = tmp_path / "answers.jsonl"
-    whens = ["before", "step 2", "step 4", "step 4"]
+    whens = ["before", "step 2", "step 4", "step 4", "last", "best"]
     lines = [json.dumps({"when": when, "id": "a"}) + "\n" for when in whens]
     file.write_text("".join(lines) + '{"when": "st')
     drop_later_answers(file, 2)

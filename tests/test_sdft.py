@@ -413,6 +413,13 @@ def ctrl_c_in_step_3(monkeypatch):
     press_ctrl_c_in_step_3(monkeypatch)
 
 
+def test_a_finished_run_that_is_resumed_keeps_each_answer_once(unbroken, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    sdft.main(["--resume", str(run)])
+    assert (run / "answers.jsonl").read_text() == (unbroken / "answers.jsonl").read_text()
+
+
 def test_ctrl_c_saves_and_says_how_to_resume(
     ctrl_c_in_step_3, unbroken, tiny_folder, tmp_path, capsys
 ):
