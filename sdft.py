@@ -147,6 +147,7 @@ def train(run, take_step=sdft_step):
     if run.checkpoint is not None:
         state = load_checkpoint(run.checkpoint, student, saved_teacher, optimizer)
         step, run.best, run.collapse = state["step"], read_best(run.folder), state.get("collapse")
+        run.started -= state.get("seconds", 0)
     drop_later_answers(run.folder / "answers.jsonl", step)
     watched = watched_rows(run.tokenizer, run.splits.train, run.pairs, config)
 

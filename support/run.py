@@ -58,7 +58,7 @@ class Run:
     steps: int = 0
     collapse: str | None = None  # what moved, in a line, once a validation showed it
     best: dict | None = None  # {"step", "rank"} of the weights in best/
-    started: float = field(default_factory=time.perf_counter)
+    started: float = field(default_factory=time.perf_counter)  # earlier, if it was resumed
 
     def state(self):
         """What a checkpoint keeps of a run beside its tensors."""
@@ -68,6 +68,7 @@ class Run:
             "method": self.method,
             "data": self.digests,
             "moment": self.tokenizer.template_moment.isoformat(),
+            "seconds": time.perf_counter() - self.started,
         }
 
     def how_to_continue(self):

@@ -420,6 +420,19 @@ def test_a_finished_run_that_is_resumed_keeps_each_answer_once(unbroken, tmp_pat
     assert (run / "answers.jsonl").read_text() == (unbroken / "answers.jsonl").read_text()
 
 
+def test_the_seconds_of_a_resumed_run_are_those_of_all_its_processes(unbroken, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    file = run / "checkpoint-000006" / "state.json"
+    state = json.loads(file.read_text())
+    whole = json.loads((run / "results.json").read_text())["seconds"]
+    steps = sum(line["seconds"] for line in read_lines(run / "metrics.jsonl"))
+    assert steps < state["seconds"] < whole
+    file.write_text(json.dumps(state | {"seconds": 10**6}))
+    sdft.main(["--resume", str(run)])
+    assert 10**6 < json.loads((run / "results.json").read_text())["seconds"] < 10**6 + 100
+
+
 def test_ctrl_c_saves_and_says_how_to_resume(
     ctrl_c_in_step_3, unbroken, tiny_folder, tmp_path, capsys
 ):
