@@ -340,7 +340,10 @@ def is_above_tiny(given):
 def resumed_config(run_folder, given, script):
     checkpoints = list_checkpoints(run_folder)
     if not checkpoints:
-        raise ValueError(f"{run_folder} has no checkpoint to resume from; name the folder of a run")
+        remedy = "name the folder of a run"
+        if (run_folder / "before.json").exists():
+            remedy = "the run saved none, so begin it anew under another --output"
+        raise ValueError(f"{run_folder} has no checkpoint to resume from; {remedy}")
     state = read_state(checkpoints[-1])
     saved = state["config"]
     if unknown := saved.keys() - {f.name for f in dataclasses.fields(Config)}:

@@ -305,7 +305,9 @@ def new_run_folder(config):
         folder = Path("runs") / f"{config.task}-{number}"
         number += 1
     if folder.exists():
-        remedy = f"name another --output, or go on with --resume {shlex.quote(str(folder))}"
+        remedy = "name another --output, or move it away: it has no checkpoint to resume from"
+        if list_checkpoints(folder):
+            remedy = f"name another --output, or go on with --resume {shlex.quote(str(folder))}"
         raise ValueError(f"{folder} exists; {remedy}")
     folder.mkdir(parents=True)
     return folder

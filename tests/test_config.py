@@ -430,3 +430,6 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
 def test_a_folder_without_a_checkpoint_is_named(tmp_path):
     with pytest.raises(SystemExit, match="has no checkpoint to resume from; name the folder of a"):
         sdft.main(["--resume", str(tmp_path)])
+    (tmp_path / "before.json").write_text("{}")  # of a run that was killed before its first one
+    with pytest.raises(SystemExit, match="no checkpoint to resume from; the run saved none, so be"):
+        sdft.main(["--resume", str(tmp_path)])
