@@ -155,7 +155,7 @@ def train(run, take_step=sdft_step):
         start_log(run.folder / "metrics.jsonl", step) as log,
         start_log(run.folder / "rollouts.jsonl", step) as rollout_log,
         tqdm(total=run.steps, initial=step, unit="step", smoothing=0.1) as bar,
-        catch_signals() as signals,
+        catch_signals(saves=config.keep_last > 0) as signals,
     ):
         while step < run.steps and not stopped_by_collapse(run):  # l. 2
             started = time.perf_counter()

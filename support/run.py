@@ -335,7 +335,7 @@ def explain(error, folder):
 
 
 @contextmanager
-def catch_signals():
+def catch_signals(saves):
     """Yield a list of signals: the first Ctrl-C or SIGTERM joins it, a second one stops at once."""
     caught = []
     numbers = signal.SIGINT, signal.SIGTERM
@@ -348,7 +348,8 @@ def catch_signals():
     def note(number, _frame):
         caught.append(number)
         restore()
-        print("\nstopping: this step is finished and saved first", flush=True)
+        end = "and saved first" if saves else "first; with --keep-last 0 it is not saved"
+        print(f"\nstopping: this step is finished {end}", flush=True)
 
     for number in numbers:
         signal.signal(number, note)

@@ -439,7 +439,9 @@ def test_ctrl_c_saves_and_says_how_to_resume(
     sdft.main(flags(tiny_folder, tmp_path / "run"))
     [checkpoint] = list_checkpoints(tmp_path / "run")
     assert checkpoint.name == "checkpoint-000003"
-    assert f"python sdft.py --resume {tmp_path / 'run'}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "stopping: this step is finished and saved first\n" in printed
+    assert f"python sdft.py --resume {tmp_path / 'run'}" in printed
     assert not (tmp_path / "run" / "results.json").exists()
     sdft.main(["--resume", str(tmp_path / "run")])
     same_weights(tmp_path / "run", unbroken)
@@ -452,6 +454,7 @@ def test_a_run_without_checkpoints_leaves_its_weights(
     """And says, when it is stopped, that there is nothing to resume."""
     sdft.main(flags(tiny_folder, tmp_path / "run", keep_last=0))
     printed = capsys.readouterr().out
+    assert "stopping: this step is finished first; with --keep-last 0 it is not saved\n" in printed
     assert "stopped after step 3. With --keep-last 0 nothing was saved" in printed
     assert "--resume" not in printed and list_checkpoints(tmp_path / "run") == []
     sdft.main(flags(tiny_folder, tmp_path / "whole", keep_last=0))
