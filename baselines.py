@@ -48,7 +48,14 @@ from support.checkpoint import read_state
 from support.console import replace_unprintable
 from support.models import load_model, model_positions
 from support.preflight import preflight_or_exit
-from support.run import finish, prepare, record_before, run_folder
+from support.run import (
+    check_same_data,
+    digest_weights,
+    finish,
+    prepare,
+    record_before,
+    run_folder,
+)
 
 
 def likelihood_loss(token_logprobs_BT):
@@ -234,6 +241,9 @@ def main(argv=None):
         run.method = method
         if method == "reinvoke":
             run.teacher_model = load_teacher(run)
+            run.digests["teacher"] = digest_weights(run.teacher_model)
+            if checkpoint is not None:
+                check_same_data(read_state(checkpoint)["data"], run.digests)
             # drift is measured from the original model, which is the teacher here
             run.base = sample_base_answers(
                 run.teacher_model,

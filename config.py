@@ -128,7 +128,7 @@ class Config:
 ADAPTER_RATE = 10
 
 # what --resume may change; not eval_every, which chooses the best weights
-FREE_ON_RESUME = ["sample_every", "save_every", "keep_last"]
+FREE_ON_RESUME = ["sample_every", "save_every", "keep_last", "ignore_plan"]
 
 TEXT = {"teacher_context": "text+demonstration"}
 # a small model asked for its thinking process talks about it, and the student learns that talk
@@ -211,7 +211,7 @@ def parse_config(command, description, fixed=None, parser=None):
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     for f in dataclasses.fields(Config):
         add_flag(parser, f)
-    help = f"continue a run as it was configured; only {FREE_FLAGS} may change"
+    help = f"continue a run as it was configured; only {MAY_CHANGE} may change"
     parser.add_argument("--resume", metavar="RUN", help=help)
     given = vars(parser.parse_args(command[2:]))
     method = given.pop("method", None)
@@ -251,7 +251,7 @@ def add_flag(parser, f):
 
 # ~ is the home folder in these, also after an =
 PATHS = ["data", "model", "teacher_model", "output", "general_data"]
-FREE_FLAGS = ", ".join(map(flag, FREE_ON_RESUME))
+MAY_CHANGE = ", ".join(map(flag, FREE_ON_RESUME)) + ", and of a judge its address and timeout"
 
 
 def described(f):
@@ -340,7 +340,10 @@ def is_above_tiny(given):
 def resumed_config(run_folder, given, script):
     checkpoints = list_checkpoints(run_folder)
     if not checkpoints:
-        raise ValueError(f"{run_folder} has no checkpoint to resume from; name the folder of a run")
+        remedy = "name the folder of a run"
+        if (run_folder / "before.json").exists():
+            remedy = "the run saved none, so begin it anew under another --output"
+        raise ValueError(f"{run_folder} has no checkpoint to resume from; {remedy}")
     state = read_state(checkpoints[-1])
     saved = state["config"]
     if unknown := saved.keys() - {f.name for f in dataclasses.fields(Config)}:
@@ -357,11 +360,11 @@ def resumed_config(run_folder, given, script):
         f"{flag(name)} is {shown(value)}, was {shown(saved.get(name))}"
         for name, value in changed.items()
     ]
-    moved = {"judge", "judge_timeout"} if saved.get("judge") and given.get("judge") else set()
+    moved = {"judge", "judge_timeout"} if saved.get("judge") and given.get("judge", True) else set()
     if changed.keys() - set(FREE_ON_RESUME) - moved:
         raise ValueError(
             f"a resumed run keeps its configuration; {'; '.join(changes)}. Leave these flags out, "
-            f"or start a new run; only {FREE_FLAGS} may change"
+            f"or start a new run; only {MAY_CHANGE} may change"
         )
     about = [f"preset {saved['preset']} (as it was), resumed from {checkpoints[-1]}", *changes]
     return Config(**saved | given), checkpoints[-1], "; ".join(about)

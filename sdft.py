@@ -48,7 +48,7 @@ from optim import (
 )
 from sampling import completion_hidden, output_head, sample_completions, stop_tokens
 from scoring import validation_rank
-from support.checkpoint import load_checkpoint, save_checkpoint, save_model
+from support.checkpoint import load_checkpoint, read_best, save_checkpoint, save_model
 from support.console import replace_unprintable
 from support.models import checkpoint_layers, give_back_freed_memory
 from support.preflight import preflight_or_exit
@@ -136,6 +136,8 @@ def train(run, take_step=sdft_step):
     # In this order: the teacher copies the student's remainders, but not its recomputed layers.
     prepare_for_training(student, offload=config.offload_optimizer)
     teacher = make_teacher(student, config, run.teacher_model)  # l. 1
+    # --teacher-model stays as it was loaded, and a resumed run loads it again
+    saved_teacher = None if config.teacher == "model" else teacher
     optimizer = AdamW(student, weight_decay=config.weight_decay)
     if config.gradient_checkpointing:
         checkpoint_layers(student)
@@ -143,8 +145,9 @@ def train(run, take_step=sdft_step):
     step = 0
     steps = config.total_steps(len(run.pairs))
     if run.checkpoint is not None:
-        state = load_checkpoint(run.checkpoint, student, teacher, optimizer)
-        step, run.best, run.collapse = state["step"], state["best"], state.get("collapse")
+        state = load_checkpoint(run.checkpoint, student, saved_teacher, optimizer)
+        step, run.best, run.collapse = state["step"], read_best(run.folder), state.get("collapse")
+        run.started -= state.get("seconds", 0)
     drop_later_answers(run.folder / "answers.jsonl", step)
     watched = watched_rows(run.tokenizer, run.splits.train, run.pairs, config)
 
@@ -152,7 +155,7 @@ def train(run, take_step=sdft_step):
         start_log(run.folder / "metrics.jsonl", step) as log,
         start_log(run.folder / "rollouts.jsonl", step) as rollout_log,
         tqdm(total=steps, initial=step, unit="step", smoothing=0.1) as bar,
-        catch_signals() as signals,
+        catch_signals(saves=config.keep_last > 0) as signals,
     ):
         while step < steps and not stopped_by_collapse(run):  # l. 2
             started = time.perf_counter()
@@ -179,7 +182,7 @@ def train(run, take_step=sdft_step):
                     step,
                     student,
                     run.tokenizer,
-                    teacher,
+                    saved_teacher,
                     optimizer,
                     run.state(),
                     config.keep_last,
@@ -223,7 +226,7 @@ def validate(run, teacher, step, watched, stop):
     # >=: of two equal validations the later one has learned more from the teacher
     if rank is not None and (run.best is None or rank >= run.best["rank"]):
         run.best = {"step": step, "rank": rank}
-        save_model(run.folder / "best", run.student, run.tokenizer)
+        save_model(run.folder / "best", run.student, run.tokenizer, run.best)
     if watched is not None:
         summary |= watch_content(run.student, teacher, watched, run.config, stop)
     if run.collapse is None:

@@ -18,6 +18,7 @@ from kl_estimators import CHUNK_SIZE
 from lora import choose_layers, is_conv1d
 from optim import SLICE
 from sampling import PREFILL_ROWS
+from support.checkpoint import list_checkpoints
 
 LIBRARIES = 10**9  # allowance: the CUDA context on a card, Python's libraries on a host
 STAGING = {device: 16 * size for device, size in SLICE.items()}  # two buffers, 8 bytes a number
@@ -266,30 +267,40 @@ def layer_bytes(shape, size):
     return 4 * (2 * shape.hidden + 2 + shape.heads) + size * numbers
 
 
-def free_bytes(device, folder):
+def free_bytes(device, folder, keep_last):
+    """{place: bytes}; on the disk also what a run has saved and later saves take the place of."""
     meminfo = Path("/proc/meminfo").read_text() if Path("/proc/meminfo").exists() else ""
     available = re.findall(r"MemAvailable: *(\d+) kB", meminfo)
     free = {"host": 1024 * int(available[0])} if available else {}
-    free["disk"] = shutil.disk_usage(folder).free
+    free["disk"] = shutil.disk_usage(folder).free + replaced_bytes(folder, keep_last)
     return free | ({"card": torch.cuda.mem_get_info()[0]} if device == "cuda" else {})
 
 
-def check_plan(model_config, config, device, folder):
+def replaced_bytes(folder, keep_last):
+    """Bytes of best/, last/ and, unless no more checkpoints follow, of a run's checkpoints."""
+    saved = [folder / "best", folder / "last", *(list_checkpoints(folder) if keep_last else [])]
+    files = [path for part in saved for path in part.rglob("*") if path.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def check_plan(model_config, config, device, folder, resumed=False):
     """(the plan in one line, {place: bytes}).
 
     ValueError, with what would fit, if it exceeds what is free.
     """
-    free = free_bytes(device, folder)
+    free = free_bytes(device, folder, config.keep_last)
     plan = plan_run(model_config, config, device)
     needs = {place: plan["needs"][place] for place in free}
     line = "; ".join(
         f"{place} {needs[place] / 1e9:.1f} of {free[place] / 1e9:.1f} GB" for place in free
     )
     if not fits(plan, free) and not config.ignore_plan:
-        remedy = what_would_fit(model_config, config, device, free)
+        if resumed:
+            remedy = what_resuming_may_change(model_config, config, device, folder)
+        else:
+            remedy = f"It would with {what_would_fit(model_config, config, device, free)}"
         raise ValueError(
-            f"this run does not fit: {line}. It would with {remedy}; "
-            "--ignore-plan tries all the same"
+            f"this run does not fit: {line}. {remedy}; --ignore-plan tries all the same"
         )
     return f"plan: {plan['parameters'] / 1e9:.2f} B parameters; {line}", needs
 
@@ -343,6 +354,15 @@ def what_would_fit(model_config, config, device, free):
     share = min(bytes_ / plan["needs"][place] for place, bytes_ in free.items())
     with_flags = " ".join([*of_rank, *every])
     return f"a model of about {share * counts[0] / 1e9:.1f} B parameters, with {with_flags}"
+
+
+def what_resuming_may_change(model_config, config, device, folder):
+    """What would make a resumed run fit, which keeps all flags but that of its checkpoints."""
+    for keep_last in reversed(range(config.keep_last)):
+        plan = plan_run(model_config, replace(config, keep_last=keep_last), device)
+        if fits(plan, free_bytes(device, folder, keep_last)):
+            return f"It would with --keep-last {keep_last}"
+    return "Make room, as a resumed run keeps the flags that decide this"
 
 
 def candidate_ranks(model_config, config):

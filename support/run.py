@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import shlex
 import signal
 import sys
@@ -57,17 +58,17 @@ class Run:
     steps_taken: int = 0  # when training has ended
     collapse: str | None = None  # what moved, in a line, once a validation showed it
     best: dict | None = None  # {"step", "rank"} of the weights in best/
-    started: float = field(default_factory=time.perf_counter)
+    started: float = field(default_factory=time.perf_counter)  # earlier, if it was resumed
 
     def state(self):
         """What a checkpoint keeps of a run beside its tensors."""
         return {
-            "best": self.best,
             "collapse": self.collapse,
             "config": dataclasses.asdict(self.config),
             "method": self.method,
             "data": self.digests,
             "moment": self.tokenizer.template_moment.isoformat(),
+            "seconds": time.perf_counter() - self.started,
         }
 
     def how_to_continue(self):
@@ -108,11 +109,11 @@ def prepare(command, config, splits, folder, checkpoint, reads_articles=False):
     digests["prompts"] = digest_prompts(pairs)
     check_same_data(state.get("data"), digests)
     planned = config if reads_articles else with_lengths_of(pairs, config)
-    line, needs = check_plan(model_config, planned, device, folder)
+    line, needs = check_plan(model_config, planned, device, folder, checkpoint is not None)
     print(line)
     student = load_model(config.model, device, config.dtype, tokenizer)[0]
     if config.lora_rank:
-        digests["base"] = digest_weights(student)
+        digests["base"] = digest_weights(student, with_adapters=False)
         check_same_data(state.get("data"), digests)
         prepare_adapters(student, config)
     elif adapted_layers(student):
@@ -211,7 +212,11 @@ def digest_files(splits):
     """{file: sha256 of its examples}."""
     sets = {"general prompts": splits.general}
     for examples in (splits.train, splits.validation, *splits.reports.values()):
-        sets[Path(examples[0].source.rpartition(":")[0]).name] = examples
+        name = Path(examples[0].source.rpartition(":")[0]).name
+        if examples[0].task == "general":  # what re-invocation trains on
+            name = f"general {name}"
+        # the first stays: "trained wordings" is a part of the train.jsonl that was trained on
+        sets.setdefault(name, examples)
     return {name: _digest([_content(example) for example in sets[name]]) for name in sets}
 
 
@@ -228,11 +233,11 @@ def digest_prompts(pairs):
     return _digest([[pair.student_prompt, pair.teacher_prompt] for pair in pairs])
 
 
-def digest_weights(model):
-    """sha256 of a base's weights, which checkpoints of adapters do not hold."""
+def digest_weights(model, with_adapters=True):
+    """sha256 of weights that no checkpoint holds: the base under adapters, or a --teacher-model."""
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
-        if ".lora_" in name:
+        if ".lora_" in name and not with_adapters:
             continue
         digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
         for part in weight.detach().view(-1).split(2**24):
@@ -259,6 +264,9 @@ def check_same_data(before, now):
         if name == "base":
             what = "the weights under the adapters are not those that this run began with"
             raise ValueError(f"{what}; restore the base of --model, or start a new run")
+        if name == "teacher":
+            what = "the weights of --teacher-model are not those that this run began with"
+            raise ValueError(f"{what}; restore them, or start a new run")
         raise ValueError(
             f"{name} has changed since this run began; restore it to go on with --resume, or start "
             "a new run"
@@ -297,7 +305,9 @@ def new_run_folder(config):
         folder = Path("runs") / f"{config.task}-{number}"
         number += 1
     if folder.exists():
-        remedy = f"name another --output, or go on with --resume {shlex.quote(str(folder))}"
+        remedy = "name another --output, or move it away: it has no checkpoint to resume from"
+        if list_checkpoints(folder):
+            remedy = f"name another --output, or go on with --resume {shlex.quote(str(folder))}"
         raise ValueError(f"{folder} exists; {remedy}")
     folder.mkdir(parents=True)
     return folder
@@ -325,7 +335,7 @@ def explain(error, folder):
 
 
 @contextmanager
-def catch_signals():
+def catch_signals(saves):
     """Yield a list of signals: the first Ctrl-C or SIGTERM joins it, a second one stops at once."""
     caught = []
     numbers = signal.SIGINT, signal.SIGTERM
@@ -338,7 +348,8 @@ def catch_signals():
     def note(number, _frame):
         caught.append(number)
         restore()
-        print("\nstopping: this step is finished and saved first", flush=True)
+        end = "and saved first" if saves else "first; with --keep-last 0 it is not saved"
+        print(f"\nstopping: this step is finished {end}", flush=True)
 
     for number in numbers:
         signal.signal(number, note)
@@ -350,24 +361,30 @@ def catch_signals():
 
 def start_log(file, step):
     """Open a .jsonl for appending, without the lines after `step` or cut off by a full disk."""
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    whole = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    file.write_text("".join(whole))
+    whole = whole_lines(file) if file.exists() else []
+    file.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
     return open(file, "a", buffering=1)
 
 
+def whole_lines(file):
+    """The lines of a .jsonl, without one that was cut off."""
+    # not str.splitlines: it also ends a line at U+2028 or U+0085, which JSON leaves in a string
+    with open(file, encoding="utf-8") as lines:
+        return [line for line in lines if line.endswith("\n")]
+
+
 def drop_later_answers(file, step):
-    """Delete the answers of validations after `step`, which a resumed run gives again."""
+    """Delete the answers that a run resumed at `step` gives again, those of its end among them."""
     if not file.exists():
         return
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    kept = [line for line in whole if _validated_at(json.loads(line)) <= step]
+    kept = [line for line in whole_lines(file) if _validated_at(json.loads(line)) <= step]
     file.write_text("".join(kept), encoding="utf-8")
 
 
 def _validated_at(answer):
     name, _, step = answer["when"].partition(" ")
+    if name in ("last", "best"):
+        return math.inf
     return int(step) if name == "step" else 0
 
 
@@ -436,7 +453,7 @@ def finish(run):
     if run.config.lora_rank:
         kind = "adapters"
         record["merged_divergence"] = merged_divergence(run)
-    if run.best is not None and run.best["step"] < run.steps_taken:
+    if run.best is not None and run.best["step"] != run.steps_taken:
         load_weights(run.student, run.folder / "best")
         record["best"] = report(run, run.splits.reports, "best")
     record["collapse"] = run.collapse

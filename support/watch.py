@@ -209,8 +209,10 @@ def find_collapse(folder, step, validation):
     points = []
     before = folder / "before.json"
     if before.exists():
-        student = json.loads(before.read_text())["preflight"]["student"]
-        points.append({"step": 0, "drift_from_base": 0.0} | student)
+        record = json.loads(before.read_text())
+        # not 0 in re-invocation, which measures from another model than it starts from
+        drift = next(iter(record["before"].values()))["drift_from_base"]
+        points.append({"step": 0, "drift_from_base": drift} | record["preflight"]["student"])
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         metrics = json.loads(line)
         if "validation" in metrics:

@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -315,20 +316,30 @@ def test_reinvoke_measures_drift_from_the_model_it_returns_to(
 def test_reinvoke_resumes_with_the_teacher_and_drift_of_its_start(
     tiny_folder, tokenizer, tmp_path, monkeypatch
 ):
-    start = tiny_llama(vocab_size=len(tokenizer), seed=1)
-    start.save_pretrained(tmp_path / "start")
-    tokenizer.save_pretrained(tmp_path / "start")
-    models = ["--model", str(tmp_path / "start"), "--teacher-model", str(tiny_folder)]
-    steps, drifts = ["--steps", "4"], []
+    """The checkpoint does not hold it; another one under its name is refused."""
+    start, original = tmp_path / "start", tmp_path / "teacher"
+    tiny_llama(vocab_size=len(tokenizer), seed=1).save_pretrained(start)
+    tokenizer.save_pretrained(start)
+    shutil.copytree(tiny_folder, original)
+    models = ["--model", str(start), "--teacher-model", str(original)]
+    steps, drifts, last = ["--steps", "4"], [], []
     for name in ("whole", "run"):
         if name == "run":
             press_ctrl_c_in_step_3(monkeypatch)
         baselines.main([*REINVOKE, *models, *steps, "--output", str(tmp_path / name)])
         if name == "run":
+            [checkpoint] = list_checkpoints(tmp_path / name)
+            assert (checkpoint / "student").exists() and not (checkpoint / "teacher").exists()
+            right = (original / "model.safetensors").read_bytes()
+            shutil.copy(start / "model.safetensors", original)
+            with pytest.raises(SystemExit, match="weights of --teacher-model are not those that"):
+                baselines.main(["--resume", str(tmp_path / name)])
+            (original / "model.safetensors").write_bytes(right)
             baselines.main(["--resume", str(tmp_path / name)])
         results = json.loads((tmp_path / name / "results.json").read_text())
         drifts.append(results["last"]["test"]["drift_from_base"])
-    assert drifts[0] == drifts[1]
+        last.append((tmp_path / name / "last" / "model.safetensors").read_bytes())
+    assert drifts[0] == drifts[1] and last[0] == last[1]
 
 
 def test_a_teacher_of_another_vocabulary_is_refused(tiny_folder, tokenizer, tmp_path):

@@ -365,7 +365,7 @@ def test_only_free_flags_may_change_on_resume(tmp_path):
     config, checkpoint, about = resumed_config(tmp_path, {"keep_last": 5, "seed": 0}, "sdft.py")
     assert config.keep_last == 5 and checkpoint.name == "checkpoint-000004"
     assert about.endswith("; --keep-last is 5, was 1")
-    free = {"sample_every", "save_every", "keep_last"}
+    free = {"sample_every", "save_every", "keep_last", "ignore_plan"}
     assert set(FREE_ON_RESUME) == free
     for name in Config.__dataclass_fields__.keys() - free:
         flag = f"--{name.replace('_', '-')}"
@@ -392,7 +392,11 @@ def test_a_judge_may_move_and_be_no_other(tmp_path):
     moved, _, about = resumed_config(tmp_path / "judged", {"judge": "http://b/v1"}, "sdft.py")
     assert (moved.judge, moved.judge_model) == ("http://b/v1", "strong")
     assert "--judge is http://b/v1, was http://a/v1" in about
-    for run, given in (("ruled", {"judge": "http://b/v1"}), ("judged", {"judge_model": "weak"})):
+    slower, _, _ = resumed_config(tmp_path / "judged", {"judge_timeout": 90.0}, "sdft.py")
+    assert (slower.judge, slower.judge_timeout) == ("http://a/v1", 90)
+    refused = [("ruled", {"judge": "http://b/v1"}), ("ruled", {"judge_timeout": 90.0})]
+    refused += [("judged", {"judge_model": "weak"}), ("judged", {"judge": ""})]
+    for run, given in refused:
         with pytest.raises(ValueError, match="a resumed run keeps its configuration; --judge"):
             resumed_config(tmp_path / run, given, "sdft.py")
 
@@ -425,4 +429,7 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path):
     with pytest.raises(SystemExit, match="has no checkpoint to resume from; name the folder of a"):
+        sdft.main(["--resume", str(tmp_path)])
+    (tmp_path / "before.json").write_text("{}")  # of a run that was killed before its first one
+    with pytest.raises(SystemExit, match="no checkpoint to resume from; the run saved none, so be"):
         sdft.main(["--resume", str(tmp_path)])

@@ -28,7 +28,7 @@ HOUSE = {
         support.chat""",
     "eval": """support.judge support.models data sampling kl_estimators scoring support.chat
         support.tables support.console lora""",
-    "support.plan": "data optim sampling kl_estimators lora",
+    "support.plan": "support.checkpoint data optim sampling kl_estimators lora",
     "support.judge": "support.server scoring",
     "support.checkpoint": "support.models support.adapters lora",
     "support.models": "sampling support.chat support.smollm2 support.adapters",

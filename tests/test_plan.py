@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from data import Pair
 from optim import AdamW, copy_model, prepare_for_training, update_ema
 from support.checkpoint import save_checkpoint
 from support.plan import (
+    check_plan,
     count_parameters,
     fits,
     layer_bytes,
@@ -237,7 +239,7 @@ def test_a_run_that_cannot_fit_is_refused_before_its_weights_load(place, tmp_pat
     shutil.copy(ROOT / "benchmarks/configs/qwen2.5-7b.json", folder / "config.json")
     tiny_tokenizer().save_pretrained(folder)
     free = {"card": 10**15, "host": 10**15, "disk": 10**15} | {place: 50 * 10**9}
-    monkeypatch.setattr(support.plan, "free_bytes", lambda device, folder: free)
+    monkeypatch.setattr(support.plan, "free_bytes", lambda *_: free)
     monkeypatch.setattr(support.run, "best_device", lambda: "cuda")
     monkeypatch.setattr(
         support.run, "load_model", lambda *_: pytest.fail("the weights were loaded")
@@ -255,6 +257,39 @@ def test_a_run_that_cannot_fit_is_refused_before_its_weights_load(place, tmp_pat
     monkeypatch.setattr(support.run, "load_model", lambda *_: sys.exit("weights come next"))
     with pytest.raises(SystemExit, match="weights come next"):
         sdft.main([*command, "--ignore-plan"])
+
+
+def test_what_a_run_saved_is_room_for_what_it_saves_next(tmp_path, monkeypatch):
+    """Beside its files a resumed run needs one checkpoint more, or without any the last weights."""
+    config = tiny_llama().config
+    run = replace(SMALL, keep_last=2)
+    disk = plan_run(config, run, "cpu")["disk"]
+    checkpoint, best = disk["checkpoints"] // 2, disk["best/"]
+    saved = {"checkpoint-000002": checkpoint, "checkpoint-000004": checkpoint, "best": best}
+    for name, size in saved.items():
+        (tmp_path / name / "student").mkdir(parents=True)
+        (tmp_path / name / "student" / "weights").write_bytes(bytes(size))
+    (tmp_path / "answers.jsonl").write_bytes(bytes(10**6))  # stays
+
+    def resume(free, **more):
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+        return check_plan(config, replace(run, **more), "cpu", tmp_path, resumed=True)
+
+    def refused(message):
+        return pytest.raises(ValueError, match=rf"GB\. {message}; --ignore-plan tries")
+
+    resume(checkpoint)
+    with refused("It would with --keep-last 1"):
+        resume(checkpoint - 1)
+    resume(checkpoint - 1, keep_last=1)
+    resume(checkpoint - 1, ignore_plan=True)
+    shutil.rmtree(tmp_path / "checkpoint-000002")
+    with refused("It would with --keep-last 0"):
+        resume(checkpoint - 1, keep_last=1)
+    resume(best, keep_last=0)
+    for keep_last in (0, 1):
+        with refused("Make room, as a resumed run keeps the flags that decide this"):
+            resume(best - 1, keep_last=keep_last)
 
 
 # ---- the constants of the plan are those of the code that it plans ----

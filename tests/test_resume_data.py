@@ -1,5 +1,6 @@
 """A run knows its data, and what a model has positions for. Oracle: the lines, written out here."""
 
+import dataclasses
 import json
 import shutil
 from types import SimpleNamespace
@@ -10,10 +11,11 @@ from conftest import ROOT, tiny_llama, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
 import sdft
+import support.plan
 from config import Config
-from data import Example, encode_pairs, leave_out_beyond_positions
+from data import Example, encode_pairs, leave_out_beyond_positions, load_splits, load_task
 from support.models import load_model
-from support.run import check_positions, drop_later_answers
+from support.run import check_positions, check_same_data, digest_files, drop_later_answers
 
 SHORT = (
     "--task medical --preset laptop --batch-size 2 --steps 4 --save-every 2 --keep-last 9 "
@@ -49,6 +51,30 @@ def test_a_changed_file_stops_the_resumed_run_by_name(stopped_run, name):
     assert (run / "checkpoint-000004").is_dir()
 
 
+@pytest.mark.parametrize("trained_on", ["knowledge", "general"])
+def test_a_report_of_the_training_file_hides_no_change(trained_on):
+    """Of knowledge it is a part of train.jsonl; re-invocation trains on another train.jsonl."""
+
+    def digests(*, trained=0, reported=0):
+        """Of a run whose trained, or reported, rows end in a row that differs."""
+        config = Config(task="knowledge", eval_examples=2, max_new_tokens=8)
+        splits = load_splits(config)
+        if trained_on == "general":
+            splits.train = load_task("general", "train")
+        wordings = splits.reports["trained wordings"]
+        for rows, changed in ((splits.train, trained), (wordings, reported)):
+            rows[-1] = dataclasses.replace(rows[-1], messages=rows[-1].messages * (1 + changed))
+        return digest_files(splits)
+
+    before = digests()
+    with pytest.raises(ValueError, match="train.jsonl has changed since this run began"):
+        check_same_data(before, digests(trained=1))
+    if trained_on == "general":
+        with pytest.raises(ValueError, match="^train.jsonl has changed since this run began"):
+            check_same_data(before, digests(reported=1))
+    check_same_data(before, digests())
+
+
 def test_another_chat_template_stops_the_resumed_run(stopped_run, tmp_path):
     _, run = stopped_run
     state = run / "checkpoint-000002" / "state.json"
@@ -65,11 +91,31 @@ def test_another_chat_template_stops_the_resumed_run(stopped_run, tmp_path):
 
 def test_a_resumed_run_has_no_answer_twice(tmp_path):
     file = tmp_path / "answers.jsonl"
-    whens = ["before", "step 2", "step 4", "step 4"]
+    whens = ["before", "step 2", "step 4", "step 4", "last", "best"]
     lines = [json.dumps({"when": when, "id": "a"}) + "\n" for when in whens]
     file.write_text("".join(lines) + '{"when": "st')
     drop_later_answers(file, 2)
     assert file.read_text() == "".join(lines[:2])
+
+
+def test_a_resumed_run_that_does_not_fit_is_offered_what_may_change(stopped_run, monkeypatch):
+    _, run = stopped_run
+    monkeypatch.setattr(support.plan, "free_bytes", lambda *_: {"host": 1})
+    with pytest.raises(SystemExit, match="does not fit: .* Make room, .*--ignore-plan tries"):
+        sdft.main(["--resume", str(run)])
+    sdft.main(["--resume", str(run), "--ignore-plan"])
+    assert (run / "checkpoint-000004").is_dir()
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85"])
+def test_an_answer_may_hold_what_unicode_calls_a_line_end(character, tmp_path):
+    """JSON leaves these in a string as they are."""
+    file = tmp_path / "answers.jsonl"
+    answer = {"when": "before", "text": f"one{character}two"}
+    line = json.dumps(answer, ensure_ascii=False) + "\n"
+    file.write_text(line, encoding="utf-8")
+    drop_later_answers(file, 2)
+    assert character in line and file.read_text(encoding="utf-8") == line
 
 
 def examples(*questions):

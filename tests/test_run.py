@@ -23,9 +23,12 @@ def test_an_existing_folder_is_never_written_into(tmp_path, monkeypatch):
         "runs/science-2",
         "runs/science-3",
     ]
-    with pytest.raises(SystemExit, match="runs/science exists; .* --resume runs/science"):
-        with run_folder(Config(output="runs/science"), None):
-            pytest.fail("the folder was entered")
+    for saves, remedy in ((False, "move it away: it has no c"), (True, "go on with --resume r")):
+        if saves:
+            saved_run(tmp_path / "runs" / "science")
+        with pytest.raises(SystemExit, match=f"runs/science exists; name another .*{remedy}"):
+            with run_folder(Config(output="runs/science"), None):
+                pytest.fail("the folder was entered")
 
 
 @pytest.mark.parametrize("found", [None, 4])

@@ -413,13 +413,35 @@ def ctrl_c_in_step_3(monkeypatch):
     press_ctrl_c_in_step_3(monkeypatch)
 
 
+def test_a_finished_run_that_is_resumed_keeps_each_answer_once(unbroken, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    sdft.main(["--resume", str(run)])
+    assert (run / "answers.jsonl").read_text() == (unbroken / "answers.jsonl").read_text()
+
+
+def test_the_seconds_of_a_resumed_run_are_those_of_all_its_processes(unbroken, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    file = run / "checkpoint-000006" / "state.json"
+    state = json.loads(file.read_text())
+    whole = json.loads((run / "results.json").read_text())["seconds"]
+    steps = sum(line["seconds"] for line in read_lines(run / "metrics.jsonl"))
+    assert steps < state["seconds"] < whole
+    file.write_text(json.dumps(state | {"seconds": 10**6}))
+    sdft.main(["--resume", str(run)])
+    assert 10**6 < json.loads((run / "results.json").read_text())["seconds"] < 10**6 + 100
+
+
 def test_ctrl_c_saves_and_says_how_to_resume(
     ctrl_c_in_step_3, unbroken, tiny_folder, tmp_path, capsys
 ):
     sdft.main(flags(tiny_folder, tmp_path / "run"))
     [checkpoint] = list_checkpoints(tmp_path / "run")
     assert checkpoint.name == "checkpoint-000003"
-    assert f"python sdft.py --resume {tmp_path / 'run'}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "stopping: this step is finished and saved first\n" in printed
+    assert f"python sdft.py --resume {tmp_path / 'run'}" in printed
     assert not (tmp_path / "run" / "results.json").exists()
     sdft.main(["--resume", str(tmp_path / "run")])
     same_weights(tmp_path / "run", unbroken)
@@ -432,6 +454,7 @@ def test_a_run_without_checkpoints_leaves_its_weights(
     """And says, when it is stopped, that there is nothing to resume."""
     sdft.main(flags(tiny_folder, tmp_path / "run", keep_last=0))
     printed = capsys.readouterr().out
+    assert "stopping: this step is finished first; with --keep-last 0 it is not saved\n" in printed
     assert "stopped after step 3. With --keep-last 0 nothing was saved" in printed
     assert "--resume" not in printed and list_checkpoints(tmp_path / "run") == []
     sdft.main(flags(tiny_folder, tmp_path / "whole", keep_last=0))
@@ -461,6 +484,33 @@ def test_what_does_not_change_the_result_may_change_on_resume(
     same_weights(tmp_path / "run", unbroken)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["config"]["save_every"] == 1
+
+
+def test_best_weights_and_their_step_agree_after_a_kill(tiny_folder, tmp_path, monkeypatch):
+    """Killed between best/ and the checkpoint of step 3, which validates worse the second time.
+
+    So it may with a judge, or on a GPU.
+    """
+    ranks = iter([[0.1], [0.2], [0.9], [0.15], [0.1]])  # of steps 1, 2, 3, and again 3, then 4
+    monkeypatch.setattr(sdft, "validation_rank", lambda summary: next(ranks))
+
+    def kill(folder, step, validation):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="stopped at once"):
+        patch.setattr(sdft, "find_collapse", kill)
+        sizes = {"steps": 4, "eval_every": 1, "save_every": 1, "keep_last": 9}
+        sdft.main(flags(tiny_folder, run, **sizes))
+    assert list_checkpoints(run)[-1].name == "checkpoint-000002"
+    sdft.main(["--resume", str(run)])
+    assert json.loads((run / "results.json").read_text())["best_step"] == 3
+    best, third = (
+        load_file(run / name / "model.safetensors")
+        for name in ("best", "checkpoint-000003/student")
+    )
+    assert all(torch.equal(best[name], third[name]) for name in third)
 
 
 def test_a_bfloat16_run_stopped_and_resumed_ends_in_the_same_bits(

@@ -20,6 +20,7 @@ from support.watch import (
     collapse,
     content_share,
     divided_signal,
+    find_collapse,
     other_examples,
     same_opening,
     teacher_prompts,
@@ -135,6 +136,17 @@ def test_a_validation_that_no_judge_judged_is_left_out():
     assert collapse([point(10, 0.6), failed]) is None
     assert collapse([failed, point(30, 0.1)]) is None
     assert collapse([point(10, 0.6), failed, point(30, 0.1)]) is not None
+
+
+@pytest.mark.parametrize("start, found", [(0.0, True), (0.15, False)])
+def test_the_untrained_model_has_the_drift_that_was_measured(start, found, tmp_path):
+    """Re-invocation begins far from the model that drift is measured from: 0.15 -> 0.2."""
+    untrained, now = point(0, 0.6), point(10, 0.45, finished=0.4, drift=0.2)
+    del untrained["step"], untrained["drift_from_base"]
+    before = {"preflight": {"student": untrained}, "before": {"test": {"drift_from_base": start}}}
+    (tmp_path / "before.json").write_text(json.dumps(before))
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert (find_collapse(tmp_path, 10, now) is not None) is found
 
 
 def test_same_opening_counts_the_first_three_tokens():
