@@ -277,6 +277,10 @@ def new_config(given, fixed, method):
     if preset == "laptop" and is_above_tiny(given):
         values, why = {"learning_rate": RATE_ABOVE_TINY}, f"{why}, with the rate of a larger model"
     values = preset_values(preset, given.get("task", Config.task)) | values | fixed | given
+    if "epochs" in given:
+        if "steps" in given:
+            raise ValueError("--epochs and --steps both give the length of a run; leave one out")
+        values.pop("steps", None)  # of the preset, which total_steps would prefer
     if "teacher_template" in given:
         if "teacher_instruction" in given:
             raise ValueError("--teacher-template replaces the words of --teacher-instruction")

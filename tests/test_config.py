@@ -210,6 +210,16 @@ def test_no_model_is_read_if_a_flag_has_the_rate(tmp_path):
         new_config(given, {}, None)
 
 
+@pytest.mark.parametrize("task", ["science", "knowledge"])
+def test_epochs_replace_the_steps_of_a_preset(task):
+    """96 examples, three times, in batches of 16, are 18 steps."""
+    preset = {"preset": "laptop", "task": task}
+    assert new_config(dict(preset), {}, None)[0].total_steps(96) == 50
+    assert new_config(preset | {"epochs": 3}, {}, None)[0].total_steps(96) == 18
+    with pytest.raises(ValueError, match="^--epochs and --steps both give the length of a run"):
+        new_config(preset | {"epochs": 3, "steps": 50}, {}, None)
+
+
 @pytest.mark.parametrize("preset, rate", [("paper", 1e-4), ("authors", 5e-4), ("laptop", 5e-4)])
 def test_adapters_learn_at_ten_times_the_rate_of_a_preset(preset, rate):
     given = {"preset": preset, "lora_rank": 8}
