@@ -161,7 +161,8 @@ def score_science(text, answer):
 
 def science_letter(text):
     """The letter in the last <answer>…</answer>, else in the last "answer is X", else None."""
-    tagged = re.findall(r"<answer>(.*?)</answer>", text, flags=re.DOTALL)
+    # from the last opening tag before a closing one: a text may speak of <answer> tags
+    tagged = re.findall(r"<answer>((?:(?!<answer>).)*?)</answer>", text, flags=re.DOTALL)
     if tagged:
         letter = tagged[-1].strip()
         return letter if letter in ("A", "B", "C", "D") else None
