@@ -222,7 +222,9 @@ def parse_config(command, description, fixed=None, parser=None):
         if resume is None:
             config, checkpoint, about = new_config(given, fixed or {}, method)
         else:
-            config, checkpoint, about = resumed_config(Path(resume).expanduser(), given, command[1])
+            config, checkpoint, about = resumed_config(
+                Path(resume).expanduser(), given, command[1], method
+            )
         reject_contradictions(config)
     except ValueError as error:
         sys.exit(f"error: {error}")
@@ -341,7 +343,7 @@ def is_above_tiny(given):
     return parameters > TINY
 
 
-def resumed_config(run_folder, given, script):
+def resumed_config(run_folder, given, script, method=None):
     checkpoints = list_checkpoints(run_folder)
     if not checkpoints:
         raise ValueError(f"{run_folder} has no checkpoint to resume from; name the folder of a run")
@@ -356,6 +358,8 @@ def resumed_config(run_folder, given, script):
             f"{run_folder} was written by {writer}; continue it with: "
             f"python {writer} --resume {shlex.quote(str(run_folder))}"
         )
+    if method not in (None, state["method"]):
+        raise ValueError(f"--method is {method}, was {state['method']}; leave it out with --resume")
     changed = {name: value for name, value in given.items() if saved.get(name) != value}
     changes = [
         f"{flag(name)} is {shown(value)}, was {shown(saved.get(name))}"

@@ -395,6 +395,14 @@ def test_a_run_is_resumed_by_the_script_that_wrote_it(tmp_path):
             main(["--resume", str(run)])
 
 
+def test_a_run_is_resumed_with_the_method_that_it_began_with(tmp_path):
+    checkpoint = saved_run(tmp_path, method="sft", teacher="none", data="nowhere")
+    with pytest.raises(SystemExit, match="^error: --method is dft, was sft; leave it out"):
+        baselines.main(["--resume", str(tmp_path), "--method", "dft"])
+    for method in (None, "sft"):
+        assert resumed_config(tmp_path, {}, "baselines.py", method)[1] == checkpoint
+
+
 def test_a_judge_may_move_and_be_no_other(tmp_path):
     """On resume --judge is the new address of the same judge."""
     saved_run(tmp_path / "judged", judge="http://a/v1", judge_model="strong")
