@@ -267,11 +267,24 @@ def described(f):
     return f.metadata["help"] + (f" ({'; '.join(values)})" if values else "")
 
 
+LIKELIHOOD_UNREAD = ["divergence", "estimator"]
+UNREAD = {  # fields that a method of baselines.py never reads, beside those that it fixes
+    "sft": [*LIKELIHOOD_UNREAD, "temperature"],
+    "dft": [*LIKELIHOOD_UNREAD, "temperature"],
+    "cpt": [*LIKELIHOOD_UNREAD, "temperature"],
+    "teacher-sft": LIKELIHOOD_UNREAD,
+    "reinvoke": ["teacher_instruction"],
+}
+
+
 def new_config(given, fixed, method):
     for name, value in fixed.items():
         if given.get(name, value) != value:
             why = f"--method {method} fixes it to {value}"
             raise ValueError(f"{flag(name)} is {given[name]}; {why}")
+    for name in UNREAD.get(method, []):
+        if name in given:
+            raise ValueError(f"--method {method} never reads {flag(name)}; leave it out")
     for name in PATHS:
         if given.get(name):
             given[name] = str(Path(given[name]).expanduser())
@@ -289,8 +302,11 @@ def new_config(given, fixed, method):
         # presets name a context, too: the template decides, unless a flag names another
         if "teacher_context" not in given | fixed:
             values["teacher_context"] = context_of_template(given["teacher_template"])
-    if method is None and values.get("teacher") in ("model", "none"):
-        raise ValueError(f"--teacher {values['teacher']} is for baselines.py alone")
+    teacher = values.get("teacher", Config.teacher)
+    if method is None and teacher in ("model", "none"):
+        raise ValueError(f"--teacher {teacher} is for baselines.py alone")
+    if "ema_rate" in given and teacher != "ema":
+        raise ValueError(f"--ema-rate needs --teacher ema, not {teacher}")
     about = f"preset {preset} ({why})"
     if values.get("lora_rank") and "learning_rate" not in given:
         values["learning_rate"] = ADAPTER_RATE * values.get("learning_rate", Config.learning_rate)
