@@ -104,9 +104,7 @@ class Config:
     judge: str | None = option(None, "URL of a model that scores knowledge and medical answers")
     judge_model: str | None = option(None, "its name there, if the server needs one")
     judge_timeout: float = option(60, "seconds for a verdict", above=0)
-    judge_repeats: int = option(
-        1, "verdicts for each answer; their spread widens standard_error", least=1
-    )
+    judge_repeats: int = option(1, "verdicts for each answer; a score is their share", least=1)
     general_data: str | None = option(None, "JSONL of up to 32 prompts to measure drift on")
     general_tokens: int = option(256, "length of the answers that drift is measured on", least=1)
     eval_every: int = option(50, "steps between validations; 0: never, no best weights", least=0)
