@@ -13,8 +13,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import gradients, tiny_llama
+from conftest import gradients, tiny_llama, tiny_model
 from test_sdft import STOP, KeepGradients, flags, press_ctrl_c_in_step_3, read_lines, same_weights
+from transformers import GPT2Config
 
 import baselines
 import sdft
@@ -159,6 +160,19 @@ def test_cpt_reads_each_article_once_in_blocks_that_lose_no_token(tokenizer):
     assert text == "First article.Second one." and ids.count(eos) == 2
     assert max(len(block.student_prompt + block.completion) for block in blocks) == 7
     assert all(len(block.student_prompt) == 1 and not block.teacher_prompt for block in blocks)
+
+
+def test_cpt_cuts_its_blocks_at_the_positions_of_the_model(tokenizer, capsys):
+    """A GPT-2 of 8 positions knows no ninth."""
+    run = run_of(tokenizer, dataclasses.replace(CONFIG, max_prompt_tokens=20))
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 8}
+    run.student = tiny_model(GPT2Config, **sizes)
+    run.pairs = baselines.article_blocks(run)
+    assert max(len(block.student_prompt + block.completion) for block in run.pairs) == 8
+    assert "articles: blocks of 8 tokens" in capsys.readouterr().out
+    batch = make_batch(run.pairs, 0, run.config, STOP)
+    metrics, _ = likelihood_step(run.student, None, KeepGradients(), batch, run.config)
+    assert math.isfinite(metrics["nll"])
 
 
 @pytest.mark.parametrize("method, seen", [("teacher-sft", []), ("teacher-kd", [4, 3])])
