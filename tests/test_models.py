@@ -175,7 +175,7 @@ def test_code_of_a_model_is_never_asked_about(tiny_folder, tmp_path, monkeypatch
         load_model(str(folder))
 
 
-@pytest.mark.parametrize("kind", [ImportError, RuntimeError, AttributeError, KeyError, MemoryError])
+@pytest.mark.parametrize("kind", [ImportError, RuntimeError, AttributeError, KeyError])
 def test_every_exception_of_a_load_becomes_one_line(kind, tiny_folder, monkeypatch):
     def fail(*_, **__):
         raise kind("first\nsecond")
@@ -184,6 +184,27 @@ def test_every_exception_of_a_load_becomes_one_line(kind, tiny_folder, monkeypat
     with pytest.raises(ValueError, match=f"cannot be loaded: {kind.__name__}: .*first") as caught:
         load_model(str(tiny_folder))
     assert "\n" not in str(caught.value)
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried …"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("place", ["read_weights", "sample_completions"])
+def test_memory_that_runs_out_in_a_load_stays_what_it_is(place, error, tiny_folder, monkeypatch):
+    """Reading the weights, and in check_sampling."""
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(models, place, fail)
+    with pytest.raises(type(error)) as caught:
+        load_model(str(tiny_folder))
+    assert caught.value is error
 
 
 @pytest.mark.parametrize(
