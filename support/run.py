@@ -125,6 +125,9 @@ def prepare(command, config, splits, folder, checkpoint, reads_articles=False):
         splits.reports[name] = leave_out_beyond_positions(
             tokenizer, examples, config, positions, has_teacher=False
         )
+    splits.general = leave_out_beyond_positions(
+        tokenizer, splits.general, config, positions, has_teacher=False, measures_drift=True
+    )
     base = sample_base_answers(student, tokenizer, splits.general, config.general_tokens, kwargs)
     return Run(
         command,
