@@ -63,11 +63,22 @@ def load_tokenizer(name):
     try:
         _, _, folder = places_of(name)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if isinstance(tokenizer.chat_template, dict):
+            take_default_template(tokenizer)
         if tokenizer.chat_template is not None:
             reads_parts(tokenizer)  # raises for a template that drops the question
     except Exception as error:
         raise ValueError(not_loaded(name, error)) from None
     return tokenizer
+
+
+def take_default_template(tokenizer):
+    """Of several named chat templates keep "default"; ValueError if there is none."""
+    names = ", ".join(tokenizer.chat_template)
+    if "default" not in tokenizer.chat_template:
+        raise ValueError(f"its chat templates are {names}, none of them default; keep one of them")
+    print(f"chat template: default is used, of {names}")
+    tokenizer.chat_template = tokenizer.chat_template["default"]
 
 
 def places_of(name):

@@ -4,6 +4,7 @@ import copy
 import ctypes
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPTNeoConfig, GPTNeoXJapaneseConfig
 
 from support import models
+from support.chat import turn_end
 from support.checkpoint import save_model
-from support.models import checkpoint_layers, load_model
+from support.models import checkpoint_layers, load_model, load_tokenizer
 
 
 def test_models_that_change_their_logits_are_refused(tiny):
@@ -218,6 +220,25 @@ def test_a_load_makes_every_check(check, tiny_folder, monkeypatch):
     monkeypatch.setattr(models, check, refuse)
     with pytest.raises(ValueError, match=f"cannot be loaded: refused by {check}. Choose"):
         load_model(str(tiny_folder))
+
+
+def test_of_several_chat_templates_the_default_one_is_taken(tokenizer, tmp_path, capsys):
+    """As transformers saves and loads them: a dict of names."""
+    plain = tokenizer.chat_template
+    tokenizer.chat_template = {"tool_use": "tools", "default": plain}
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(str(tmp_path))
+    assert loaded.chat_template == plain and turn_end(loaded) == tokenizer.eos_token_id
+    assert re.search("default is used, of .*tool_use", capsys.readouterr().out)
+
+
+def test_several_chat_templates_without_a_default_are_refused(tokenizer, tmp_path):
+    plain = tokenizer.chat_template
+    tokenizer.chat_template = {"tool_use": plain, "rag": plain}
+    tokenizer.save_pretrained(tmp_path)
+    message = "cannot be loaded: its chat templates are (rag, tool_use|tool_use, rag), none of them"
+    with pytest.raises(ValueError, match=message):
+        load_tokenizer(str(tmp_path))
 
 
 def test_a_model_that_cannot_be_read_gives_one_plain_message(tmp_path):
