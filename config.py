@@ -14,6 +14,7 @@ from data import CONTEXTS, TASKS, TEACHER_INSTRUCTIONS, context_of_template, rea
 from kl_estimators import DIVERGENCES, ESTIMATORS, REDUCTIONS
 from support.chat import parse_template_kwargs, shorten
 from support.checkpoint import list_checkpoints, read_state
+from support.judge import TIMEOUT
 from support.models import read_config
 from support.plan import count_parameters
 
@@ -103,7 +104,7 @@ class Config:
     eval_examples: int | None = option(None, "use only the first N of each evaluation set", least=1)
     judge: str | None = option(None, "URL of a model that scores knowledge and medical answers")
     judge_model: str | None = option(None, "its name there, if the server needs one")
-    judge_timeout: float = option(60, "seconds for a verdict", above=0)
+    judge_timeout: float = option(TIMEOUT, "seconds for a verdict", above=0)
     judge_repeats: int = option(1, "verdicts for each answer; a score is their share", least=1)
     general_data: str | None = option(None, "JSONL of up to 32 prompts to measure drift on")
     general_tokens: int = option(256, "length of the answers that drift is measured on", least=1)
