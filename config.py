@@ -121,6 +121,10 @@ class Config:
     def total_steps(self, n_examples):
         return self.steps or max(1, math.ceil(self.epochs * n_examples / self.batch_size))
 
+    def warmup_steps(self, steps):
+        """Of all steps of a run; below 1 the flag is a share of them."""
+        return self.warmup if self.warmup >= 1 else self.warmup * steps
+
 
 # A and B need about ten times the rate of all weights, whatever the rank: Schulman et al. 2025,
 # "LoRA without regret". The presets' rates are for all weights.

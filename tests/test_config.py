@@ -220,6 +220,11 @@ def test_epochs_replace_the_steps_of_a_preset(task):
         new_config(preset | {"epochs": 3, "steps": 50}, {}, None)
 
 
+@pytest.mark.parametrize("warmup, steps", [(10, 10), (1, 1), (0.1, 5), (0, 0)])
+def test_a_warmup_below_1_is_a_share_of_50_steps(warmup, steps):
+    assert Config(warmup=warmup).warmup_steps(50) == pytest.approx(steps)
+
+
 @pytest.mark.parametrize("preset, rate", [("paper", 1e-4), ("authors", 5e-4), ("laptop", 5e-4)])
 def test_adapters_learn_at_ten_times_the_rate_of_a_preset(preset, rate):
     given = {"preset": preset, "lora_rank": 8}
