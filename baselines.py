@@ -153,8 +153,15 @@ def plain_answer(run, pair, example):
 
 
 def article_blocks(run):
-    """What CPT reads: every article once, one after the other, in blocks of max_prompt_tokens."""
+    """What CPT reads: every article once, one after the other, in blocks of max_prompt_tokens.
+
+    Blocks are shorter, and a line says so, if the model has fewer positions.
+    """
     length = run.config.max_prompt_tokens
+    positions = model_positions(run.student.config)
+    if positions is not None and positions < length:
+        print(f"articles: blocks of {positions} tokens, which is all the positions of the model")
+        length = positions
     begin = start_of_text(run.tokenizer)
     ids = []
     for text in dict.fromkeys(example.text for example in run.splits.train):

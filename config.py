@@ -14,6 +14,7 @@ from data import CONTEXTS, TASKS, TEACHER_INSTRUCTIONS, context_of_template, rea
 from kl_estimators import DIVERGENCES, ESTIMATORS, REDUCTIONS
 from support.chat import parse_template_kwargs, shorten
 from support.checkpoint import list_checkpoints, read_state
+from support.judge import TIMEOUT
 from support.models import read_config
 from support.plan import count_parameters
 
@@ -103,10 +104,8 @@ class Config:
     eval_examples: int | None = option(None, "use only the first N of each evaluation set", least=1)
     judge: str | None = option(None, "URL of a model that scores knowledge and medical answers")
     judge_model: str | None = option(None, "its name there, if the server needs one")
-    judge_timeout: float = option(60, "seconds for a verdict", above=0)
-    judge_repeats: int = option(
-        1, "verdicts for each answer; their spread widens standard_error", least=1
-    )
+    judge_timeout: float = option(TIMEOUT, "seconds for a verdict", above=0)
+    judge_repeats: int = option(1, "verdicts for each answer; a score is their share", least=1)
     general_data: str | None = option(None, "JSONL of up to 32 prompts to measure drift on")
     general_tokens: int = option(256, "length of the answers that drift is measured on", least=1)
     eval_every: int = option(50, "steps between validations; 0: never, no best weights", least=0)
@@ -121,6 +120,10 @@ class Config:
 
     def total_steps(self, n_examples):
         return self.steps or max(1, math.ceil(self.epochs * n_examples / self.batch_size))
+
+    def warmup_steps(self, steps):
+        """Of all steps of a run; below 1 the flag is a share of them."""
+        return self.warmup if self.warmup >= 1 else self.warmup * steps
 
 
 # A and B need about ten times the rate of all weights, whatever the rank: Schulman et al. 2025,
@@ -222,7 +225,9 @@ def parse_config(command, description, fixed=None, parser=None):
         if resume is None:
             config, checkpoint, about = new_config(given, fixed or {}, method)
         else:
-            config, checkpoint, about = resumed_config(Path(resume).expanduser(), given, command[1])
+            config, checkpoint, about = resumed_config(
+                Path(resume).expanduser(), given, command[1], method
+            )
         reject_contradictions(config)
     except ValueError as error:
         sys.exit(f"error: {error}")
@@ -265,11 +270,24 @@ def described(f):
     return f.metadata["help"] + (f" ({'; '.join(values)})" if values else "")
 
 
+LIKELIHOOD_UNREAD = ["divergence", "estimator"]
+UNREAD = {  # fields that a method of baselines.py never reads, beside those that it fixes
+    "sft": [*LIKELIHOOD_UNREAD, "temperature"],
+    "dft": [*LIKELIHOOD_UNREAD, "temperature"],
+    "cpt": [*LIKELIHOOD_UNREAD, "temperature"],
+    "teacher-sft": LIKELIHOOD_UNREAD,
+    "reinvoke": ["teacher_instruction"],
+}
+
+
 def new_config(given, fixed, method):
     for name, value in fixed.items():
         if given.get(name, value) != value:
             why = f"--method {method} fixes it to {value}"
             raise ValueError(f"{flag(name)} is {given[name]}; {why}")
+    for name in UNREAD.get(method, []):
+        if name in given:
+            raise ValueError(f"--method {method} never reads {flag(name)}; leave it out")
     for name in PATHS:
         if given.get(name):
             given[name] = str(Path(given[name]).expanduser())
@@ -277,14 +295,21 @@ def new_config(given, fixed, method):
     if preset == "laptop" and is_above_tiny(given):
         values, why = {"learning_rate": RATE_ABOVE_TINY}, f"{why}, with the rate of a larger model"
     values = preset_values(preset, given.get("task", Config.task)) | values | fixed | given
+    if "epochs" in given:
+        if "steps" in given:
+            raise ValueError("--epochs and --steps both give the length of a run; leave one out")
+        values.pop("steps", None)  # of the preset, which total_steps would prefer
     if "teacher_template" in given:
         if "teacher_instruction" in given:
             raise ValueError("--teacher-template replaces the words of --teacher-instruction")
         # presets name a context, too: the template decides, unless a flag names another
         if "teacher_context" not in given | fixed:
             values["teacher_context"] = context_of_template(given["teacher_template"])
-    if method is None and values.get("teacher") in ("model", "none"):
-        raise ValueError(f"--teacher {values['teacher']} is for baselines.py alone")
+    teacher = values.get("teacher", Config.teacher)
+    if method is None and teacher in ("model", "none"):
+        raise ValueError(f"--teacher {teacher} is for baselines.py alone")
+    if "ema_rate" in given and teacher != "ema":
+        raise ValueError(f"--ema-rate needs --teacher ema, not {teacher}")
     about = f"preset {preset} ({why})"
     if values.get("lora_rank") and "learning_rate" not in given:
         values["learning_rate"] = ADAPTER_RATE * values.get("learning_rate", Config.learning_rate)
@@ -337,7 +362,7 @@ def is_above_tiny(given):
     return parameters > TINY
 
 
-def resumed_config(run_folder, given, script):
+def resumed_config(run_folder, given, script, method=None):
     checkpoints = list_checkpoints(run_folder)
     if not checkpoints:
         remedy = "name the folder of a run"
@@ -355,6 +380,8 @@ def resumed_config(run_folder, given, script):
             f"{run_folder} was written by {writer}; continue it with: "
             f"python {writer} --resume {shlex.quote(str(run_folder))}"
         )
+    if method not in (None, state["method"]):
+        raise ValueError(f"--method is {method}, was {state['method']}; leave it out with --resume")
     changed = {name: value for name, value in given.items() if saved.get(name) != value}
     changes = [
         f"{flag(name)} is {shown(value)}, was {shown(saved.get(name))}"

@@ -225,12 +225,18 @@ def fits_positions(pair, new_tokens, positions):
     return positions is None or longest + new_tokens <= positions
 
 
-def leave_out_beyond_positions(tokenizer, examples, config, positions, has_teacher):
+def leave_out_beyond_positions(
+    tokenizer, examples, config, positions, has_teacher, measures_drift=False
+):
     """The examples of an evaluation set whose answers fit the model's positions -> list.
 
-    has_teacher: the teacher answers these, too, as in the preflight. Names what is left out, or
-    stops (--too-long stop). ValueError if none is left.
+    has_teacher: the teacher answers these, too, as in the preflight. measures_drift: their answers
+    are of --general-tokens. Names what is left out, or stops (--too-long stop). ValueError if none
+    is left.
     """
+    new_tokens = config.general_tokens if measures_drift else config.answer_tokens
+    flag = "--general-tokens" if measures_drift else "--max-new-tokens"
+    label = "left out of drift" if measures_drift else "left out of evaluation"
     fitting = []
     for example in examples:
         if has_teacher:
@@ -238,11 +244,11 @@ def leave_out_beyond_positions(tokenizer, examples, config, positions, has_teach
         else:
             prompt = encode_prompt(tokenizer, example.messages, config.chat_template_kwargs)
             pair = Pair(example.id, prompt, [])
-        if fits_positions(pair, config.answer_tokens, positions):
+        if fits_positions(pair, new_tokens, positions):
             fitting.append(example)
-    why = f"prompt and {config.answer_tokens} new tokens exceed the model's {positions} positions"
-    remedy = "Shorten them, or lower --max-new-tokens"
-    name_left_out(examples, fitting, config.too_long, "left out of evaluation", why, remedy)
+    why = f"prompt and {new_tokens} new tokens exceed the model's {positions} positions"
+    remedy = f"Shorten them, or lower {flag}"
+    name_left_out(examples, fitting, config.too_long, label, why, remedy)
     return fitting
 
 

@@ -23,7 +23,7 @@ from lora import share_base
 from sampling import completion_hidden, output_head, sample_completions, stop_tokens
 from support.chat import encode_prompt, parse_template_kwargs, reject_template_kwargs
 from support.console import replace_unprintable
-from support.judge import choose_scorer
+from support.judge import TIMEOUT, choose_scorer
 from support.models import best_device, configure_cuda, describe_machine, load_model
 from support.tables import format_table
 
@@ -265,7 +265,8 @@ def main(argv=None):
     add("--chat-template-kwargs", type=parse_template_kwargs, metavar="JSON", help=kwargs_help)
     add("--judge", metavar="URL", help="a model at this server scores knowledge and medical")
     add("--judge-model", metavar="NAME", help="its name there, if the server needs one")
-    add("--judge-timeout", type=float, default=60, help="seconds for a verdict (default: 60)")
+    timeout_help = f"seconds for a verdict (default: {TIMEOUT})"
+    add("--judge-timeout", type=float, default=TIMEOUT, help=timeout_help)
     add("--judge-repeats", type=int, default=1, metavar="N", help="verdicts for each answer")
     add("--limit", type=int, help="only the first N examples")
     add("--max-new-tokens", type=int, help="longest answer (default: its run's, else 64)")

@@ -45,9 +45,8 @@ def summarise(answers):
     if "correct" in summary:
         values = found["correct"]
         spread = sum((value - summary["correct"]) ** 2 for value in values) / len(values)
-        # of a judge that was asked repeatedly: what it may say another time
-        variance = spread + summary.get("judge_variance", 0)
-        summary["standard_error"] = math.sqrt(variance / len(values))
+        # values of a judge that was asked repeatedly are shares: their spread includes the judge's
+        summary["standard_error"] = math.sqrt(spread / len(values))
     summary["finished"] = sum(answer.finished for answer in answers) / n
     summary["completion_tokens"] = sum(len(answer.ids) for answer in answers) / n
     summary["artefacts"] = artefact_rate([answer.text for answer in answers])
@@ -161,7 +160,8 @@ def score_science(text, answer):
 
 def science_letter(text):
     """The letter in the last <answer>…</answer>, else in the last "answer is X", else None."""
-    tagged = re.findall(r"<answer>(.*?)</answer>", text, flags=re.DOTALL)
+    # from the last opening tag before a closing one: a text may speak of <answer> tags
+    tagged = re.findall(r"<answer>((?:(?!<answer>).)*?)</answer>", text, flags=re.DOTALL)
     if tagged:
         letter = tagged[-1].strip()
         return letter if letter in ("A", "B", "C", "D") else None

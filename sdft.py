@@ -282,8 +282,7 @@ def make_batch(pairs, step, config, stop):
 
 def learning_rate_at(step, steps, config):
     """Linear warm-up, then a cosine to 0. step counts from 0, where the rate is above 0."""
-    # below 1 it is a share of all steps
-    warmup = config.warmup if config.warmup >= 1 else config.warmup * steps
+    warmup = config.warmup_steps(steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1, steps - warmup)

@@ -201,10 +201,7 @@ def ask_verdict(task, server, failures, prompt):
 
 
 def verdict_scores(task, verdicts):
-    """The scores of an answer that was judged len(verdicts) times: shares, if more than once.
-
-    judge_variance is the estimated variance of the share "correct" over further judgings.
-    """
+    """The scores of an answer that was judged len(verdicts) times: shares, if more than once."""
     n = len(verdicts)
     if n == 0:
         return {"not_judged": True}
@@ -213,6 +210,4 @@ def verdict_scores(task, verdicts):
     scores = {"correct": correct} | ({"lenient": lenient} if task == "knowledge" else {})
     if n == 1:
         scores = {name: value == 1 for name, value in scores.items()}
-    else:
-        scores["judge_variance"] = correct * (1 - correct) / (n - 1)
     return scores | {"not_judged": False}

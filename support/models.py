@@ -52,6 +52,8 @@ def load_model(name, device="cpu", dtype="float32", tokenizer=None):
         if adapter:
             load_adapter(adapter, model)
     except Exception as error:  # a library may raise anything on a damaged or unknown model
+        if is_out_of_memory(error):
+            raise
         raise ValueError(not_loaded(name, error)) from None
     return model, tokenizer
 
@@ -61,11 +63,22 @@ def load_tokenizer(name):
     try:
         _, _, folder = places_of(name)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if isinstance(tokenizer.chat_template, dict):
+            take_default_template(tokenizer)
         if tokenizer.chat_template is not None:
             reads_parts(tokenizer)  # raises for a template that drops the question
     except Exception as error:
         raise ValueError(not_loaded(name, error)) from None
     return tokenizer
+
+
+def take_default_template(tokenizer):
+    """Of several named chat templates keep "default"; ValueError if there is none."""
+    names = ", ".join(tokenizer.chat_template)
+    if "default" not in tokenizer.chat_template:
+        raise ValueError(f"its chat templates are {names}, none of them default; keep one of them")
+    print(f"chat template: default is used, of {names}")
+    tokenizer.chat_template = tokenizer.chat_template["default"]
 
 
 def places_of(name):
@@ -171,24 +184,24 @@ def check_sampling(model):
     options = {"max_new_tokens": 2, "temperature": 0, "eos_token_ids": [-1], "pad_token_id": 0}
     tolerance = 1e-4 if model.dtype == torch.float32 else 0.5  # nats; bfloat16 has eight bits
     try:
-        rollout, errors = sample_completions(model, prompts, **options), []
+        rollout, gaps = sample_completions(model, prompts, **options), []
         ids_BT, mask_BT = rollout.completion_ids_BT, rollout.completion_mask_BT
         logits_BTV = output_head(model)(completion_hidden(model, prompts, ids_BT, mask_BT))
         for prompt, ids_T, logits_TV in zip(prompts, ids_BT, logits_BTV, strict=True):
             whole_1L = torch.tensor([prompt + ids_T.tolist()], device=model.device)
             full_TV = model(input_ids=whole_1L, use_cache=False).logits[0, len(prompt) - 1 : -1]
             full_TV, scored_TV = full_TV.float().log_softmax(-1), logits_TV.float().log_softmax(-1)
-            errors.append((full_TV.exp() * (scored_TV - full_TV).abs()).sum(-1))
-            errors.append(full_TV.amax(-1) - full_TV.gather(-1, ids_T[:, None])[:, 0])  # greedy?
-        error = torch.stack(errors).max().item()
-    except torch.OutOfMemoryError:
-        raise
+            gaps.append((full_TV.exp() * (scored_TV - full_TV).abs()).sum(-1))
+            gaps.append(full_TV.amax(-1) - full_TV.gather(-1, ids_T[:, None])[:, 0])  # greedy?
+        gap = torch.stack(gaps).max().item()
     except Exception as error:
-        reason = f"cached sampling or scoring of {family} does not run ({type(error).__name__})"
-        raise ValueError(reason) from None
-    if not error < tolerance:  # nor NaN
-        reason = f"differ from a full pass by {error:.1e} nats"
-        raise ValueError(f"cached sampling and scoring of {family} {reason}")
+        if is_out_of_memory(error):
+            raise
+        what = f"cached sampling or scoring of {family} does not run"
+        raise ValueError(f"{what} ({type(error).__name__})") from None
+    if not gap < tolerance:  # nor NaN
+        what = f"cached sampling and scoring of {family} differ from a full pass"
+        raise ValueError(f"{what} by {gap:.1e} nats")
 
 
 def check_tied_head(model):
@@ -237,6 +250,12 @@ def reason(error):
     if "trust_remote_code" in str(error):
         return "it needs program code of its own, which is never run"
     return line if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {line}"
+
+
+def is_out_of_memory(error):
+    """Whether a card's memory or, as MemoryError or torch's RuntimeError, the host's ran out."""
+    kinds = torch.OutOfMemoryError, MemoryError
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 # ---- the device ----

@@ -326,6 +326,6 @@ def estimate(figures, pairs, config, sampled_before=0):
     if sampled_before:
         line += f" and {sampled_before} completions sampled before them"
     line += f" = {minutes:.0f} minutes"
-    if 1 <= config.warmup >= steps:
+    if config.warmup_steps(steps) >= steps:
         line += f"; all of them warm up (--warmup {config.warmup:g}), so it learns little: --steps"
     return line

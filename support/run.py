@@ -27,6 +27,7 @@ from support.models import (
     best_device,
     configure_cuda,
     describe_machine,
+    is_out_of_memory,
     load_model,
     load_tokenizer,
     model_positions,
@@ -125,6 +126,9 @@ def prepare(command, config, splits, folder, checkpoint, reads_articles=False):
         splits.reports[name] = leave_out_beyond_positions(
             tokenizer, examples, config, positions, has_teacher=False
         )
+    splits.general = leave_out_beyond_positions(
+        tokenizer, splits.general, config, positions, has_teacher=False, measures_drift=True
+    )
     base = sample_base_answers(student, tokenizer, splits.general, config.general_tokens, kwargs)
     return Run(
         command,
@@ -287,7 +291,7 @@ def run_folder(config, checkpoint):
         yield folder
     except KeyboardInterrupt:
         sys.exit("\nstopped at once; a run that has a checkpoint goes on with --resume")
-    except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
+    except (ValueError, OSError, ArithmeticError, RuntimeError, MemoryError) as error:
         message = explain(error, folder)
         if message is None:
             raise
@@ -322,9 +326,10 @@ def explain(error, folder):
         return f"{error}\n{resume}. The usual remedy is a new run with a lower --learning-rate"
     if isinstance(error, (ValueError, OSError)):  # wrong input, a damaged checkpoint, a full disk
         return str(error)
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+    if is_out_of_memory(error):
+        first_line = (str(error) or "out of memory").splitlines()[0]
         return (
-            f"{str(error).splitlines()[0]}\nA new run takes less memory with a smaller "
+            f"{first_line}\nA new run takes less memory with a smaller "
             "--micro-batch-tokens or --max-new-tokens, with --gradient-checkpointing, with "
             f"--lora-rank 16, or with --dtype bfloat16. {resume}, with its flags as they are"
         )

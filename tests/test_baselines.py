@@ -14,8 +14,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import gradients, tiny_llama
+from conftest import gradients, tiny_llama, tiny_model
 from test_sdft import STOP, KeepGradients, flags, press_ctrl_c_in_step_3, read_lines, same_weights
+from transformers import GPT2Config
 
 import baselines
 import sdft
@@ -162,6 +163,19 @@ def test_cpt_reads_each_article_once_in_blocks_that_lose_no_token(tokenizer):
     assert all(len(block.student_prompt) == 1 and not block.teacher_prompt for block in blocks)
 
 
+def test_cpt_cuts_its_blocks_at_the_positions_of_the_model(tokenizer, capsys):
+    """A GPT-2 of 8 positions knows no ninth."""
+    run = run_of(tokenizer, dataclasses.replace(CONFIG, max_prompt_tokens=20))
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 8}
+    run.student = tiny_model(GPT2Config, **sizes)
+    run.pairs = baselines.article_blocks(run)
+    assert max(len(block.student_prompt + block.completion) for block in run.pairs) == 8
+    assert "articles: blocks of 8 tokens" in capsys.readouterr().out
+    batch = make_batch(run.pairs, 0, run.config, STOP)
+    metrics, _ = likelihood_step(run.student, None, KeepGradients(), batch, run.config)
+    assert math.isfinite(metrics["nll"])
+
+
 @pytest.mark.parametrize("method, seen", [("teacher-sft", []), ("teacher-kd", [4, 3])])
 def test_teachers_answer_once_in_context(method, seen, tokenizer):
     """Oracle: greedy answers to the teacher's prompts; the draws of two calls are the same."""
@@ -217,6 +231,16 @@ def test_a_demonstration_after_an_opened_thought_is_an_answer(tokenizer):
         ("--method sft --teacher ema", "--teacher is ema; --method sft fixes it to none"),
         ("--method dft --skip-first-tokens 3", "--method dft fixes it to 0"),
         ("--method teacher-kd --divergence reverse", "--method teacher-kd fixes it to forward"),
+        ("--method sft --divergence reverse", "--method sft never reads --divergence; leave it"),
+        ("--method dft --temperature 0.5", "--method dft never reads --temperature"),
+        ("--method cpt --task knowledge --estimator rb", "--method cpt never reads --estimator"),
+        ("--method teacher-sft --divergence jsd", "--method teacher-sft never reads --divergence"),
+        (
+            "--method reinvoke --teacher-model smollm2 --teacher-instruction plain",
+            "--method reinvoke never reads --teacher-instruction",
+        ),
+        ("--method sft --ema-rate 0.5", "--ema-rate needs --teacher ema, not none"),
+        ("--method teacher-kd --ema-rate 0.5", "--ema-rate needs --teacher ema, not base"),
         ("--method reinvoke", "--teacher-model and .* need each other"),
         ("--method sft --teacher-model smollm2", "--teacher-model and .* need each other"),
         ("--method sft --rollouts-per-prompt 4", "--method sft has no rollouts"),

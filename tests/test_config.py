@@ -210,6 +210,21 @@ def test_no_model_is_read_if_a_flag_has_the_rate(tmp_path):
         new_config(given, {}, None)
 
 
+@pytest.mark.parametrize("task", ["science", "knowledge"])
+def test_epochs_replace_the_steps_of_a_preset(task):
+    """96 examples, three times, in batches of 16, are 18 steps."""
+    preset = {"preset": "laptop", "task": task}
+    assert new_config(dict(preset), {}, None)[0].total_steps(96) == 50
+    assert new_config(preset | {"epochs": 3}, {}, None)[0].total_steps(96) == 18
+    with pytest.raises(ValueError, match="^--epochs and --steps both give the length of a run"):
+        new_config(preset | {"epochs": 3, "steps": 50}, {}, None)
+
+
+@pytest.mark.parametrize("warmup, steps", [(10, 10), (1, 1), (0.1, 5), (0, 0)])
+def test_a_warmup_below_1_is_a_share_of_50_steps(warmup, steps):
+    assert Config(warmup=warmup).warmup_steps(50) == pytest.approx(steps)
+
+
 @pytest.mark.parametrize("preset, rate", [("paper", 1e-4), ("authors", 5e-4), ("laptop", 5e-4)])
 def test_adapters_learn_at_ten_times_the_rate_of_a_preset(preset, rate):
     given = {"preset": preset, "lora_rank": 8}
@@ -255,6 +270,9 @@ RB = "--estimator rb --reduction sum --skip-first-tokens 0"
         ("--eval-new-tokens -1", "--eval-new-tokens is -1; it must be at least 0"),
         ("--learning-rate nan", "--learning-rate is nan"),
         ("--ema-rate 2", "--ema-rate is 2.0; it must be above 0 and at most 1"),
+        ("--teacher base --ema-rate 0.01", "--ema-rate needs --teacher ema, not base"),
+        ("--teacher student --ema-rate 0.5", "--ema-rate needs --teacher ema, not student"),
+        ("--task knowledge --ema-rate 0.5", "--ema-rate needs --teacher ema, not base"),
         ("--skip-first-tokens 9 --max-new-tokens 9", "leaves no token of --max-new-tokens 9"),
         ("--teacher-model smollm2", "--teacher-model and baselines.py --method reinvoke need each"),
         ("--teacher none", "--teacher none is for baselines.py alone"),
@@ -383,6 +401,14 @@ def test_a_run_is_resumed_by_the_script_that_wrote_it(tmp_path):
         message = f"^error: {run} was written by {writer}.py; continue it with: {command}$"
         with pytest.raises(SystemExit, match=message):
             main(["--resume", str(run)])
+
+
+def test_a_run_is_resumed_with_the_method_that_it_began_with(tmp_path):
+    checkpoint = saved_run(tmp_path, method="sft", teacher="none", data="nowhere")
+    with pytest.raises(SystemExit, match="^error: --method is dft, was sft; leave it out"):
+        baselines.main(["--resume", str(tmp_path), "--method", "dft"])
+    for method in (None, "sft"):
+        assert resumed_config(tmp_path, {}, "baselines.py", method)[1] == checkpoint
 
 
 def test_a_judge_may_move_and_be_no_other(tmp_path):

@@ -24,8 +24,8 @@ HOUSE = {
         support.chat support.tables support.watch lora sampling""",
     "support.watch": "data sampling kl_estimators support.chat",
     "support.preflight": "eval data scoring support.chat",
-    "config": """support.checkpoint support.models support.plan data kl_estimators
-        support.chat""",
+    "config": """support.checkpoint support.judge support.models support.plan data
+        kl_estimators support.chat""",
     "eval": """support.judge support.models data sampling kl_estimators scoring support.chat
         support.tables support.console lora""",
     "support.plan": "support.checkpoint data optim sampling kl_estimators lora",

@@ -335,9 +335,8 @@ def test_the_judge_sees_all_turns_and_only_what_is_scored(server):
     )
 
 
-def test_repeated_verdicts_widen_the_standard_error(server):
-    """By hand, three verdicts each: shares 2/3, 1 and 0 with judge variances 1/9, 0 and 0; their
-    mean is 5/9, their spread 14/81, the standard error sqrt((14/81 + 1/27) / 3)."""
+def test_the_standard_error_of_repeated_verdicts_is_that_of_their_shares(server):
+    """By hand, three verdicts each: shares 2/3, 1 and 0. Their mean is 5/9, their spread 14/81."""
     examples = [Example(str(n), "knowledge", [{"content": str(n)}], "d") for n in range(3)]
     scorer = choose_scorer("knowledge", examples, server.url, judge_repeats=3)
     verdicts = {"0": ["CORRECT", "PARTIALLY_CORRECT", "CORRECT"], "1": ["CORRECT"] * 3}
@@ -349,7 +348,7 @@ def test_repeated_verdicts_widen_the_standard_error(server):
     assert [answer.scores["correct"] for answer in answers] == [pytest.approx(2 / 3), 1, 0]
     assert [answer.scores["lenient"] for answer in answers] == [1, 1, pytest.approx(1 / 3)]
     summary = scoring.summarise(answers)
-    assert summary["standard_error"] == pytest.approx(((14 / 81 + 1 / 27) / 3) ** 0.5)
+    assert summary["standard_error"] == pytest.approx((14 / 81 / 3) ** 0.5)
     assert len(server.asked) == 1 + 9
     assert scorer(examples, answers) == [answer.scores for answer in answers]
     assert len(server.asked) == 1 + 9, "each answer is judged three times in all"
@@ -363,8 +362,7 @@ def test_a_repeat_without_a_verdict_is_asked_for_again_later(server):
     server.script = [(200, {}, "CORRECT")] + [(200, {}, "Hm.")] * judging.ASKED
     assert scorer(examples, answers) == [judged]
     server.script = [(200, {}, "INCORRECT")]
-    shares = {"correct": 0.5, "judge_variance": 0.25}
-    assert scorer(examples, answers) == [judged | shares]
+    assert scorer(examples, answers) == [judged | {"correct": 0.5}]
 
 
 def test_cut_replies_are_called_so(server, capsys):

@@ -4,6 +4,7 @@ import copy
 import ctypes
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPTNeoConfig, GPTNeoXJapaneseConfig
 
 from support import models
+from support.chat import turn_end
 from support.checkpoint import save_model
-from support.models import checkpoint_layers, load_model
+from support.models import checkpoint_layers, load_model, load_tokenizer
 
 
 def test_models_that_change_their_logits_are_refused(tiny):
@@ -175,7 +177,7 @@ def test_code_of_a_model_is_never_asked_about(tiny_folder, tmp_path, monkeypatch
         load_model(str(folder))
 
 
-@pytest.mark.parametrize("kind", [ImportError, RuntimeError, AttributeError, KeyError, MemoryError])
+@pytest.mark.parametrize("kind", [ImportError, RuntimeError, AttributeError, KeyError])
 def test_every_exception_of_a_load_becomes_one_line(kind, tiny_folder, monkeypatch):
     def fail(*_, **__):
         raise kind("first\nsecond")
@@ -184,6 +186,27 @@ def test_every_exception_of_a_load_becomes_one_line(kind, tiny_folder, monkeypat
     with pytest.raises(ValueError, match=f"cannot be loaded: {kind.__name__}: .*first") as caught:
         load_model(str(tiny_folder))
     assert "\n" not in str(caught.value)
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried …"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("place", ["read_weights", "sample_completions"])
+def test_memory_that_runs_out_in_a_load_stays_what_it_is(place, error, tiny_folder, monkeypatch):
+    """Reading the weights, and in check_sampling."""
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(models, place, fail)
+    with pytest.raises(type(error)) as caught:
+        load_model(str(tiny_folder))
+    assert caught.value is error
 
 
 @pytest.mark.parametrize(
@@ -197,6 +220,25 @@ def test_a_load_makes_every_check(check, tiny_folder, monkeypatch):
     monkeypatch.setattr(models, check, refuse)
     with pytest.raises(ValueError, match=f"cannot be loaded: refused by {check}. Choose"):
         load_model(str(tiny_folder))
+
+
+def test_of_several_chat_templates_the_default_one_is_taken(tokenizer, tmp_path, capsys):
+    """As transformers saves and loads them: a dict of names."""
+    plain = tokenizer.chat_template
+    tokenizer.chat_template = {"tool_use": "tools", "default": plain}
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(str(tmp_path))
+    assert loaded.chat_template == plain and turn_end(loaded) == tokenizer.eos_token_id
+    assert re.search("default is used, of .*tool_use", capsys.readouterr().out)
+
+
+def test_several_chat_templates_without_a_default_are_refused(tokenizer, tmp_path):
+    plain = tokenizer.chat_template
+    tokenizer.chat_template = {"tool_use": plain, "rag": plain}
+    tokenizer.save_pretrained(tmp_path)
+    message = "cannot be loaded: its chat templates are (rag, tool_use|tool_use, rag), none of them"
+    with pytest.raises(ValueError, match=message):
+        load_tokenizer(str(tmp_path))
 
 
 def test_a_model_that_cannot_be_read_gives_one_plain_message(tmp_path):

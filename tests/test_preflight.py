@@ -182,6 +182,8 @@ def test_the_estimate_by_hand(teacher, given, sampled_before, line):
     short = sizes | {"steps": 10, "warmup": 10, "teacher": teacher}
     found = estimate(MEASURED, pairs, config(**short), sampled_before)
     assert found.endswith("; all of them warm up (--warmup 10), so it learns little: --steps")
+    # nine tenths of a single step
+    assert "warm up" not in estimate(MEASURED, pairs, config(**short | {"steps": 1, "warmup": 0.9}))
 
 
 def test_the_estimate_counts_the_steps_of_what_is_trained_on():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, tiny_llama, tiny_tokenizer
 from safetensors.torch import load_file, save_file
+from test_sdft import flags
 
 import sdft
 import support.plan
@@ -143,6 +144,21 @@ def test_rows_beyond_the_models_positions_are_left_out_by_name(capsys):
     assert leave_out_beyond_positions(*checked, student_fits, has_teacher=False) == rows
     with pytest.raises(ValueError, match="q0, q1"):
         leave_out_beyond_positions(*checked, 20, has_teacher=False)
+
+
+def test_general_prompts_beyond_the_models_positions_are_left_out_by_name(
+    tiny_folder, tmp_path, capsys
+):
+    """3000 bytes are 3000 tokens, of 2048; with --too-long stop nothing is trained."""
+    prompts = [{"id": "short", "prompt": "Why?"}, {"id": "long", "prompt": "Why? " * 600}]
+    file = tmp_path / "general.jsonl"
+    file.write_text("\n".join(map(json.dumps, prompts)))
+    more = {"general_data": file, "steps": 1, "eval_every": 0}
+    sdft.main(flags(tiny_folder, tmp_path / "run", **more))
+    left_out = "prompt and 4 new tokens exceed the model's 2048 positions: long"
+    assert f"left out of drift: {left_out}\n" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=f"^error: {left_out}. Shorten .* --general-tokens$"):
+        sdft.main(flags(tiny_folder, tmp_path / "other", too_long="stop", **more))
 
 
 def test_an_answer_as_long_as_the_positions_is_refused_before_the_model_loads():

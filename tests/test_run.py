@@ -55,6 +55,12 @@ def test_only_what_a_user_can_mend_is_explained(tmp_path):
     assert explain(RuntimeError("size mismatch"), tmp_path) is None
 
 
+def test_an_error_of_pythons_memory_has_the_same_remedies(tmp_path):
+    with pytest.raises(SystemExit, match="^error: out of memory\nA new run takes less memory"):
+        with run_folder(Config(output=str(tmp_path / "run")), None):
+            raise MemoryError
+
+
 def test_interrupted_runs_say_how_to_go_on(tmp_path):
     with pytest.raises(SystemExit, match="a run that has a checkpoint goes on with --resume"):
         with run_folder(Config(output=str(tmp_path / "run")), None):

@@ -22,6 +22,8 @@ from scoring import (
         ("answer is (B)", "B"),
         ("<reasoning>the answer is A</reasoning><answer>B</answer>", "B"),
         ("<answer>A</answer> … <answer> C \n</answer>", "C"),
+        ("The letter goes into <answer> tags.\n<answer>B</answer>", "B"),
+        ("<answer>A<answer>B</answer>", "B"),
         (
             "<answer>A or B</answer> The answer is A.",
             None,
