@@ -51,7 +51,7 @@ class Config:
     ignore_plan: bool = option(False, "start though the plan exceeds the memory or disk")
     # the method
     divergence: str = option("reverse", "reverse is Eq. 1, forward the authors' code", DIVERGENCES)
-    estimator: str = option("analytic", "of A.1; token and rb exist for reverse", ESTIMATORS)
+    estimator: str = option("analytic", "of A.1; token and rb need reverse", ESTIMATORS)
     reduction: str = option("mean", "over tokens; sum is Algorithm 1 as printed", REDUCTIONS)
     skip_first_tokens: int = option(
         3, "tokens at the start of a completion without a loss", least=0
@@ -62,7 +62,9 @@ class Config:
     teacher_model: str | None = option(None, "for re-invocation: hub id, folder or smollm2")
     ema_rate: float = option(0.01, "share of the student mixed into the teacher each step", above=0)
     teacher_context: str = option("demonstration", "what the teacher sees beside x", CONTEXTS)
-    teacher_instruction: str = option("thinking", "end of its prompt", TEACHER_INSTRUCTIONS)
+    teacher_instruction: str = option(
+        "thinking", "last sentence of the teacher's prompt", TEACHER_INSTRUCTIONS
+    )
     # the text itself, not the name of its file: a run keeps the words that it was trained with
     teacher_template: str | None = option(
         None, "file with an own text around {question}, {demonstration} and perhaps {text}"
@@ -72,7 +74,7 @@ class Config:
     )
     on_collapse: str = option(
         "warn",
-        "if a validation shows one: go on, end the run, or keep the teacher as it is",
+        "after a validation shows one: go on, end the run, or keep the teacher as it is",
         ["warn", "stop", "freeze"],
     )
     # optimisation
@@ -91,19 +93,19 @@ class Config:
     weight_decay: float = option(0.0, "decoupled, as in AdamW", least=0)
     # low-rank adapters (lora.py)
     lora_rank: int = option(0, "train adapters of this rank; 0: all weights", least=0)
-    lora_alpha: int = option(32, "they add (alpha / rank) B A to a weight", least=1)
+    lora_alpha: int = option(32, "adapters add (alpha / rank) B A to a weight", least=1)
     lora_targets: str | None = option(None, "ends of layer names, with commas; else all linear")
     lora_train_a: bool = option(True, "train A and B; without, B alone: an exact EMA teacher")
     # lengths, in tokens
     max_new_tokens: int = option(2048, "longest completion in training", least=1)
-    eval_new_tokens: int = option(0, "longest answer in evaluation, if longer than that", least=0)
+    eval_new_tokens: int = option(0, "longest answer in evaluation, if more than that", least=0)
     max_prompt_tokens: int = option(2048, "longest student prompt; the blocks of cpt", least=1)
     max_teacher_prompt_tokens: int = option(4096, "longest teacher prompt", least=1)
     too_long: str = option("drop", "prompts above the limit: never cut", ["drop", "stop"])
     # evaluation and saving
     eval_examples: int | None = option(None, "use only the first N of each evaluation set", least=1)
     judge: str | None = option(None, "URL of a model that scores knowledge and medical answers")
-    judge_model: str | None = option(None, "its name there, if the server needs one")
+    judge_model: str | None = option(None, "name of the judge on its server, if that needs one")
     judge_timeout: float = option(TIMEOUT, "seconds for a verdict", above=0)
     judge_repeats: int = option(1, "verdicts for each answer; a score is their share", least=1)
     general_data: str | None = option(None, "JSONL of up to 32 prompts to measure drift on")
@@ -134,8 +136,6 @@ ADAPTER_RATE = 10
 FREE_ON_RESUME = ["sample_every", "save_every", "keep_last", "ignore_plan"]
 
 TEXT = {"teacher_context": "text+demonstration"}
-# a small model asked for its thinking process talks about it, and the student learns that talk
-KNOWLEDGE = TEXT | {"teacher_instruction": "plain"}
 
 # two to three times faster where the CPU multiplies bfloat16; the trained numbers are exact anyway
 bfloat16_is_fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
@@ -187,9 +187,9 @@ HARDWARE = {
 }
 LONGER = {"max_new_tokens": 96, "max_prompt_tokens": 512, "max_teacher_prompt_tokens": 768}
 FOR_A_TASK = {
-    ("paper", "knowledge"): KNOWLEDGE | {"epochs": 4, "max_new_tokens": 1024},
-    ("authors", "knowledge"): KNOWLEDGE | {"epochs": 4},
-    ("published", "knowledge"): KNOWLEDGE | {"epochs": 4, "max_new_tokens": 1024},
+    ("paper", "knowledge"): TEXT | {"epochs": 4, "max_new_tokens": 1024},
+    ("authors", "knowledge"): TEXT | {"epochs": 4},
+    ("published", "knowledge"): TEXT | {"epochs": 4, "max_new_tokens": 1024},
     ("laptop", "knowledge"): TEXT
     | {"teacher": "base", "learning_rate": 1e-4, "skip_first_tokens": 0},
     ("laptop", "tooluse"): LONGER,
@@ -259,8 +259,16 @@ PATHS = ["data", "model", "teacher_model", "output", "general_data"]
 MAY_CHANGE = ", ".join(map(flag, FREE_ON_RESUME)) + ", and of a judge its address and timeout"
 
 
+CHOSEN_BY_MACHINE = {
+    "preset": "by --model and the machine; the defaults below are those of paper",
+    "model": "the largest Qwen2.5-Instruct that the card can train; without a card smollm2",
+}
+
+
 def described(f):
     """The help of a flag, with its default and that of the preset laptop if it is another."""
+    if f.name in CHOSEN_BY_MACHINE:
+        return f"{f.metadata['help']} (default: {CHOSEN_BY_MACHINE[f.name]})"
     laptop = preset_values("laptop", Config.task)
     values = []
     if f.default is not None:

@@ -109,16 +109,6 @@ def prepare(command, config, splits, folder, checkpoint, reads_articles=False):
     pairs = encode_pairs(tokenizer, splits.train, config, positions)
     digests["prompts"] = digest_prompts(pairs)
     check_same_data(state.get("data"), digests)
-    planned = config if reads_articles else with_lengths_of(pairs, config)
-    line, needs = check_plan(model_config, planned, device, folder, checkpoint is not None)
-    print(line)
-    student = load_model(config.model, device, config.dtype, tokenizer)[0]
-    if config.lora_rank:
-        digests["base"] = digest_weights(student, with_adapters=False)
-        check_same_data(state.get("data"), digests)
-        prepare_adapters(student, config)
-    elif adapted_layers(student):
-        student = merge_for_training(student, config.model)
     splits.validation = leave_out_beyond_positions(
         tokenizer, splits.validation, config, positions, has_teacher=True
     )
@@ -129,6 +119,16 @@ def prepare(command, config, splits, folder, checkpoint, reads_articles=False):
     splits.general = leave_out_beyond_positions(
         tokenizer, splits.general, config, positions, has_teacher=False, measures_drift=True
     )
+    planned = config if reads_articles else with_lengths_of(pairs, config)
+    line, needs = check_plan(model_config, planned, device, folder, checkpoint is not None)
+    print(line)
+    student = load_model(config.model, device, config.dtype, tokenizer)[0]
+    if config.lora_rank:
+        digests["base"] = digest_weights(student, with_adapters=False)
+        check_same_data(state.get("data"), digests)
+        prepare_adapters(student, config)
+    elif adapted_layers(student):
+        student = merge_for_training(student, config.model)
     base = sample_base_answers(student, tokenizer, splits.general, config.general_tokens, kwargs)
     return Run(
         command,
