@@ -462,7 +462,8 @@ def _check_record(record, task, source):
     for field, value in record.items():
         place = f'{source}: field "{field}"'
         if not (field == "prompt" and isinstance(value, str) and value.strip()):
-            _check(value, *FORMS[field][:1], place, FORMS[field][1])
+            shape, example = FORMS[field]
+            _check(value, shape, place, example)
         _check_characters(value, place)
     prompt = record["prompt"]
     if isinstance(prompt, list) and prompt[-1]["role"] != "user":

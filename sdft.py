@@ -55,11 +55,11 @@ from support.preflight import preflight_or_exit
 from support.run import (
     catch_signals,
     drop_later_answers,
+    evaluate_and_log,
     finish,
     lines_of_step,
     prepare,
     record_before,
-    report,
     rollout_report,
     run_folder,
     start_log,
@@ -221,7 +221,9 @@ def validate(run, teacher, step, watched, stop):
 
     -> metrics: {"validation"}, and "teacher_gap" if there are two models
     """
-    summary = report(run, {"validation": run.splits.validation}, f"step {step}")["validation"]
+    summary = evaluate_and_log(run, {"validation": run.splits.validation}, f"step {step}")[
+        "validation"
+    ]
     rank = validation_rank(summary)
     # >=: of two equal validations the later one has learned more from the teacher
     if rank is not None and (run.best is None or rank >= run.best["rank"]):

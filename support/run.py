@@ -414,7 +414,7 @@ def rollout_report(tokenizer, batch, rollout):
 # ---- what a run measures of its weights, and what it leaves ----
 
 
-def report(run, sets, when):
+def evaluate_and_log(run, sets, when):
     """{name: summary} of the weights as they are, drift included; answers go to answers.jsonl."""
     drift = drift_from_base(run.base, run.student)
     summaries = {}
@@ -443,7 +443,7 @@ def record_before(run, preflight_figures):
         "command": " ".join(run.command),
         "config": dataclasses.asdict(run.config),
         "preflight": preflight_figures,
-        "before": report(run, run.splits.reports, "before"),
+        "before": evaluate_and_log(run, run.splits.reports, "before"),
     }
     (run.folder / "before.json").write_text(json.dumps(record, indent=1) + "\n")
 
@@ -454,13 +454,13 @@ def finish(run):
     kind = "weights"
     record = json.loads((run.folder / "before.json").read_text())
     record |= {"config": dataclasses.asdict(run.config), "method": run.method}
-    record["last"] = report(run, run.splits.reports, "last")
+    record["last"] = evaluate_and_log(run, run.splits.reports, "last")
     if run.config.lora_rank:
         kind = "adapters"
         record["merged_divergence"] = merged_divergence(run)
     if run.best is not None and run.best["step"] != run.steps_taken:
         load_weights(run.student, run.folder / "best")
-        record["best"] = report(run, run.splits.reports, "best")
+        record["best"] = evaluate_and_log(run, run.splits.reports, "best")
     record["collapse"] = run.collapse
     record["best_step"] = run.best and run.best["step"]
     parameters = list(run.student.parameters())

@@ -12,7 +12,7 @@ from test_eval import questions
 from config import Config
 from eval import evaluate, sample_base_answers
 from scoring import score_by_rule
-from support.run import explain, new_run_folder, report, run_folder, start_log
+from support.run import evaluate_and_log, explain, new_run_folder, run_folder, start_log
 from support.tables import log_line
 
 
@@ -87,8 +87,8 @@ def test_every_evaluated_answer_is_kept(model, tokenizer, tmp_path):
     run = SimpleNamespace(folder=tmp_path, base=base, student=model, tokenizer=tokenizer)
     run.config, run.scorer = Config(max_new_tokens=6), score_by_rule
     sets = {"test": questions(3), "ood": questions(2)}
-    summaries = report(run, sets, "before")
-    report(run, {"validation": questions(1)}, "step 5")
+    summaries = evaluate_and_log(run, sets, "before")
+    evaluate_and_log(run, {"validation": questions(1)}, "step 5")
     lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert [(line["when"], line["set"], line["id"]) for line in lines] == [
         *(("before", "test", f"q{i}") for i in range(3)),
