@@ -16,7 +16,7 @@ from pathlib import Path
 import journal
 
 from data import load_task
-from support.judge import VERDICTS, judge_prompt, parse_verdict
+from support.judge import PROBE, VERDICTS, judge_prompt, parse_verdict
 
 
 def summarise(verdicts, task):
@@ -74,9 +74,13 @@ def judge(args):
         journal.check_writable(args.json)
     pairs = read_answers(args.answers, load_task(args.task, args.split, args.data))
     prompts = [judge_prompt(args.task, example, answer) for example, answer in pairs]
+    prompts = [judge_prompt(args.task, PROBE, PROBE.answer), *prompts]  # can it judge at all?
     turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
     name, ask, workers = journal.chosen_model(args, max_new_tokens=16, temperature=0)
-    replies = journal.ask_all(turns, f"{name} at temperature 0", ask, args.cache, workers)
+    probe, *replies = journal.ask_all(turns, f"{name} at temperature 0", ask, args.cache, workers)
+    if parse_verdict(probe.text, args.task) != "CORRECT":
+        said = probe.text[-60:]
+        print(f"warning: asked about a right answer, the judge said {said!r}, not CORRECT")
     verdicts = [parse_verdict(reply.text, args.task) for reply in replies]
     summary = summarise(verdicts, args.task)
     shares = {name: share for name, share in summary.items() if name != "n"}

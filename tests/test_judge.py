@@ -312,7 +312,8 @@ def answers(tmp_path):
 
 def test_command_line(server, answers, tmp_path, capsys):
     server.script = [
-        (200, {}, verdict) for verdict in ("CORRECT", "PARTIALLY_CORRECT", "INCORRECT", "Hm.")
+        (200, {}, verdict)
+        for verdict in ("CORRECT", "CORRECT", "PARTIALLY_CORRECT", "INCORRECT", "Hm.")
     ]
     command = [
         str(answers),
@@ -331,7 +332,7 @@ def test_command_line(server, answers, tmp_path, capsys):
     ]
     judge.main(command)
     judge.main(command)
-    assert len(server.asked) == 4, "the second run reads the cache"
+    assert len(server.asked) == 5, "the second run reads the cache"
     printed = capsys.readouterr().out.splitlines()
     assert printed[1].split() == ["n", "strict", "lenient", "incorrect", "unparsable"] and printed[
         2
@@ -344,7 +345,9 @@ def test_command_line(server, answers, tmp_path, capsys):
         None,
     ] and record["summary"]["n"] == 4
     example = load_task("knowledge", "test")[3]
-    assert server.asked[3][2]["messages"][0]["content"] == judge_prompt(
+    first = server.asked[0][2]["messages"][0]["content"]
+    assert "Which organ pumps blood" in first and "It is the heart." in first
+    assert server.asked[4][2]["messages"][0]["content"] == judge_prompt(
         "knowledge", example, "answer 3"
     )
     assert not any(
@@ -381,14 +384,16 @@ def test_local_judge(tiny_folder, answers, tmp_path, capsys):
     with pytest.raises(SystemExit):
         judge.main(command + ["--model", "gpt"])
     judge.main(command)
-    assert capsys.readouterr().out.splitlines()[-1].split() == [
+    printed = capsys.readouterr().out
+    assert "warning: asked about a right answer, the judge said" in printed
+    assert printed.splitlines()[-1].split() == [
         "4",
         "0.0%",
         "0.0%",
         "0.0%",
         "100.0%",
     ]
-    assert len(journal.read_journal(tmp_path / "cache.jsonl")) == 4
+    assert len(journal.read_journal(tmp_path / "cache.jsonl")) == 5
 
 
 def test_answers_of_other_questions_are_refused(answers, tmp_path):
