@@ -171,8 +171,34 @@ def test_the_readmes_drifts_are_those_of_the_results_files():
             [run for run in runs_of("knowledge-sft-5e-5") if "probe" in run["last"]],
         )
     ]
-    sentence = "SFT's 80 steps leave {} %. After learning facts SDFT is down to {} % (SFT to {} %)"
+    sentence = (
+        "SFT's 80 steps leave {} %. After learning facts SDFT is down to {} % (SFT at 5e-5 to {} %)"
+    )
     assert sentence.format(*forgotten) in text
+
+
+def test_the_readmes_figures_of_the_larger_model_are_those_of_the_results_files():
+    text = " ".join(README.split())
+
+    def ends(name):
+        last = [run["last"] for run in runs_of(name)]
+        shares = [
+            ", ".join(f"{100 * run[row]['correct']:.{digits}f}" for run in last)
+            for row, digits in (("test", 1), ("probe", 0))
+        ]
+        return shares, ", ".join(f"{run['test']['drift_from_base']:.3f}" for run in last)
+
+    (right, kept), drift = ends("qwen-science-5e-6")
+    (sft_right, sft_kept), sft_drift = ends("qwen-science-sft")
+    assert f"SDFT ends at {right} % of the test questions" in text
+    assert f"and a drift of {drift}; SFT at {sft_right} % and {sft_drift}" in text
+    assert f"SDFT leaves {kept} % right, SFT {sft_kept} %" in text
+    for level in (0.7, 0.9):
+        both = [
+            mean(drift_at(run, level) for run in runs_of(name))
+            for name in ("qwen-science-5e-6", "qwen-science-sft")
+        ]
+        assert f"{both[0] / both[1]:.2f}" in text
 
 
 def test_the_readmes_example_is_in_the_samples_and_in_the_stored_answers():
