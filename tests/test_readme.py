@@ -193,12 +193,16 @@ def test_the_readmes_figures_of_the_larger_model_are_those_of_the_results_files(
     assert f"SDFT ends at {right} % of the test questions" in text
     assert f"and a drift of {drift}; SFT at {sft_right} % and {sft_drift}" in text
     assert f"SDFT leaves {kept} % right, SFT {sft_kept} %" in text
+    ratios, slow = [], []
     for level in (0.7, 0.9):
-        both = [
+        drifts = [
             mean(drift_at(run, level) for run in runs_of(name))
-            for name in ("qwen-science-5e-6", "qwen-science-sft")
+            for name in ("qwen-science-5e-6", "qwen-science-sft", "qwen-science-sft-2e-6")
         ]
-        assert f"{both[0] / both[1]:.2f}" in text
+        ratios.append(f"{drifts[0] / drifts[1]:.2f}")
+        slow.append(f"{drifts[0] / drifts[2]:.2f}")
+    assert f"SDFT passes 70 and 90 % of validation at {' and '.join(ratios)} of SFT's drift" in text
+    assert f"SDFT at 5e-6 passes 70 and 90 % at {' and '.join(slow)} of its drift" in text
 
 
 def test_the_readmes_example_is_in_the_samples_and_in_the_stored_answers():
