@@ -20,6 +20,7 @@ D hidden, H key-value heads, E their size.
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 
 import torch
 from torch.nn.functional import pad
@@ -96,7 +97,9 @@ def next_logits(model, ids_RN, mask_RL, cache):
     """Run N more tokens of each row, the last of its L columns -> logits_RV after the last one."""
     # explicit: padding on the left must not shift the positions
     position_RN = (mask_RL.cumsum(1) - 1).clamp(min=0)[:, -ids_RN.shape[1] :]
-    options = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+    # transformers 5.24 renamed the argument, and 5.40 will take the new name alone
+    name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
+    options = {name: cache, "use_cache": True, "logits_to_keep": 1}
     output = model(input_ids=ids_RN, attention_mask=mask_RL, position_ids=position_RN, **options)
     return output.logits[:, -1].float()
 

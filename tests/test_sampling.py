@@ -5,6 +5,7 @@ generate; the exact softmax (chi-square); hand-made distributions for the invers
 """
 
 import copy
+import inspect
 import weakref
 from types import SimpleNamespace
 
@@ -120,6 +121,24 @@ def test_looking_rarely_for_finished_rows_draws_the_same(config_class, T):
     found = sample_completions(model, PROMPTS * 3, **options, check_every=16)
     for name in ("completion_ids_BT", "completion_mask_BT", "finished_B"):
         assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
+def test_the_cache_goes_by_the_name_that_the_model_gives_it(tiny):
+    """transformers 5.24 calls it `cache`, earlier versions past_key_values."""
+    options = {"max_new_tokens": 6, "uniforms_BT": uniforms(len(PROMPTS), 6), **STOP}
+    expected = sample_completions(tiny, PROMPTS, **options)
+    own = {"cache", "past_key_values"} & inspect.signature(tiny.forward).parameters.keys()
+    for name in ("cache", "past_key_values"):
+
+        def forward(input_ids, plain=tiny.forward, passed=name, **inputs):
+            return plain(input_ids=input_ids, **{next(iter(own)): inputs.pop(passed)}, **inputs)
+
+        named = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)
+        forward.__signature__ = inspect.Signature([named])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tiny, "forward", forward)
+            found = sample_completions(tiny, PROMPTS, **options)
+        assert torch.equal(found.completion_ids_BT, expected.completion_ids_BT)
 
 
 def test_rows_that_ended_are_dropped_as_often_as_asked(tiny):
