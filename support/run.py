@@ -253,6 +253,12 @@ def _digest(value):
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
+UNSAVED_WEIGHTS = {  # of digests: which weights, and what to restore
+    "base": ("under the adapters", "the base of --model"),
+    "teacher": ("of --teacher-model", "them"),
+}
+
+
 def check_same_data(before, now):
     """ValueError, naming the file, if a resumed run would go on with other data."""
     if before is None:
@@ -265,12 +271,10 @@ def check_same_data(before, now):
                 "the training prompts are encoded differently than when this run began: tokenizer"
             )
             raise ValueError(f"{what}, chat template or limits have changed. Start a new run")
-        if name == "base":
-            what = "the weights under the adapters are not those that this run began with"
-            raise ValueError(f"{what}; restore the base of --model, or start a new run")
-        if name == "teacher":
-            what = "the weights of --teacher-model are not those that this run began with"
-            raise ValueError(f"{what}; restore them, or start a new run")
+        if name in UNSAVED_WEIGHTS:
+            which, what = UNSAVED_WEIGHTS[name]
+            problem = f"the weights {which} are not those that this run began with"
+            raise ValueError(f"{problem}; restore {what}, or start a new run")
         raise ValueError(
             f"{name} has changed since this run began; restore it to go on with --resume, or start "
             "a new run"
