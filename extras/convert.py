@@ -199,16 +199,19 @@ def trl(record, place, demonstration):
     else:
         prompt = turns(record, "prompt", place)
         name = taken("trl", "demonstration", record)
-        answers = messages(record, name, place)
-        if len(answers) != 1:
-            raise ValueError(
-                f'{place}: field "{name}" has {len(answers)} turns; only one can become the '
-                "demonstration"
-            )
-        worked = answers[0]["content"]
+        worked = None  # test records need none
+        if name in record:
+            answers = messages(record, name, place)
+            if len(answers) != 1:
+                raise ValueError(
+                    f'{place}: field "{name}" has {len(answers)} turns; only one can become the '
+                    "demonstration"
+                )
+            worked = answers[0]["content"]
     if record.get("tools"):
         prompt = with_tools(prompt, record["tools"])
-    return row | {"prompt": prompt, "demonstration": worked}
+    row["prompt"] = prompt
+    return row if worked is None else row | {"demonstration": worked}
 
 
 def identifier(value, place):
@@ -251,8 +254,13 @@ SOURCES = {
         [
             {"prompt", "completion"},
             {"prompt", "privileged_context"},
-            {"prompt", "demonstration"},  # our own format
             {"messages"},
+            # our own format
+            {"prompt", "demonstration"},
+            {"prompt", "answer", "options"},
+            {"prompt", "calls"},
+            {"prompt", "key_facts"},
+            {"prompt", "reference"},
         ],
     ),
     "authors-science": (authors_science, [{"messages", "output_text"}, {"prompt", "answer"}]),
@@ -292,9 +300,13 @@ TAKEN = {
 
 
 def taken(source, ours, record):
-    """The name of the record's field, or fields, that becomes a field of ours."""
+    """The name of the record's field, or fields, that becomes a field of ours.
+
+    The last choice if the record has none of them: field() says that it is missing.
+    """
     choices = TAKEN[source].get(ours, [ours])
-    return next(name for name in choices if record.keys() >= set(name.split(" + ")))
+    there = (name for name in choices if record.keys() >= set(name.split(" + ")))
+    return next(there, choices[-1])
 
 
 def describe(source, record, row, demonstration):
@@ -537,8 +549,11 @@ def files_below(root, passed_over):
     return files
 
 
-def read_file(file):
-    """A file, or a folder in Arrow format -> list of (place, record)."""
+def read_file(file, refuse):
+    """A file, or a folder in Arrow format -> list of (place, record).
+
+    refuse(error) raises the error of one line, or goes on without it.
+    """
     if file.is_dir():
         return read_arrow(file)
     if file.suffix.lower() == ".parquet":
@@ -553,10 +568,10 @@ def read_file(file):
         raise ValueError(f"{file} is a Git LFS pointer and not the file itself; git lfs pull")
     if file.suffix.lower() in (".csv", ".tsv"):
         return read_table(file, content)
-    return read_json(file, content)
+    return read_json(file, content, refuse)
 
 
-def read_json(file, content):
+def read_json(file, content, refuse):
     """JSON Lines, or a JSON array -> list of (place, record)."""
     lines = [
         (f"{file}:{number}", line.strip("\ufeff"))  # inside after `cat` of files that begin with it
@@ -567,7 +582,13 @@ def read_json(file, content):
     named_lines = file.suffix.lower() in (".jsonl", ".ndjson")
     is_array = content.lstrip().startswith("[")
     if (named_lines and not is_array) or (len(lines) > 1 and is_object(lines[0][1])):
-        return [(place, parse_json(line, f"{place}: the line", dict)) for place, line in lines]
+        records = []
+        for place, line in lines:
+            try:
+                records.append((place, parse_json(line, f"{place}: the line", dict)))
+            except ValueError as error:
+                refuse(error)
+        return records
     records = parse_json(content, f"{file}: the file (JSON Lines end in .jsonl)", list)
     for number, record in enumerate(records, start=1):
         if not isinstance(record, dict):
@@ -604,17 +625,23 @@ def read_table(file, content):
                 raise ValueError(
                     f"{place} has not the {len(rows.fieldnames)} cells that the first line names"
                 )
-            records.append((place, {name: cell_value(name, row[name]) for name in row}))
+            records.append((place, {name: cell_value(name, row[name], place) for name in row}))
     except csv.Error as error:
         raise ValueError(f"{file}: record {len(records) + 1} is not CSV ({error})") from None
     return records
 
 
-def cell_value(name, cell):
+def cell_value(name, cell, place):
     """A cell of a table: None, text, or the list that the field of that name holds."""
     if not cell.strip():
         return None
     lists = ("messages", "tools", "options", "calls", "key_facts", "other_facts")
+    if name in (*lists, "prompt", "completion") and re.match(r"\[\s*\{\s*'", cell):
+        raise ValueError(
+            f'{place}: field "{name}" holds a list in Python\'s notation, as pandas writes it, and '
+            "not in JSON; export the table as JSON Lines, such as DataFrame.to_json(FILE, "
+            'orient="records", lines=True)'
+        )
     if name in lists or (name in ("prompt", "completion") and re.match(r'\[\s*\{\s*"', cell)):
         try:
             return json.loads(cell)
@@ -638,7 +665,32 @@ def read_parquet(file):
         raise ValueError(
             f"{file}: not readable as Parquet ({error}); if it is a Git LFS pointer, git lfs pull"
         ) from None
-    return [(f"{file}: record {number}", row) for number, row in enumerate(rows, start=1)]
+    return arrow_records(file, rows)
+
+
+def arrow_records(file, rows):
+    """Rows of an Arrow table -> list of (place, record).
+
+    Arrow gives all objects of a column the same keys, and null for those that an object did not
+    have: a call of {"city": "Oslo"} beside one of {"query": "tea"} would want "query", too.
+    """
+    objects = ("calls", "tools")
+    return [
+        (
+            f"{file}: record {number}",
+            {name: without_nulls(row[name]) if name in objects else row[name] for name in row},
+        )
+        for number, row in enumerate(rows, start=1)
+    ]
+
+
+def without_nulls(value):
+    """Lists and objects without the keys of objects whose value is None."""
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    return value
 
 
 def read_arrow(folder):
@@ -666,7 +718,7 @@ def read_arrow(folder):
                 f"{file}: not readable as an Arrow stream ({error}); if it is a Git LFS "
                 "pointer, git lfs pull"
             ) from None
-        records += [(f"{file}: record {number}", row) for number, row in enumerate(rows, start=1)]
+        records += arrow_records(file, rows)
     return records
 
 
@@ -706,25 +758,36 @@ def share(row, seed):
     return int(hashlib.sha256(f"{seed}\n{stem}".encode()).hexdigest()[:13], 16) / 16**13
 
 
-def ranks(rows, seed):
-    """Share of a row -> its rank among these rows, in [0, 1): exact parts even of a small set."""
+def split_by_share(rows, seed, parts):
+    """Share of a row -> its split; parts are (split, where it ends in [0, 1]).
+
+    By the rank of the share, so that the parts are exact even of a small set. Of two questions or
+    more one becomes validation, of a single one none.
+    """
     shares = sorted({share(row, seed) for row in rows})
-    return {value: i / len(shares) for i, value in enumerate(shares)}
+    N = len(shares)
+    splits = [next(split for split, end in parts if i / N < end) for i in range(N)]
+    if N == 1:
+        splits = ["train"]
+    elif N > 1 and "validation" not in splits:
+        splits[splits.count("train") - 1] = "validation"
+    return dict(zip(shares, splits, strict=True))
 
 
 def split_rows(rows, seed, left_out):
     """[(split or None, row)] -> {split: [row]}, each prompt once."""
-    rank_of_free = ranks([row for split, row in rows if split is None], seed)
-    rank_of_train = ranks([row for split, row in rows if split == "train"], seed)
+    free = [row for split, row in rows if split is None]
+    training = [row for split, row in rows if split == "train"]
     has_validation = any(split == "validation" for split, _ in rows)
+    split_of_free = split_by_share(free, seed, [("train", 0.75), ("validation", 0.8), ("test", 1)])
+    split_of_train = split_by_share(training, seed, [("validation", 5 / 80), ("train", 1)])
     result, split_of = {split: [] for split in SPLITS}, {}
     # stable: the source's order stays
     for split, row in sorted(rows, key=lambda pair: SPLITS.index(pair[0] or "train")):
         if split is None:
-            rank = rank_of_free[share(row, seed)]
-            split = "train" if rank < 0.75 else "validation" if rank < 0.8 else "test"
-        elif split == "train" and not has_validation and rank_of_train[share(row, seed)] < 5 / 80:
-            split = "validation"
+            split = split_of_free[share(row, seed)]
+        elif split == "train" and not has_validation:
+            split = split_of_train[share(row, seed)]
         # whole prompts: two chats may end with the same turn
         prompt = turns_of(row)
         if prompt in split_of:
@@ -758,16 +821,26 @@ def read_rows(inputs, source, demonstration, skip_broken, left_out):
     It counts in left_out what it leaves out.
     """
     rows, read, described, not_taken = [], Counter(), [], {}
+
+    def refuse(error):
+        if not skip_broken:
+            raise ValueError(f"{error}; repair it, or leave such records out with --skip-broken")
+        print(f"broken: {error}")
+        left_out["broken"] += 1
+
     files, passed_over = find_files([str(argument) for argument in inputs])
     for split, file in files:
-        records = read_file(file)
+        records = read_file(file, refuse)
         if not records:
             raise ValueError(f"{file} is a file without records")
         name = source or recognise(*records[0])
         if name == "toolalpaca":
-            records = [
-                pair for place, tool in records for pair in toolalpaca_instructions(tool, place)
-            ]
+            tools, records = records, []
+            for place, tool in tools:
+                try:
+                    records += toolalpaca_instructions(tool, place)
+                except ValueError as error:
+                    refuse(error)
         read[name] += len(records)
         for place, record in records:
             try:
@@ -776,12 +849,8 @@ def read_rows(inputs, source, demonstration, skip_broken, left_out):
                     # read as data.py will read it; what each task needs is checked there
                     parse_line(json.dumps(row), place, "general")
             except ValueError as error:
-                if not skip_broken:
-                    raise ValueError(
-                        f"{error}; repair it, or leave such records out with --skip-broken"
-                    ) from None
-                print(f"broken: {error}")
-                row = "broken"
+                refuse(error)
+                continue
             if isinstance(row, str):
                 left_out[row] += 1
                 continue
@@ -873,6 +942,9 @@ def last_words(row):
 
 def print_notes(parts):
     """What a user should know of the records that were written, {split: [row]}."""
+    for split in ("validation", "test"):
+        if parts["train"] and not parts[split]:
+            print(f"note: no record is left for {split}, and {split}.jsonl was not written")
     bare = sum("demonstration" not in row for row in parts["train"] + parts["validation"])
     if bare:
         print(

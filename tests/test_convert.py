@@ -919,6 +919,97 @@ def test_parquet_as_the_hub_has_it(tmp_path):
     assert row["demonstration"] == "Fine." and row["id"] == "0"
 
 
+def test_calls_keep_their_own_arguments_in_parquet(tmp_path):
+    """Arrow gives each call the arguments of all others, as null."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    calls = [
+        {"name": "search", "arguments": {"query": "tea", "how": {"deep": True}}},
+        {"name": "weather", "arguments": {"city": "Oslo"}},
+    ]
+    rows = [
+        {
+            "prompt": f"q{i}?",
+            "completion": "a",
+            "calls": [call],
+            "tools": [{"name": "f", "parameters": {name: "string" for name in call["arguments"]}}],
+        }
+        for i, call in enumerate(calls)
+    ]
+    (tmp_path / "in").mkdir()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "in" / "test.parquet")
+    convert([tmp_path / "in"], tmp_path / "out")
+    first, second = written(tmp_path / "out")
+    assert first["calls"] == [calls[0]] and second["calls"] == [calls[1]]
+    assert '{"city": "string"}' in second["prompt"][0]["content"]
+
+
+def test_tables_of_pandas_in_pythons_notation_are_refused(tmp_path):
+    table = "prompt,completion\n\"[{'role': 'user', 'content': 'Hi?'}]\",Hello.\n"
+    with pytest.raises(ValueError, match='record 1: field "prompt" holds a list in Python'):
+        convert([folder_of(tmp_path / "in", {"test.csv": table})], tmp_path / "out")
+
+
+def test_our_own_records_without_a_demonstration(tmp_path, capsys):
+    """A test set needs none; training does, and is told so."""
+    bare = [
+        {"prompt": "q1?", "key_facts": [["b"]]},
+        {"prompt": "q2?", "calls": [{"name": "f", "arguments": {}}]},
+        {"prompt": "q3?", "answer": "x", "options": [["x"], ["y"]]},
+        {"prompt": "q4?", "reference": "x"},
+    ]
+    for i, row in enumerate(bare):
+        folder = tmp_path / str(i)
+        convert([folder_of(folder / "in", {"test.jsonl": lines_of([row])})], folder / "out")
+        [found] = written(folder / "out")
+        prompt = [{"role": "user", "content": row["prompt"]}]
+        assert found == row | {"prompt": prompt}
+    rows = [{"prompt": f"q{i}?", "demonstration": "a"} for i in range(3)] + [{"prompt": "bare?"}]
+    convert([folder_of(tmp_path / "in", {"train.jsonl": lines_of(rows)})], tmp_path / "out")
+    assert "1 records of train and validation have no demonstration" in capsys.readouterr().out
+
+
+def test_a_missing_field_is_named(tmp_path):
+    rows = [HUATUO, {"Response": "It is the liver."}]
+    with pytest.raises(ValueError, match='train.json: record 2: field "Question" is missing'):
+        converted(tmp_path, rows)
+
+
+def test_skip_broken_skips_lines_and_tools(tmp_path, capsys):
+    cut = lines_of(ROWS) + '{"prompt": "q?", "comp'
+    source = folder_of(tmp_path / "in", {"train.jsonl": cut})
+    with pytest.raises(ValueError, match="train.jsonl:.* is not JSON .*--skip-broken"):
+        convert([source], tmp_path / "out")
+    counts, left_out = convert([source], tmp_path / "out", skip_broken=True)
+    assert sum(counts.values()) == len(ROWS) and left_out == {"broken": 1}
+    assert "broken: " in capsys.readouterr().out
+    tools = [TOOL, TOOL | {"Name": "Other", "Golden_Answers": [GOLDEN]}]
+    (tmp_path / "tools").mkdir()
+    assert len(converted(tmp_path / "tools", tools, "test.json", skip_broken=True)) == 2
+
+
+@pytest.mark.parametrize(
+    "N, sizes", [(1, [1, 0, 0]), (2, [1, 1, 0]), (5, [3, 1, 1]), (10, [7, 1, 2]), (20, [15, 1, 4])]
+)
+def test_small_sets_get_a_validation_split(tmp_path, capsys, N, sizes):
+    rows = [{"prompt": f"q{i}?", "completion": "a"} for i in range(N)]
+    source = folder_of(tmp_path / "in", {"x.jsonl": lines_of(rows)})
+    counts, _ = convert([source], tmp_path / "out")
+    assert list(counts.values()) == sizes
+    printed = capsys.readouterr().out
+    for split in ("validation", "test"):
+        assert (f"note: no record is left for {split}," in printed) == (counts[split] == 0)
+
+
+def test_a_single_training_record_stays_in_training(tmp_path):
+    rows = [{"prompt": "q?", "completion": "a"}]
+    counts, _ = convert(
+        [folder_of(tmp_path / "in", {"train.jsonl": lines_of(rows)})], tmp_path / "out"
+    )
+    assert counts == {"train": 1, "validation": 0, "test": 0}
+
+
 # ---- the output folder ----
 
 
