@@ -258,7 +258,8 @@ def main(argv=None):
     add("--task", required=True, choices=[task for task in data.TASKS if task != "general"])
     add("--split", default="test", help="file of the data set (default: test)")
     add("--data", help="folder with our JSONL files (default: our own samples)")
-    add("--context", default="none", choices=data.CONTEXTS, help="what stands beside the question")
+    context_help = "what stands beside the question (default: none; what --template shows)"
+    add("--context", choices=data.CONTEXTS, help=context_help)
     add("--instruction", choices=list(data.TEACHER_INSTRUCTIONS), help="end of a teacher's prompt")
     add("--template", metavar="FILE", help="own text of a teacher's prompt (default: its run's)")
     kwargs_help = "JSON that the chat template reads (default: its run's)"
@@ -285,11 +286,18 @@ def main(argv=None):
         template_kwargs = run["chat_template_kwargs"]
     if args.instruction and args.template:
         parser.error("--template replaces the words of --instruction")
+    if args.instruction and "demonstration" not in (args.context or "none"):
+        parser.error("--instruction needs --context demonstration or text+demonstration")
     own_template = None if args.instruction else run["teacher_template"]
     replace_unprintable()
     try:
         if args.template:
             own_template = data.read_template(Path(args.template).expanduser())
+            shown = data.context_of_template(own_template)
+            if args.context not in (None, shown):
+                raise ValueError(f"--template {args.template} shows {shown}, not {args.context}")
+            args.context = shown
+        args.context = args.context or "none"
         folder = args.data and Path(args.data).expanduser()
         examples = data.load_task(args.task, args.split, folder)[: args.limit]
         for example in examples:

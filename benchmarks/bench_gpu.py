@@ -343,10 +343,12 @@ def measure_steps(shape, args, offload=False, adapters=False):
     return {"seconds": parts, "peak_bytes": max(peaks[1:], default=None)}
 
 
-def measure_places(shape, args):
-    """{"in host memory": …, "on the card": …}, where the optimiser's state is, and a table each."""
-    found = {}
-    for offload, place in ((True, "in host memory"), (False, "on the card")):
+def measure_places(shape, args, found):
+    """Add "in host memory" and "on the card", where the optimiser's state is, to what was found;
+    a table each.
+    """
+    places = "in host memory", "on the card"
+    for offload, place in zip((True, False), places, strict=True):
         run = Config(**{name: getattr(args, name) for name in FIELDS})
         run.offload_optimizer = offload
         plan = plan_run(shape, run, args.device)
@@ -368,12 +370,9 @@ def measure_places(shape, args):
             print(f"peak {peak / 1e9:.2f} GB, planned {planned / 1e9:.2f}, {ratio}\n", flush=True)
         if args.json:
             write_record(args.json, "bench_gpu", found)  # a time limit may end the next one
-    if len(found) == 2:
-        on_card, on_host = (
-            found[place]["seconds"]["step"] for place in ("on the card", "in host memory")
-        )
+    if all(place in found for place in places):
+        on_host, on_card = (found[place]["seconds"]["step"] for place in places)
         print(f"offloading: a step takes {on_host / on_card:.3f} times as long")
-    return found
 
 
 def measure(shape, args):
@@ -390,7 +389,7 @@ def measure(shape, args):
         found["exact"] = check_exact(args)
         free_memory(args)
     if "steps" in args.parts:
-        found |= measure_places(shape, args)
+        measure_places(shape, args, found)
     if "adapters" in args.parts:
         found["adapters"] = measure_steps(shape, args, adapters=True)
         print(f"with adapters: {found['adapters']}", flush=True)
@@ -410,7 +409,7 @@ def main():
     add("--hidden", type=int, help="a toy: a multiple of 8, with a vocabulary of 1000")
     for name in FIELDS:
         field = Config.__dataclass_fields__[name]
-        if name in ("offload_optimizer", "teacher", "keep_last"):
+        if name in ("offload_optimizer", "teacher", "keep_last") or name.startswith("lora_"):
             continue
         flag, kind = "--" + name.replace("_", "-"), type(field.default)
         if kind is bool:
@@ -421,6 +420,7 @@ def main():
     add("--json", type=Path)
     parser.set_defaults(
         offload_optimizer=False,
+        lora_rank=0,  # the part "adapters" takes 16
         teacher="ema",
         keep_last=1,
         max_prompt_tokens=256,

@@ -64,8 +64,11 @@ TRL_ALPHA = {
 
 
 def training_examples(args):
-    """As many science examples as the warm-up and the counted steps take."""
-    return load_task("science", "train")[: args.batch_size * (1 + args.steps)]
+    """As many science examples as the warm-up and the counted steps take, from the first again
+    after the last.
+    """
+    examples = itertools.cycle(load_task("science", "train"))
+    return list(itertools.islice(examples, args.batch_size * (1 + args.steps)))
 
 
 def batches(tokenizer, stop, args):

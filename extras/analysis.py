@@ -55,10 +55,18 @@ from data import (
     load_task,
     teacher_messages,
 )
-from eval import Answer, answers_of, config_of_run, evaluate, split, token_divergence
+from eval import (
+    Answer,
+    answers_of,
+    config_of_run,
+    evaluate,
+    file_to_write,
+    split,
+    token_divergence,
+)
 from sampling import sample_completions, stop_tokens
 from scoring import final_answer, score, summarise
-from support.chat import encode_prompt
+from support.chat import encode_prompt, parse_template_kwargs, reject_template_kwargs
 from support.models import (
     best_device,
     configure_cuda,
@@ -71,6 +79,7 @@ from support.tables import format_table
 
 # two-sided 95 % quantiles of Student's t for 2, 3, ... values: 1, 2, ... degrees of freedom
 T_95 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
+TEST_NAMES = ("test", "held-out wordings")  # of a task's test split, in a run's results
 
 
 # ---- sampled answers and pass@k ----
@@ -219,7 +228,8 @@ def confidence_interval(values):
 def drift_at(run, accuracy):
     """Drift at which a run's validation curve first passes an accuracy, linear between validations.
 
-    None if it never does. The curve starts at the base: drift 0, the preflight's student.
+    None if it never does. The curve starts where the run does (start_of); a run that starts at the
+    accuracy or above has passed it there.
     """
     found = crossings(run, accuracy)
     return found[0] if found else None
@@ -235,11 +245,22 @@ def drift_for_good(run, accuracy):
     return found[-1] if found and run["curve"][-1]["correct"] >= accuracy else None
 
 
+def start_of(run):
+    """(accuracy on validation, drift) before the first step; of re-invoke, that of its model."""
+    return run["preflight"]["student"]["correct"], of_test(run["before"])["drift_from_base"]
+
+
+def of_test(reports, task=""):
+    """The summary of a task's test split; its names are those of config.REPORTS."""
+    return next(reports[task + name] for name in TEST_NAMES if task + name in reports)
+
+
 def crossings(run, accuracy):
     """The drifts at which a run's validation curve passes an accuracy on its way up."""
-    points = [(run["preflight"]["student"]["correct"], 0.0)]
+    points = [start_of(run)]
     points += [(entry["correct"], entry["drift_from_base"]) for entry in run["curve"]]
-    return [
+    at_start = [drift for correct, drift in points[:1] if correct >= accuracy]
+    return at_start + [
         start + (end - start) * (accuracy - low) / (high - low)
         for (low, start), (high, end) in itertools.pairwise(points)
         if low < accuracy <= high
@@ -250,13 +271,18 @@ def equal_accuracy(files, levels=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)):
     """Lines of two markdown tables: mean (lowest to highest) drift over seeds at each accuracy,
     where a curve first passes it, and where it passes it for good.
     """
-    records = {Path(file).stem: json.loads(Path(file).read_text())["runs"] for file in files}
+    stems = [Path(file).stem for file in files]
+    names = stems if len(set(stems)) == len(stems) else [str(file) for file in files]
+    recipes = {}  # of a grid each point is one
+    for name, file in zip(names, files, strict=True):
+        for run in runs_with_curves(file):
+            recipes.setdefault(" ".join([name, *point_flags(run)]), []).append(run)
     for heading, rule in {"first passes": drift_at, "passes for good": drift_for_good}.items():
-        yield f"| {heading}, on validation | " + " | ".join(records) + " |"
-        yield "|---" * (1 + len(records)) + "|"
+        yield f"| {heading}, on validation | " + " | ".join(recipes) + " |"
+        yield "|---" * (1 + len(recipes)) + "|"
         for level in levels:
             cells = [f"{level:.0%}"]
-            for runs in records.values():
+            for runs in recipes.values():
                 found = [drift for run in runs if (drift := rule(run, level)) is not None]
                 span = f"{min(found):.3f} to {max(found):.3f}" if found else ""
                 passed = f"{len(found)} of {len(runs)} seeds"
@@ -265,6 +291,25 @@ def equal_accuracy(files, levels=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)):
                 )
             yield f"| {' | '.join(cells)} |"
         yield ""
+
+
+def runs_with_curves(file):
+    """The runs of a results file. Raises ValueError if they have no curves."""
+    try:
+        runs = json.loads(Path(file).read_text(encoding="utf-8"))["runs"]
+        curves = [run["curve"] for run in runs]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{file} is no results file of extras/experiments.py with training runs ({error!r})"
+        ) from None
+    if not any(curves):
+        raise ValueError(f"{file} has no validation during training, so no drift on the way")
+    return runs
+
+
+def point_flags(run):
+    """["--FLAG VALUE"] of the point of a grid that a run is."""
+    return [f"--{flag} {value}" for flag, value in run.get("point", {}).items()]
 
 
 # ---- stored answers, scored again ----
@@ -461,22 +506,31 @@ def show_until_trace(stream, screen):
     return "".join(held or [])
 
 
-def leaves(results, task):
-    """The tasks with questions of their own below a task: MMLU is a group of four groups, 57 in
-    all.
-    """
+def below(results, task):
+    """The tasks and groups below a group: MMLU has four groups, and 57 tasks in them."""
     parts = results.get("group_subtasks", {}).get(task, [])
-    return [leaf for part in parts for leaf in leaves(results, part)] or [task]
+    return [name for part in parts for name in [part, *below(results, part)]]
+
+
+def leaves(results, task):
+    """The tasks with questions of their own below a task, or the task itself."""
+    groups = {name for name, parts in results.get("group_subtasks", {}).items() if parts}
+    return [name for name in below(results, task) if name not in groups] or [task]
 
 
 def read_rows(results, tasks):
     """[{"task", "n", "shots", "metric", "value", "stderr"}] from the harness's dict.
 
-    The six have one metric each, other tasks all of theirs. Raises ValueError if the harness has no
-    such metric: names change between its versions.
+    The six have one metric each, other tasks all of theirs. A tag, such as ai2_arc, has no result
+    of its own, and stands for its tasks. Raises ValueError if the harness has no such metric: names
+    change between its versions.
     """
     rows = []
-    for task in tasks:
+    there = [task for task in tasks if task in results["results"]]
+    if len(there) < len(tasks):
+        counted = {part for task in there for part in [task, *below(results, task)]}
+        there += [task for task in results["results"] if task not in counted]
+    for task in there:
         values, parts = results["results"][task], leaves(results, task)
         metrics = [name for name in values if "," in name and "_stderr" not in name]
         for metric in [BENCHMARKS[task][0]] if task in BENCHMARKS else metrics:
@@ -612,7 +666,12 @@ def measure_prior(args):
         chat_template=args.chat_template,
         run_model_code=args.run_model_code,
     )
-    rows = read_rows(results, tasks)
+    try:
+        rows = read_rows(results, tasks)
+    except (LookupError, ValueError) as error:
+        kept = (args.json or Path("prior.json")).with_suffix(".harness.json")
+        kept.write_text(json.dumps(results, default=str) + "\n", encoding="utf-8")
+        raise ValueError(f"{error}; the harness's own results are in {kept}") from None
     print(format_benchmarks(rows))
     summary = {
         "lm_eval": version("lm_eval"),
@@ -676,6 +735,8 @@ def parse_arguments(argv):
         help="what the prompt has beside the question",
     )
     add("--instruction", choices=list(TEACHER_INSTRUCTIONS), help="end of a teacher's prompt")
+    kwargs_help = "JSON that the chat template reads (default: its run's)"
+    add("--chat-template-kwargs", type=parse_template_kwargs, metavar="JSON", help=kwargs_help)
     add("--max-new-tokens", type=int, help="default: that of the run that left the model, else 64")
     add("--dtype", choices=["float32", "bfloat16"], help="default: that of its run, else float32")
     add("--batch-size", type=int, default=32, help="default: %(default)s")
@@ -717,6 +778,8 @@ def parse_arguments(argv):
         parser.error(f"--samples {args.samples} is below --k {args.k}; give at least as many")
     if args.measure == "pass-at-k" and not args.temperature > 0:
         parser.error(f"--temperature {args.temperature}: it must be above 0")
+    if args.instruction and "demonstration" not in args.context:
+        parser.error("--instruction needs --context demonstration or text+demonstration")
     if args.measure == "published" and args.task != "tooluse":
         parser.error(f"published scores tool use alone; --task is {args.task}")
     run = config_of_run(args.model)
@@ -724,11 +787,14 @@ def parse_arguments(argv):
     args.dtype = args.dtype or run["dtype"]
     args.own_template = None if args.instruction else run["teacher_template"]
     args.instruction = args.instruction or run["teacher_instruction"]
-    args.template_kwargs = run["chat_template_kwargs"]
+    if args.chat_template_kwargs is None:
+        args.chat_template_kwargs = run["chat_template_kwargs"]
     return args
 
 
 def check_prior(parser, args):
+    if args.tasks:  # lm-eval takes names with commas, too
+        args.tasks = [name for word in args.tasks for name in word.split(",") if name]
     if args.tasks_folder and not args.tasks:
         parser.error("--tasks-folder needs --tasks: the names of the tasks in it")
     if args.tasks_folder and not args.tasks_folder.is_dir():
@@ -748,6 +814,7 @@ def measure(args):
         check_context(example, args.context)
     configure_cuda()
     model, tokenizer = load_model(args.model, best_device(), args.dtype)
+    reject_template_kwargs(tokenizer, args.chat_template_kwargs)
     return MEASURES[args.measure](
         model,
         tokenizer,
@@ -756,7 +823,7 @@ def measure(args):
         context=args.context,
         instruction=args.instruction,
         own_template=args.own_template,
-        template_kwargs=args.template_kwargs,
+        template_kwargs=args.chat_template_kwargs,
         max_new_tokens=args.max_new_tokens,
         batch_size=args.batch_size,
         description=args.measure,
@@ -773,6 +840,7 @@ def main(argv=None):
         if args.measure == "rescore":
             print(format_table(rescore(args.answers, args.task, args.data)))
             return
+        args.json = args.json and file_to_write(args.json)
         measured = measure_prior(args) if args.measure == "prior" else measure(args)
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -181,7 +181,8 @@ def make_demonstrations(args, how):
 
 
 def main(argv=None):
-    journal.run_command(make_demonstrations, *parse_arguments(argv))
+    args, how = parse_arguments(argv)
+    journal.run_command(make_demonstrations, args, how, is_kept=args.url is not None)
 
 
 if __name__ == "__main__":

@@ -43,8 +43,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of sdft.py
 
-from analysis import confidence_interval, drift_at, drift_for_good, read_stored
-from plot import of_test
+from analysis import (
+    confidence_interval,
+    drift_at,
+    drift_for_good,
+    of_test,
+    point_flags,
+    read_stored,
+)
 
 from baselines import METHODS
 from config import parse_config
@@ -57,6 +63,7 @@ from support.models import best_device, load_model
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING = ("sdft.py", "baselines.py")
 PROBE_TOKENS = 32
+STORED = ("tasks", "every", "flags", "weights")  # of an experiment, beside its command
 KEYS = {"command", "seeds", "grid", "tasks", "every", "flags", "weights", "label", "paper"}
 
 
@@ -117,7 +124,9 @@ def read_experiments(file):
             for piece, task in itertools.product(pieces(experiment), tasks):
                 words = stage_words(words_of(experiment, piece), task, experiment)
                 # the weights that a command takes from another experiment may not be there yet
-                parse_command([re.sub("{[^}]*}", "smollm2", word) for word in words])
+                config = parse_command([re.sub("{[^}]*}", "smollm2", word) for word in words])
+                if task and config.judge:
+                    raise ValueError(f"{file}: [{name}]: a sequence is scored without --judge")
     return experiments
 
 
@@ -153,9 +162,9 @@ def words_of(experiment, piece):
 def read_record(file, experiment):
     """What NAME.json holds, or a new record. ValueError if it is of another command."""
     command = " ".join(["python", *experiment["command"].split()])
-    new = {"command": command} | {k: experiment[k] for k in ("tasks", "weights") if k in experiment}
+    new = {"command": command} | {key: experiment[key] for key in STORED if key in experiment}
     record = json.loads(file.read_text()) if file.exists() else new | {"runs": []}
-    if {key: record.get(key) for key in new} != new:
+    if {key: record[key] for key in ("command", *STORED) if key in record} != new:
         raise ValueError(f"{file} is of another command, {record['command']}; move it away")
     return record
 
@@ -173,6 +182,7 @@ def run_piece(name, piece, experiments, record, args):
     point = [f"{flag}-{value}" for flag, value in piece.get("point", {}).items()]
     folder = args.runs / "-".join([name, *point, seed])
     words = words_of(experiment, piece)
+    check_command(folder, words, experiment)
     for earlier in needed(experiment):
         weights = args.runs / f"{earlier}-{seed}" / "last"
         if not weights.exists():
@@ -202,6 +212,23 @@ def run_piece(name, piece, experiments, record, args):
             shutil.rmtree(checkpoint)
         if not any(name in needed(other) for other in experiments.values()):
             shutil.rmtree(folder)
+            note_of(folder).unlink()
+
+
+def note_of(folder):
+    return folder.with_name(f"{folder.name}.command.json")
+
+
+def check_command(folder, words, experiment):
+    """Note beside a run's folder what it runs. ValueError if the folder is of something else."""
+    new = {"words": words} | {key: experiment[key] for key in STORED if key in experiment}
+    note = note_of(folder)
+    old = json.loads(note.read_text()) if folder.exists() and note.exists() else new
+    if old != new:
+        raise ValueError(
+            f"{folder} is of another command, python {shlex.join(old['words'])}; move it away"
+        )
+    write_json(note, new)
 
 
 def add_answers(folder, when, name, answers):
@@ -280,9 +307,13 @@ def read_run(folder, probed=True):
     for when, model in models.items():
         words = ["eval.py", "--model", model, "--task", "probe"]
         words += ["--dtype", config["dtype"], "--max-new-tokens", str(PROBE_TOKENS)]
+        name = f"{model.replace('/', '--')}-{config['dtype']}"
+        if kwargs := config.get("chat_template_kwargs"):
+            words += ["--chat-template-kwargs", json.dumps(kwargs)]
+            name += "-" + re.sub(r"\W+", "-", json.dumps(kwargs)).strip("-")
         file = folder / f"{when}-probe.json"
         if when == "before" and not Path(model).exists():  # of a hub or built in: one for all runs
-            file = folder.parent / f"{model.replace('/', '--')}-{config['dtype']}-probe.json"
+            file = folder.parent / f"{name}-probe.json"
         probe = measure(words, file)
         add_answers(folder, when, "probe, test", probe["answers"])
         results[when]["probe"] = probe["summary"]
@@ -324,11 +355,6 @@ def best_validation(run):
             "and with --judge a server that answers"
         )
     return max(ranks)
-
-
-def point_flags(run):
-    """["--FLAG VALUE"] of the point of a grid that a run is."""
-    return [f"--{flag} {value}" for flag, value in run.get("point", {}).items()]
 
 
 def ranking(record):
@@ -377,11 +403,15 @@ def run_sequence(words, experiment, folder):
     configs = [parse_command(command) for command in commands]
     first = configs[0]
     model, tokenizer = load_model(first.model, best_device(), first.dtype)
-    base = sample_base_answers(model, tokenizer, load_task("general", "test"), first.general_tokens)
-    sets = {"probe": (load_task("probe", "test"), PROBE_TOKENS)}
+    general, kwargs = load_task("general", "test"), first.chat_template_kwargs
+    base = sample_base_answers(model, tokenizer, general, first.general_tokens, kwargs)
+    how = {"max_new_tokens": PROBE_TOKENS, "template_kwargs": kwargs}
+    sets = {"probe": (load_task("probe", "test"), how)}
     for config in configs:
+        kwargs = config.chat_template_kwargs
+        how = {"max_new_tokens": config.answer_tokens, "template_kwargs": kwargs}
         for name, examples in load_splits(config).reports.items():
-            sets[f"{config.task}, {name}"] = examples, config.answer_tokens
+            sets[f"{config.task}, {name}"] = examples, how
     state = json.loads(file.read_text()) if file.exists() else {"evaluations": []}
     if "before" not in state:
         state["before"] = evaluate_all(first.model, sets, first.dtype, folder, "before", base)
@@ -421,13 +451,12 @@ def weights_of(folder):
 
 
 def evaluate_all(model_name, sets, dtype, folder, when, base):
-    """{name: summary} of the sets {name: (examples, max_new_tokens)}; stores the answers."""
+    """{name: summary} of the sets {name: (examples, how to evaluate)}; stores the answers."""
     model, tokenizer = load_model(str(model_name), best_device(), dtype)
     drift, scores = drift_from_base(base, model), {}
     folder.mkdir(parents=True, exist_ok=True)
-    for name, (examples, tokens) in sets.items():
-        how = {"max_new_tokens": tokens, "description": name}
-        scores[name], answers = evaluate(model, tokenizer, examples, **how)
+    for name, (examples, how) in sets.items():
+        scores[name], answers = evaluate(model, tokenizer, examples, description=name, **how)
         scores[name]["drift_from_base"] = drift
         pairs = zip(examples, answers, strict=True)
         rows = [{"id": example.id, "answer": answer.text} for example, answer in pairs]

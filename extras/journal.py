@@ -117,12 +117,13 @@ def make_parser(description):
     return argparse.ArgumentParser(description=description, formatter_class=formatter)
 
 
-def run_command(work, *args):
-    """work(*args); what stops it is one line."""
+def run_command(work, *args, is_kept=True):
+    """work(*args); what stops it is one line. is_kept: a journal has what was done so far."""
     try:
         return work(*args)
     except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command goes on from here")
+        goes_on = "the same command goes on from here"
+        sys.exit(f"\nstopped; {goes_on if is_kept else 'nothing was written'}")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

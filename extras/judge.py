@@ -1,4 +1,4 @@
-"""Judge stored answers, as --judge of sdft.py, baselines.py and eval.py does while they run.
+"""Judge stored answers, with the prompts of --judge of sdft.py, baselines.py and eval.py.
 
     python eval.py --model runs/knowledge/best --task knowledge --json answers.json
     python extras/judge.py answers.json --task knowledge --url http://127.0.0.1:8080/v1 --model NAME
@@ -7,7 +7,8 @@
 The judge is any OpenAI-compatible server, which sees questions, references and answers; the key is
 read from OPENAI_API_KEY. With --local a model judges in this process, greedily, and nothing leaves
 the machine. Replies are kept in --cache: an interrupted command continues, and a second one costs
-nothing. A reply without a verdict counts as unparsable, never as right.
+nothing. A reply without a verdict is not asked for again, and is in the shares as unparsable, never
+as right; --judge asks three times, and leaves such answers out of the shares.
 """
 
 import json

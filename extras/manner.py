@@ -25,7 +25,13 @@ from statistics import mean
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of eval.py
 
 from data import TASKS, load_task
-from eval import answer_greedily, config_of_run, drift_from_base, sample_base_answers
+from eval import (
+    answer_greedily,
+    config_of_run,
+    drift_from_base,
+    file_to_write,
+    sample_base_answers,
+)
 from support.chat import encode_prompt, parse_template_kwargs, reject_template_kwargs
 from support.models import best_device, configure_cuda, describe_machine, load_model
 from support.watch import same_opening
@@ -119,6 +125,7 @@ def main(argv=None):
         kwargs = args.chat_template_kwargs
         if kwargs is None:
             kwargs = template_kwargs_of(args.models)
+        args.json = args.json and file_to_write(args.json)
         measured = measure(
             args.models, args.base, args.task, args.data, args.max_new_tokens, args.dtype, kwargs
         )

@@ -29,11 +29,10 @@ from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of data.py
 
-from analysis import drift_at
+from analysis import drift_at, of_test, point_flags, start_of
 
 import data
 
-TEST_NAMES = ("test", "held-out wordings")
 PAGE = """<!DOCTYPE html>
 <html lang="en"><meta charset="utf-8"><title>SDFT: where the teacher disagrees</title>
 <style>
@@ -307,21 +306,17 @@ def read_record(file, picture):
     return experiments.get(file.stem, {}).get("label", file.stem).replace("`", ""), record
 
 
-def of_test(reports, task=""):
-    """The summary of a task's test split; its names are those of config.REPORTS."""
-    return next(reports[task + name] for name in TEST_NAMES if task + name in reports)
-
-
 def trade_off(run):
     """(points by validation, point by test) of one run: (drift in nats per token, accuracy).
 
     The points by validation begin at the start of the run; re-invoke starts away from the base.
     """
     curve = [entry for entry in run["curve"] if "drift_from_base" in entry]
-    start = of_test(run["before"])["drift_from_base"], run["preflight"]["student"]["correct"]
+    accuracy, drift = start_of(run)
     last = of_test(run["last"])
     points = [(entry["drift_from_base"], entry["correct"]) for entry in curve]
-    return [start, *points] if points else [], (last["drift_from_base"], last["correct"])
+    points = [(drift, accuracy), *points] if points else []
+    return points, (last["drift_from_base"], last["correct"])
 
 
 def sequence_curves(records):
@@ -391,8 +386,12 @@ def draw_trade_off(records):
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
-    for number, (name, record) in enumerate(records):
-        found, look = [trade_off(run) for run in record["runs"]], {"color": f"C{number}"}
+    recipes = {}  # of a grid each point is one
+    for name, record in records:
+        for run in record["runs"]:
+            recipes.setdefault(" ".join([name, *point_flags(run)]), []).append(run)
+    for number, (name, runs) in enumerate(recipes.items()):
+        found, look = [trade_off(run) for run in runs], {"color": f"C{number}"}
         paths = [points for points, _ in found if points]
         for points in paths:
             axes[0].plot(*zip(*points, strict=True), linewidth=0.6, alpha=0.6, **look)

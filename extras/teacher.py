@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of
 
 import data
 from config import new_config
-from eval import sample_answers, score_answers
+from eval import file_to_write, sample_answers, score_answers
 from sampling import sample_completions, stop_tokens
 from support.chat import encode_prompt, parse_template_kwargs, reject_template_kwargs
 from support.judge import choose_scorer
@@ -290,6 +290,9 @@ def main(argv=None):
     names = ("task", "model", "preset", "data", "seed", "chat_template_kwargs")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     try:
+        for name in ("json", "html"):
+            if getattr(args, name):
+                setattr(args, name, file_to_write(getattr(args, name)))
         config, _, about = new_config(given, {}, None)
         contexts = args.contexts or [config.teacher_context]
         tried = candidates(args.templates, contexts, args.temperatures or [config.temperature])

@@ -358,6 +358,7 @@ def test_published_from_the_command_line(tiny_folder, tmp_path, monkeypatch, cap
         ("pass-at-k --task science --k 4 --limit 0", "--limit 0: it must be at least 1"),
         ("kl-to-base --task science", "required: --base"),
         ("published --task science", "published scores tool use alone; --task is science"),
+        ("pass-at-k --task science --k 1 --instruction plain", "--instruction needs --context"),
         ("published --task tooluse --seed 1", "unrecognized arguments: --seed 1"),
     ],
 )
@@ -381,6 +382,7 @@ def test_drift_at_equal_accuracy_by_hand(tmp_path, capsys):
     curve = [(0.6, 0.1), (0.3, 0.2), (0.8, 0.3)]
     points = [{"correct": y, "drift_from_base": x} for y, x in curve]
     run = {"preflight": {"student": {"correct": 0.2}}, "curve": points}
+    run["before"] = {"test": {"drift_from_base": 0.0}}
     assert analysis.drift_at(run, 0.4) == pytest.approx(0.05)
     assert analysis.drift_at(run, 0.7) == pytest.approx(0.28)
     assert analysis.drift_at(run, 0.9) is None
@@ -393,3 +395,42 @@ def test_drift_at_equal_accuracy_by_hand(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "| 40% | 0.050 (0.050 to 0.050; 2 of 2 seeds) |" in printed
     assert "| 40% | 0.220 (0.220 to 0.220; 2 of 2 seeds) |" in printed
+    # a base that is right on 0.2 has passed that at the start; a re-invoked model starts elsewhere
+    assert analysis.drift_at(run, 0.2) == analysis.drift_for_good(run, 0.1) == 0.0
+    moved = run | {"preflight": {"student": {"correct": 0.9}}}
+    moved["before"] = {"test": {"drift_from_base": 0.4}}
+    assert analysis.drift_at(moved, 0.7) == 0.4 and analysis.drift_at(moved, 0.95) is None
+    assert analysis.drift_for_good(moved, 0.7) == pytest.approx(0.28)
+
+
+def test_equal_accuracy_tells_grids_and_files_apart(tmp_path, capsys):
+    """Two points of a grid are two recipes; two files of one name are two, too."""
+    runs = [
+        {
+            "preflight": {"student": {"correct": 0.0}},
+            "before": {"test": {"drift_from_base": 0.0}},
+            "curve": [{"correct": 1.0, "drift_from_base": drift}],
+            "point": {"learning-rate": rate},
+        }
+        for drift, rate in ((0.1, 1e-5), (0.2, 1e-4))
+    ]
+    files = [tmp_path / folder / "sft.json" for folder in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(json.dumps({"runs": runs}))
+    analysis.main(["equal-accuracy", str(files[0])])
+    printed = capsys.readouterr().out
+    assert "| sft --learning-rate 1e-05 | sft --learning-rate 0.0001 |" in printed
+    assert "0.050 (0.050 to 0.050; 1 of 1 seeds) | 0.100 (0.100 to 0.100; 1 of 1" in printed
+    analysis.main(["equal-accuracy", *map(str, files)])
+    assert f"| {files[1]} --learning-rate 1e-05 |" in capsys.readouterr().out
+    (tmp_path / "results.json").write_text(json.dumps({"seed": 0}))
+    with pytest.raises(SystemExit, match="results.json is no results file of"):
+        analysis.main(["equal-accuracy", str(tmp_path / "results.json")])
+
+
+def test_files_that_cannot_be_written_stop_before_the_model_loads(tmp_path):
+    (tmp_path / "file").write_text("")
+    command = "pass-at-k --model nowhere --task science --k 1 --json".split()
+    with pytest.raises(SystemExit, match="x.json cannot be written"):
+        analysis.main([*command, str(tmp_path / "file" / "x.json")])

@@ -81,3 +81,12 @@ def test_an_offloaded_step_ends_in_the_same_bits_and_both_are_timed(monkeypatch)
     for whole, update in (rows[:2], rows[2:]):
         assert whole["beside"] > update["beside"] > 0 < update["offloaded"] < whole["offloaded"]
         assert whole["distance"] == 0
+
+
+@pytest.mark.parametrize("steps, batch", [(2, 16), (5, 16), (2, 32)])
+def test_every_step_of_the_benchmark_is_a_whole_batch(steps, batch):
+    """science has 56 examples for training."""
+    import bench_step
+
+    args = SimpleNamespace(steps=steps, batch_size=batch)
+    assert len(bench_step.training_examples(args)) == batch * (1 + steps)

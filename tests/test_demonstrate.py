@@ -30,6 +30,20 @@ RECORDS = [
 ]
 
 
+@pytest.mark.parametrize("where, goes_on", [("--url", True), ("--model", False)])
+def test_ctrl_c_says_what_is_left(where, goes_on, questions, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demonstrate, "make_demonstrations", stop)
+    words = [str(questions), str(tmp_path / "train.jsonl"), "--task", "science", where, "x"]
+    words += ["--server-model", "y"] if goes_on else []
+    with pytest.raises(SystemExit) as stopped:
+        demonstrate.main(words)
+    assert ("the same command goes on" in stopped.value.code) == goes_on
+    assert ("nothing was written" in stopped.value.code) != goes_on
+
+
 @pytest.fixture
 def questions(tmp_path):
     """The records with a byte order mark, an empty line and both line ends."""

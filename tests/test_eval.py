@@ -107,6 +107,9 @@ def test_command_line(tiny_folder, tmp_path, capsys):
         with pytest.raises(SystemExit):
             evaluation.main([*asked, flag, "0"])
         assert f"{flag} 0: it must be at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evaluation.main([*asked, "--instruction", "plain"])
+    assert "--instruction needs --context demonstration" in capsys.readouterr().err
 
 
 def test_defaults_are_those_of_the_run_that_left_the_model(
@@ -131,10 +134,11 @@ def test_defaults_are_those_of_the_run_that_left_the_model(
 
     monkeypatch.setattr(evaluation, "load_model", noted_load)
     monkeypatch.setattr(evaluation.data, "teacher_messages", noted_messages)
+    shown = ["--split", "train", "--context", "demonstration"]
     for folder, more, tokens, dtype, instruction in [
         (last, [], 5, "bfloat16", "plain"),
         (last, ["--dtype", "float32"], 5, "float32", "plain"),
-        (last, ["--instruction", "thinking"], 5, "bfloat16", "thinking"),
+        (last, [*shown, "--instruction", "thinking"], 5, "bfloat16", "thinking"),
         (longer, [], 9, "float32", "thinking"),
         (tiny_folder, [], 64, "float32", "thinking"),
         (tiny_folder, ["--max-new-tokens", "3"], 3, "float32", "thinking"),

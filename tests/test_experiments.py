@@ -643,3 +643,66 @@ def test_the_documents_are_as_new_as_the_results_files():
         assert len(found) == text.count("<!-- end -->"), file.name
         kinds += found
     assert set(kinds) == experiments.ROWS.keys()
+
+
+# ---- what an older run of the same name leaves ----
+
+
+def test_a_folder_of_another_command_is_not_taken(tmp_path):
+    experiment = {"command": "sdft.py --task {task}", "tasks": ["science", "medical"]}
+    folder = tmp_path / "x-learning-rate-1e-05-seed0"
+    words = ["sdft.py", "--task", "science"]
+    experiments.check_command(folder, words, experiment)
+    folder.mkdir()
+    experiments.check_command(folder, words, experiment)
+    with pytest.raises(ValueError, match="x-learning-rate-1e-05-seed0 is of another command"):
+        experiments.check_command(folder, [*words, "--force"], experiment)
+    with pytest.raises(ValueError, match="is of another command"):
+        experiments.check_command(folder, words, experiment | {"flags": {"science": "--force"}})
+    experiments.check_command(folder, words, experiment)
+
+
+def test_a_record_of_a_sequence_with_other_flags_is_refused(tmp_path):
+    experiment = {"command": "sdft.py", "tasks": ["science", "medical"], "flags": {"science": "-x"}}
+    record = experiments.read_record(tmp_path / "x.json", experiment)
+    experiments.write_json(tmp_path / "x.json", record)
+    assert experiments.read_record(tmp_path / "x.json", experiment) == record
+    for other in (experiment | {"every": 5}, {**experiment, "flags": {"science": "-y"}}):
+        with pytest.raises(ValueError, match="x.json is of another command"):
+            experiments.read_record(tmp_path / "x.json", other)
+    del experiment["flags"]
+    with pytest.raises(ValueError, match="x.json is of another command"):
+        experiments.read_record(tmp_path / "x.json", experiment)
+
+
+def test_the_probe_is_asked_as_the_run_was(tmp_path, monkeypatch):
+    """A template's switches reach the probe of the base, too, and name its file."""
+    asked = []
+
+    def measure(words, file):
+        asked.append((words, file.name))
+        return {"summary": {}, "answers": []}
+
+    monkeypatch.setattr(experiments, "measure", measure)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    config = {"model": "hub/model", "dtype": "float32", "batch_size": 1, "rollouts_per_prompt": 1}
+    results = {"before": {}, "last": {}, "method": "sdft", "parameters": 1}
+    (folder / "metrics.jsonl").write_text("")
+    for kwargs, name in ((None, ""), ({"enable_thinking": False}, "-enable_thinking-false")):
+        results["config"] = config | {"chat_template_kwargs": kwargs}
+        (folder / "results.json").write_text(json.dumps(results))
+        asked.clear()
+        experiments.read_run(folder)
+        (before, file), (last, _) = asked
+        assert file == f"hub--model-float32{name}-probe.json"
+        for words in (before, last):
+            assert ("--chat-template-kwargs" in words) == (kwargs is not None)
+
+
+def test_a_sequence_with_a_judge_is_refused(tmp_path):
+    file = tmp_path / "list.toml"
+    url = "http://127.0.0.1:9/v1"
+    file.write_text(f'[x]\ncommand = "sdft.py --judge {url}"\ntasks = ["knowledge", "medical"]\n')
+    with pytest.raises(ValueError, match="a sequence is scored without --judge"):
+        experiments.read_experiments(file)

@@ -328,6 +328,15 @@ def figure_of(picture, files, folder):
     return plot.PICTURES[picture](records)
 
 
+def test_the_points_of_a_grid_are_no_seeds():
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    runs = [RUN | {"point": {"learning-rate": rate}} for rate in (1, 2)]
+    figure = plot.draw_trade_off([("sft", {"runs": runs})])
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    pyplot.close(figure)
+    assert labels == ["sft --learning-rate 1, 1 seed", "sft --learning-rate 2, 1 seed"]
+
+
 def test_trade_off_is_drawn(folder):
     """Test: drifts 0.4 and 0.2, accuracies 0.5 and 0.7: (0.3, 0.6) in the mean, 0.1 each way."""
     figure = figure_of("trade-off", ["science", "science-sft"], folder)

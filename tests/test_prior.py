@@ -82,6 +82,12 @@ def test_rows_take_the_papers_metric_and_count_through_groups():
         analysis.read_rows(RESULTS | {"results": {"mmlu": {"alias": "mmlu", "acc": 0.5}}}, ["mmlu"])
 
 
+def test_a_tag_stands_for_its_tasks():
+    """lm-eval knows ai2_arc, and has results of arc_easy and arc_challenge alone."""
+    rows = analysis.read_rows(RESULTS, ["mmlu", "some_tag"])
+    assert [row["task"] for row in rows] == ["mmlu", "hellaswag", "mine", "mine"]
+
+
 def test_the_average_stands_under_all_six_only():
     """The paper's own base figures: their mean is its 65.5."""
     rows = [

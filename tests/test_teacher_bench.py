@@ -176,3 +176,12 @@ def test_flags_that_cannot_be_meant(more, message, capsys):
     with pytest.raises(SystemExit):
         bench.main(["--task", "science", "--templates", "plain", *more])
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--json", "--html"])
+def test_files_that_cannot_be_written_stop_before_the_model_loads(flag, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(bench, "load_model", None)
+    with pytest.raises(SystemExit, match="x cannot be written"):
+        words = ["--task", "science", "--templates", "plain"]
+        bench.main([*words, flag, str(tmp_path / "file" / "x")])

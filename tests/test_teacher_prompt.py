@@ -174,6 +174,12 @@ def test_a_run_keeps_its_template(tiny_folder, tmp_path, monkeypatch):
     evaluation.main([*words, "--instruction", "plain"])
     assert ["\nSee: " in seen[0], "\nLook: " in seen[1]] == [True, True]
     assert seen[2].endswith(TEACHER_INSTRUCTIONS["plain"])
+    # without --context the template says what is shown; the run's own is for those that ask for it
+    evaluation.main([*words[:-2], "--template", str(file)])
+    evaluation.main(words[:-2])
+    assert "\nLook: " in seen[3] and "Look: " not in seen[4] and "See: " not in seen[4]
+    with pytest.raises(SystemExit, match="own.txt shows demonstration, not text"):
+        evaluation.main([*words[:-1], "text", "--template", str(file)])
 
 
 def test_without_a_template_a_config_has_none():
