@@ -18,6 +18,7 @@ from eval import (
     token_divergence,
 )
 from support.chat import encode_prompt
+from support.watch import OTHERS, WATCHED_ROWS
 
 SAMPLED_ANSWERS = 2  # to each question, by student and by teacher
 SAMPLED_QUESTIONS = 32  # the first ones: at most 64 answers of each of the two
@@ -165,7 +166,9 @@ def preflight_or_exit(run, draws, must_teach=True, sampled_before=0):
     else:
         go, why = True, "none: this method needs no such teacher"
     print(format_preflight(figures, config.teacher_context, why))
-    print(f"  estimate     {estimate(figures, run.pairs, config, sampled_before)}")
+    drift_tokens = sum(map(len, run.base.prompts)) + int(run.base.completion_mask_BT.sum())
+    line = estimate(figures, run.pairs, config, sampled_before, drift_tokens)
+    print(f"  estimate     {line}")
     if not go and not config.force:
         sys.exit("nothing was trained; --force trains all the same")
     return figures
@@ -290,11 +293,12 @@ def format_scores(summary):
     return ", ".join(f"{summary[key]:.1%} {words[key]}" for key in words if key in summary)
 
 
-def estimate(figures, pairs, config, sampled_before=0):
-    """How long the steps will take, from the speeds that the preflight measured.
+def estimate(figures, pairs, config, sampled_before=0, drift_tokens=0):
+    """How long training will take, from the speeds that the preflight measured.
 
     A pair without a completion is sampled in each step that draws it. sampled_before completions
-    are sampled once, before the first step.
+    are sampled once, before the first step. Each validation measures drift on drift_tokens, prompts
+    and answers.
     """
     measured = figures.get("sampled")
     if measured is None:
@@ -321,11 +325,28 @@ def estimate(figures, pairs, config, sampled_before=0):
     rows = config.batch_size * config.rollouts_per_prompt
     step_seconds = rows * seconds / len(pairs)
     steps = config.total_steps(len(pairs))
-    minutes = (steps * step_seconds + seconds_before) / 60
-    line = f"{steps} steps of about {step_seconds:.0f} s"
+    validations = math.ceil(steps / config.eval_every) if config.eval_every else 0
+    validation = validation_seconds(figures, pairs, config, answer_tokens, drift_tokens)
+    minutes = (steps * step_seconds + seconds_before + validations * validation) / 60
+    parts = [f"{steps} steps of about {step_seconds:.0f} s"]
     if sampled_before:
-        line += f" and {sampled_before} completions sampled before them"
-    line += f" = {minutes:.0f} minutes"
+        parts.append(f"{sampled_before} completions sampled before them")
+    if validations:
+        parts.append(f"{validations} validations of about {validation:.0f} s")
+    line = f"{' and '.join(parts)} = {minutes:.0f} minutes"
     if config.warmup_steps(steps) >= steps:
         line += f"; all of them warm up (--warmup {config.warmup:g}), so it learns little: --steps"
     return line
+
+
+def validation_seconds(figures, pairs, config, answer_tokens, drift_tokens):
+    """Of one validation: its greedy answers, the drift, and what support/watch.py looks at."""
+    greedy, speed = figures["student"], figures["scoring_tokens_per_s"]
+    seconds = greedy["n"] * greedy["completion_tokens"] / figures["sampling_tokens_per_s"]
+    seconds += drift_tokens / speed
+    if config.teacher != "none" and config.teacher_context != "none":
+        for pair in pairs[:WATCHED_ROWS]:
+            seconds += answer_tokens / figures["sampling_tokens_per_s"]
+            teachers = (1 + OTHERS) * (len(pair.teacher_prompt) + answer_tokens)
+            seconds += (len(pair.student_prompt) + answer_tokens + teachers) / speed
+    return seconds

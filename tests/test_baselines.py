@@ -399,7 +399,8 @@ def estimated(monkeypatch):
     """What the estimate of a run was made from: pairs, config, sampled_before; nothing trains."""
     seen = []
 
-    def note(figures, pairs, config, sampled_before):
+    def note(figures, pairs, config, sampled_before, drift_tokens):
+        assert drift_tokens > 0
         seen[:] = [figures, pairs, config, sampled_before]
         raise KeyboardInterrupt
 
@@ -443,6 +444,7 @@ def test_the_estimate_of_a_teacher_that_answers_once_includes_its_sampling(
     sampled = figures["sampled"]
     sampled["tokens_per_s"] = sampled["teacher"]["rollout_tokens"] / 60
     figures["scoring_tokens_per_s"] = 1e9
+    config = dataclasses.replace(config, eval_every=0)
     line = estimate(figures, pairs, config, sampled_before)  # one answer a minute
     assert line.startswith(f"6 steps of about 0 s and {len(pairs)} completions sampled before them")
     assert f"= {len(pairs)} minutes" in line

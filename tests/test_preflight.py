@@ -145,7 +145,7 @@ def test_the_verdict_names_what_is_wrong(student, teacher, ended, go, why):
 
 
 SPEEDS = {"sampling_tokens_per_s": 100, "scoring_tokens_per_s": 1000}
-MEASURED = {"student": {"completion_tokens": 10}} | SPEEDS
+MEASURED = {"student": {"n": 24, "completion_tokens": 10}} | SPEEDS
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_the_estimate_by_hand(teacher, given, sampled_before, line):
     pairs = [
         Pair(str(n), [3] * 20, [3] * 40, given and [3] * given[n % len(given)]) for n in range(4)
     ]
-    sizes = {"batch_size": 200, "rollouts_per_prompt": 3, "steps": 50}
+    sizes = {"batch_size": 200, "rollouts_per_prompt": 3, "steps": 50, "eval_every": 0}
     found = estimate(MEASURED, pairs, config(teacher=teacher, **sizes), sampled_before)
     assert found == line
     short = sizes | {"steps": 10, "warmup": 10, "teacher": teacher}
@@ -186,9 +186,23 @@ def test_the_estimate_by_hand(teacher, given, sampled_before, line):
     assert "warm up" not in estimate(MEASURED, pairs, config(**short | {"steps": 1, "warmup": 0.9}))
 
 
+def test_the_estimate_counts_validations_by_hand():
+    """24 greedy answers of 10 tokens at 100 a second: 2.4 s. Drift: 5,000 tokens at 1000. Watched:
+    8 rows of 10 sampled tokens, 20 + 10 of the student's and four times 40 + 10 of the teacher's at
+    1000: 8 (0.1 + 0.23) = 2.64 s. 50 steps, one validation each 20 and one at the end.
+    """
+    pairs = [Pair(str(n), [3] * 20, [3] * 40) for n in range(9)]
+    sizes = {"batch_size": 200, "rollouts_per_prompt": 3, "steps": 50, "eval_every": 20}
+    found = estimate(MEASURED, pairs, config(**sizes), 0, 5000)
+    assert found == "50 steps of about 144 s and 3 validations of about 10 s = 121 minutes"
+    given = [Pair(str(n), [3] * 20, [3] * 40, [3] * 20) for n in range(9)]
+    found = estimate(MEASURED, given, config(teacher="none", **sizes), 0, 5000)
+    assert found == "50 steps of about 72 s and 3 validations of about 7 s = 60 minutes"
+
+
 def test_the_estimate_counts_the_steps_of_what_is_trained_on():
     """Two epochs of 12 blocks, 4 a step, 1 + 99 tokens each: 6 steps of 4 x 0.3 s."""
     blocks = [Pair(str(n), [3], [], [3] * 99) for n in range(12)]
-    run = config(teacher="none", batch_size=4, epochs=2, warmup=0)
+    run = config(teacher="none", batch_size=4, epochs=2, warmup=0, eval_every=0)
     assert estimate(MEASURED, blocks, run) == "6 steps of about 1 s = 0 minutes"
     assert estimate(MEASURED, blocks * 100, run).startswith("600 steps of about 1 s = 12 minutes")
