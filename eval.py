@@ -165,6 +165,8 @@ def token_divergence(student, student_prompts, teacher, teacher_prompts, complet
 
 # ---- drift: how far a model has moved on what it was never trained on ----
 
+DRIFT_ROWS = 8  # in one pass
+
 
 @dataclass
 class BaseAnswers:
@@ -191,21 +193,31 @@ def sample_base_answers(base_model, tokenizer, examples, max_new_tokens, templat
         **stop_tokens(base_model, tokenizer),
     )
     ids_BT, mask_BT = rollout.completion_ids_BT, rollout.completion_mask_BT
-    hidden_BTD = completion_hidden(base_model, prompts, ids_BT, mask_BT)
+    hidden_BTD = hidden_in_parts(base_model, prompts, ids_BT, mask_BT)
     # a copy of the head: with tied embeddings training changes it, unless adapters freeze it
     head = share_base(output_head(base_model))
     return BaseAnswers(prompts, ids_BT, mask_BT, hidden_BTD, head)
 
 
+def hidden_in_parts(model, prompts, ids_BT, mask_BT):
+    """completion_hidden of many rows, the same rows at a time as in drift_from_base."""
+    parts = split(list(range(len(prompts))), DRIFT_ROWS)
+    hidden = [
+        completion_hidden(model, [prompts[i] for i in rows], ids_BT[rows], mask_BT[rows])
+        for rows in parts
+    ]
+    return torch.cat(hidden)
+
+
 @torch.no_grad()
-def drift_from_base(base, model, batch_size=8):
+def drift_from_base(base, model):
     """Mean over tokens of KL(base || model) on the base model's answers, in nats; 0 for itself.
 
     It measures forgetting, on prompts that are never trained on. Every model is measured on the
     same tokens, so models compare.
     """
     total = 0.0
-    for rows in split(list(range(len(base.prompts))), batch_size):
+    for rows in split(list(range(len(base.prompts))), DRIFT_ROWS):
         prompts = [base.prompts[i] for i in rows]
         ids_BT, mask_BT = base.completion_ids_BT[rows], base.completion_mask_BT[rows]
         hidden_BTD = completion_hidden(model, prompts, ids_BT, mask_BT)

@@ -105,12 +105,18 @@ def _zeros(parameter, dtype, offload):
         return torch.zeros_like(parameter, dtype=dtype)
     # trap: torch's pin_memory rounds up to a power of two bytes; Qwen2.5-7B would take 1.9 times
     pages = mmap.mmap(-1, parameter.numel() * dtype.itemsize)
-    zeros = torch.frombuffer(pages, dtype=dtype).view(parameter.shape)
+    view = memoryview(pages)
+    zeros = torch.frombuffer(view, dtype=dtype).view(parameter.shape)
     if parameter.is_cuda:
-        cudart, address = torch.cuda.cudart(), zeros.data_ptr()
-        torch.cuda.check_error(cudart.cudaHostRegister(address, len(pages), 0))
-        weakref.finalize(pages, cudart.cudaHostUnregister, address)  # before they are freed
+        address = zeros.data_ptr()
+        torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(address, len(pages), 0))
+        weakref.finalize(view, _unlock, address, pages)
     return zeros
+
+
+def _unlock(address, pages):
+    """End the page lock of memory that no tensor uses; `pages` keeps it mapped until then."""
+    torch.cuda.cudart().cudaHostUnregister(address)
 
 
 def _slices(rows, offload, written):

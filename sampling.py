@@ -162,7 +162,7 @@ def sample_completions(
     on_gpu = model.device.type == "cuda"
     check_every = check_every or (LOOK_EVERY if on_gpu else 1)
     use_graph = on_gpu if use_graph is None else use_graph
-    rows_at_once = rows_at_once or (rows_that_fit(model, longest) if on_gpu else B)
+    rows_at_once = rows_at_once or (rows_that_fit(model, prompt_ids, longest) if on_gpu else B)
     uniforms_BT = uniforms_BT.to(model.device)
     eos_ids = torch.tensor(eos_token_ids, device=model.device)
     ids_BT = torch.full((B, T), pad_token_id, device=model.device)
@@ -187,6 +187,7 @@ def sample_completions(
                 if rows_at_once == 1:
                     raise
                 rows_at_once //= 2
+                model.most_rows = rows_at_once  # the next call does not try more again
                 print(f"out of memory: sampling continues with {rows_at_once} rows at a time")
     # trap: pad may equal EOS. A mask made by ids != pad would leave the EOS out of the loss, and
     # the model would never learn to stop. So the mask runs through the first EOS; a completion
@@ -235,13 +236,19 @@ def decode(
         logits_RV = next_logits(model, ids_BT[rows_R, t, None], mask_RL, cache)
 
 
-def rows_that_fit(model, L):
-    """How many rows a GPU's free memory holds; a fifth is left for the pass over the prompts."""
+def rows_that_fit(model, prompt_ids, L):
+    """How many rows of L tokens a GPU's free memory holds beside a pass over some prompts."""
+    B = len(prompt_ids)
     cache, _, logits_1V = prefill(model, [[0]], L - 1)  # one row, to measure it
     row = sum(x.nbytes for layer in cache.layers for x in layer.buffers)
     row += 7 * logits_1V.nbytes  # what draw holds at once, in float32 and float64
+    config = model.config.get_text_config(decoder=True)
+    width = 4 * config.hidden_size  # one layer: states, and the three parts of its gated product
+    width += 3 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
+    prompts = min(B, PREFILL_ROWS) * max(map(len, prompt_ids)) * width * model.dtype.itemsize
     unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    return max(1, int(0.8 * (torch.cuda.mem_get_info()[0] + unused) / row))
+    fitting = (0.8 * (torch.cuda.mem_get_info()[0] + unused) - prompts) / row
+    return max(1, min(B, int(fitting), getattr(model, "most_rows", B)))
 
 
 def _check_prompts(model, prompt_ids, L):

@@ -26,6 +26,8 @@ from support.adapters import base_of, find_adapter, load_adapter
 from support.chat import reads_parts, turn_end
 from support.smollm2 import builtin_smollm2
 
+# torch reads it with its first call to CUDA; less memory is lost to fragments
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 logging.disable_progress_bar()  # its bars would break up ours
 logging.set_verbosity_error()  # what it would warn of stops the load here
 
@@ -255,7 +257,8 @@ def reason(error):
 def is_out_of_memory(error):
     """Whether a card's memory or, as MemoryError or torch's RuntimeError, the host's ran out."""
     kinds = torch.OutOfMemoryError, MemoryError
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+    said = "can't allocate memory", "out of memory"  # the host's; of CUDA's own calls
+    return isinstance(error, kinds) or any(words in str(error).lower() for words in said)
 
 
 # ---- the device ----
@@ -267,7 +270,6 @@ def best_device():
 
 def configure_cuda():
     """Settings of the process; call it before anything is put on a GPU."""
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # fragments less
     # cuDNN's attention plans anew at every length of decoding, and on Hopper its gradients are NaN
     # with a mask at some lengths (torch 2.11 and newer, github.com/pytorch/pytorch/issues/196678)
     torch.backends.cuda.enable_cudnn_sdp(False)

@@ -269,11 +269,45 @@ def layer_bytes(shape, size):
 
 def free_bytes(device, folder, keep_last):
     """{place: bytes}; on the disk also what a run has saved and later saves take the place of."""
-    meminfo = Path("/proc/meminfo").read_text() if Path("/proc/meminfo").exists() else ""
-    available = re.findall(r"MemAvailable: *(\d+) kB", meminfo)
-    free = {"host": 1024 * int(available[0])} if available else {}
+    free = {"host": free_host_bytes()}
+    free = {place: number for place, number in free.items() if number is not None}
     free["disk"] = shutil.disk_usage(folder).free + replaced_bytes(folder, keep_last)
     return free | ({"card": torch.cuda.mem_get_info()[0]} if device == "cuda" else {})
+
+
+def free_host_bytes(root=Path("/")):
+    """Bytes of memory that this process can still take, None if the system does not say.
+
+    MemAvailable, or less where a container or another control group has a limit of its own, which
+    /proc/meminfo does not show. The group's cache of files counts as free, as in MemAvailable.
+    """
+    meminfo = root / "proc/meminfo"
+    text = meminfo.read_text() if meminfo.exists() else ""
+    found = [1024 * int(number) for number in re.findall(r"MemAvailable: *(\d+) kB", text)]
+    own = root / "proc/self/cgroup"
+    for line in own.read_text().splitlines() if own.exists() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":  # version 2
+            mount, names = root / "sys/fs/cgroup", ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            mount = root / "sys/fs/cgroup/memory"
+            names = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        group = mount / path.strip("/")
+        for folder in [group, *group.parents]:  # the limits of all groups above hold, too
+            if folder.is_relative_to(mount) and all((folder / name).exists() for name in names):
+                limit, used = ((folder / name).read_text().strip() for name in names)
+                if limit != "max":
+                    found.append(int(limit) - int(used) + cached_files(folder / "memory.stat"))
+    return min(found, default=None)
+
+
+def cached_files(stat):
+    """Bytes of files that a control group has in memory, and would give up."""
+    text = stat.read_text() if stat.exists() else ""
+    found = dict(re.findall(r"^(\w+) (\d+)$", text, re.MULTILINE))
+    return int(found.get("total_inactive_file") or found.get("inactive_file") or 0)
 
 
 def replaced_bytes(folder, keep_last):
@@ -306,11 +340,15 @@ def check_plan(model_config, config, device, folder, resumed=False):
 
 
 def peak_bytes(device):
-    """{"host"} and, on a GPU, {"card"}: the most memory that this process has held so far."""
+    """{"host"} and, on a GPU, {"card"}: the most memory that this process has held so far.
+
+    The card's is what torch has reserved, with the plan's allowance for the CUDA context.
+    """
     status = Path("/proc/self/status").read_text() if Path("/proc/self/status").exists() else ""
     highest = re.findall(r"VmHWM:\s*(\d+) kB", status)
     peak = {"host": 1024 * int(highest[0])} if highest else {}
-    return peak | ({"card": torch.cuda.max_memory_reserved()} if device == "cuda" else {})
+    on_card = {"card": torch.cuda.max_memory_reserved() + LIBRARIES} if device == "cuda" else {}
+    return peak | on_card
 
 
 def with_lengths_of(pairs, config):

@@ -17,9 +17,8 @@ import torch
 
 from config import Config
 from data import Splits, encode_pairs, leave_out_beyond_positions
-from eval import BaseAnswers, drift_from_base, evaluate, sample_base_answers
+from eval import BaseAnswers, drift_from_base, evaluate, hidden_in_parts, sample_base_answers
 from lora import adapted_layers, add_adapters, as_if_merged, merge
-from sampling import completion_hidden
 from support.chat import STARTED, reject_template_kwargs
 from support.checkpoint import list_checkpoints, load_weights, read_state, save_model
 from support.judge import choose_scorer
@@ -204,7 +203,7 @@ def merged_divergence(run):
     base, student = run.base, run.student
     ids_BT, mask_BT = base.completion_ids_BT, base.completion_mask_BT
     with torch.no_grad():
-        hidden_BTD = completion_hidden(student, base.prompts, ids_BT, mask_BT)
+        hidden_BTD = hidden_in_parts(student, base.prompts, ids_BT, mask_BT)
     with as_if_merged(student):
         return drift_from_base(dataclasses.replace(base, hidden_BTD=hidden_BTD), student)
 

@@ -83,7 +83,7 @@ def test_drift_equals_a_dense_computation(model, tokenizer):
         )
         total += torch.distributions.kl_divergence(p, q).sum().item()
         tokens += len(ids)
-    found = drift_from_base(base_answers, model, batch_size=2)
+    found = drift_from_base(base_answers, model)
     assert found == pytest.approx(total / tokens, rel=1e-4)
 
 

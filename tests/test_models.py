@@ -191,6 +191,7 @@ def test_every_exception_of_a_load_becomes_one_line(kind, tiny_folder, monkeypat
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory."),
     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried …"),
+    RuntimeError("CUDA error: out of memory (2)"),  # of cudaHostRegister
     MemoryError(),
 ]
 

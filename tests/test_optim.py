@@ -7,6 +7,7 @@ GPU's streams would have finished.
 
 import copy
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -500,11 +501,22 @@ def test_the_streams_wait_where_they_must_and_nowhere_else(written, monkeypatch)
 
 
 def test_host_memory_is_locked_once_to_its_size_and_unlocked_when_freed(monkeypatch):
-    """A parameter on a GPU, and CUDA's two calls, played here."""
+    """A parameter on a GPU, and CUDA's two calls, played here. Memory is mapped at both."""
     locked = {}
+
+    def unregister(address):
+        assert is_mapped(address)
+        locked.pop(address)
+
+    def is_mapped(address):
+        if not Path("/proc/self/maps").exists():
+            return True
+        ranges = [line.split()[0].split("-") for line in open("/proc/self/maps")]
+        return any(int(start, 16) <= address < int(end, 16) for start, end in ranges)
+
     cudart = SimpleNamespace(
         cudaHostRegister=lambda address, size, _: locked.update({address: size}),
-        cudaHostUnregister=lambda address: locked.pop(address),
+        cudaHostUnregister=unregister,
     )
     monkeypatch.setattr(torch.cuda, "cudart", lambda: cudart)
     monkeypatch.setattr(torch.cuda, "check_error", lambda error: None)

@@ -34,6 +34,7 @@ from support.plan import (
     check_plan,
     count_parameters,
     fits,
+    free_host_bytes,
     layer_bytes,
     layer_shape,
     peak_bytes,
@@ -358,3 +359,54 @@ def test_the_sampler_and_the_loss_use_what_the_plan_counts(tiny, monkeypatch):
     T = support.plan.CHUNK_SIZE + 5
     kl_estimators.completion_logprobs(torch.zeros(1, T, 4), head, torch.zeros(1, T).long())
     assert rows == [support.plan.CHUNK_SIZE, 5]
+
+
+# ---- the host's memory in a container ----
+
+
+@pytest.mark.parametrize(
+    "files, free",
+    [
+        ({}, None),
+        ({"proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 2000 kB\n"}, 2_048_000),
+        # version 2: 1,000,000 less 600,000 used, of which 100,000 are files
+        (
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/b/memory.max": "max\n",
+                "sys/fs/cgroup/a/b/memory.current": "1\n",
+                "sys/fs/cgroup/a/memory.max": "1000000\n",
+                "sys/fs/cgroup/a/memory.current": "600000\n",
+                "sys/fs/cgroup/a/memory.stat": "anon 3\ninactive_file 100000\n",
+            },
+            500_000,
+        ),
+        # version 1, seen from inside a container, whose own path is not there
+        (
+            {
+                "proc/self/cgroup": "4:cpu,memory:/docker/x\n2:pids:/\n0::/\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "900000\n",
+                "sys/fs/cgroup/memory/memory.usage_in_bytes": "300000\n",
+                "sys/fs/cgroup/memory/memory.stat": "inactive_file 1\ntotal_inactive_file 50000\n",
+            },
+            650_000,
+        ),
+        # no limit there
+        (
+            {
+                "proc/self/cgroup": "4:memory:/\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+                "sys/fs/cgroup/memory/memory.usage_in_bytes": "300000\n",
+            },
+            2_048_000,
+        ),
+    ],
+    ids=["nothing known", "no group", "version 2", "version 1", "no limit"],
+)
+def test_a_limit_of_a_control_group_counts(files, free, tmp_path):
+    if files:
+        files = {"proc/meminfo": "MemAvailable: 2000 kB\n"} | files
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert free_host_bytes(tmp_path) == free

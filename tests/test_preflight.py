@@ -22,7 +22,7 @@ from support.tables import format_results
 
 
 def config(**changes):
-    return dataclasses.replace(Config(max_new_tokens=6), **changes)
+    return dataclasses.replace(Config(max_new_tokens=6, gradient_checkpointing=False), **changes)
 
 
 def test_preflight_figures(model, tokenizer):
@@ -50,8 +50,11 @@ def test_preflight_figures(model, tokenizer):
     assert figures["kl_teacher_student"] == pytest.approx(total / tokens, rel=1e-4)
 
 
-def test_a_scorer_takes_no_part_in_the_speed_of_sampling(model, tokenizer, monkeypatch):
-    """By a clock on which sampling takes 2 seconds, the scorer 100, and scoring a row 1."""
+@pytest.mark.parametrize("micro_batch_tokens, passes", [(1, 5), (10**6, 1)])
+def test_a_scorer_takes_no_part_in_the_speed_of_sampling(
+    micro_batch_tokens, passes, model, tokenizer, monkeypatch
+):
+    """By a clock on which sampling takes 2 seconds, the scorer 100, and a pass over rows 1."""
     clock = [0.0]
     now = SimpleNamespace(perf_counter=lambda: clock[0])
     monkeypatch.setattr(support.preflight, "time", now)
@@ -71,14 +74,15 @@ def test_a_scorer_takes_no_part_in_the_speed_of_sampling(model, tokenizer, monke
 
     takes(2, "answer_greedily")
     takes(1, "token_divergence")
-    figures = preflight(model, tokenizer, questions(), config(), slow)
+    how = config(micro_batch_tokens=micro_batch_tokens)
+    figures = preflight(model, tokenizer, questions(), how, slow)
     tokens = 5 * figures["student"]["completion_tokens"]
     assert figures["student"]["correct"] == 0
     assert figures["sampling_tokens_per_s"] == pytest.approx(tokens / 2)
     pairs = [support.preflight.data.encode_pair(tokenizer, e, config()) for e in questions()]
     prompts = sum(len(pair.student_prompt) + len(pair.teacher_prompt) for pair in pairs)
     answers = 2 * 5 * figures["teacher"]["completion_tokens"]
-    assert figures["scoring_tokens_per_s"] == pytest.approx((prompts + answers) / 5)
+    assert figures["scoring_tokens_per_s"] == pytest.approx((prompts + answers) / passes)
 
 
 def test_copies_of_the_demonstration_are_counted(model, tokenizer, monkeypatch):
@@ -179,6 +183,9 @@ def test_the_estimate_by_hand(teacher, given, sampled_before, line):
     sizes = {"batch_size": 200, "rollouts_per_prompt": 3, "steps": 50, "eval_every": 0}
     found = estimate(MEASURED, pairs, config(teacher=teacher, **sizes), sampled_before)
     assert found == line
+    if teacher == "ema":  # and one pass more of the student's where layers are computed twice
+        deep = config(teacher=teacher, gradient_checkpointing=True, **sizes)
+        assert estimate(MEASURED, pairs, deep).startswith("50 steps of about 162 s")
     short = sizes | {"steps": 10, "warmup": 10, "teacher": teacher}
     found = estimate(MEASURED, pairs, config(**short), sampled_before)
     assert found.endswith("; all of them warm up (--warmup 10), so it learns little: --steps")

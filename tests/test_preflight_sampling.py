@@ -259,7 +259,7 @@ def test_the_estimate_takes_lengths_and_speeds_of_sampled_answers(before, line):
     measured["sampled"]["student"]["rollout_tokens"] = 8
     measured["sampled"]["teacher"]["rollout_tokens"] = 16
     pairs = [Pair(str(n), [3] * 20, [3] * 40) for n in range(4)]
-    plan = Config(batch_size=100, steps=50, eval_every=0)
+    plan = Config(batch_size=100, steps=50, eval_every=0, gradient_checkpointing=False)
     assert estimate(measured, pairs, plan, before) == line
 
 

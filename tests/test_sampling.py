@@ -220,23 +220,30 @@ def test_groups_of_a_prefill_end_at_one_column(tiny):
 def test_rows_are_bounded_by_the_memory_that_is_free(dtype, size, monkeypatch):
     """A row of 60 columns: keys and values of 2 layers, 2 heads of 4 numbers; 28 bytes an id.
 
-    They take four fifths of what is free, and of what the allocator holds without using it.
+    Beside them 8 prompts of 10 tokens pass, of which a layer has 4 hidden and 3 inner widths. All
+    take four fifths of what is free, and of what the allocator holds without using it.
     """
     memory = {"free": 0, "reserved": 0, "allocated": 0}
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (memory["free"], 10**12))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: memory["reserved"])
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: memory["allocated"])
     model, row = tiny_llama(dtype=dtype), 2 * 2 * 2 * 4 * size * 60 + 28 * 40
-    for rows in (2, 7, 100):
-        needed = row * rows * 5 // 4
-        memory |= {"free": needed + 1, "reserved": 0, "allocated": 0}
-        assert rows_that_fit(model, 60) == rows
-        memory["free"] = needed - 1
-        assert rows_that_fit(model, 60) == rows - 1
-        memory |= {"free": 1, "reserved": 10**9 + needed, "allocated": 10**9}
-        assert rows_that_fit(model, 60) == rows
+    config, prompts = model.config, [[1] * 10] * 100
+    pass_of_prompts = 8 * 10 * (4 * config.hidden_size + 3 * config.intermediate_size) * size
+    for rows in (2, 7, 99):
+        needed = (row * rows + pass_of_prompts) * 5 // 4
+        memory |= {"free": needed + 2, "reserved": 0, "allocated": 0}
+        assert rows_that_fit(model, prompts, 60) == rows
+        memory["free"] = needed - 2
+        assert rows_that_fit(model, prompts, 60) == rows - 1
+        memory |= {"free": 2, "reserved": 10**9 + needed, "allocated": 10**9}
+        assert rows_that_fit(model, prompts, 60) == rows
+    memory["reserved"] = 10**12
+    assert rows_that_fit(model, prompts, 60) == 100  # never more than there are
+    model.most_rows = 7  # memory ran out with more before
+    assert rows_that_fit(model, prompts, 60) == 7
     memory["reserved"] = memory["allocated"]
-    assert rows_that_fit(model, 60) == 1  # is tried, whatever is free
+    assert rows_that_fit(model, prompts, 60) == 1  # is tried, whatever is free
 
 
 def test_a_gpu_decodes_as_many_rows_as_fit_and_a_cpu_all(tiny, monkeypatch):
@@ -252,7 +259,7 @@ def test_a_gpu_decodes_as_many_rows_as_fit_and_a_cpu_all(tiny, monkeypatch):
     expected = sample_completions(tiny, PROMPTS, **options)
     devices, cpu = iter([SimpleNamespace(type="cuda")]), torch.device("cpu")
     monkeypatch.setattr(type(tiny), "device", property(lambda _: next(devices, cpu)))
-    monkeypatch.setattr(sampling, "rows_that_fit", lambda model, L: {30: 3}[L])
+    monkeypatch.setattr(sampling, "rows_that_fit", lambda model, prompts, L: {30: 3}[L])
     found = sample_completions(tiny, PROMPTS, **options)
     assert together == [4, 3, 1]
     assert torch.equal(found.completion_ids_BT, expected.completion_ids_BT)
@@ -289,6 +296,7 @@ def test_out_of_memory_halves_the_rows_and_changes_no_token(
         assert torch.equal(getattr(found, name), getattr(expected, name))
     line = "out of memory: sampling continues with {} rows at a time\n"
     assert capsys.readouterr().out == "".join(line.format(rows) for rows in halved_to)
+    assert getattr(tiny, "most_rows", None) == (halved_to[-1] if halved_to else None)
 
 
 def test_one_row_that_does_not_fit_is_an_error(tiny, monkeypatch):
