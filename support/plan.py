@@ -65,6 +65,7 @@ def plan_run(model_config, config, device="cuda", counts=None, adapters=None):
     parameters, largest_tensor = counts or count_parameters(model_config)
     adapters = adapters or count_adapters(model_config, config)
     shape = layer_shape(model_config)
+    shape.keeps_scores = keeps_scores(model_config, shape, config.dtype, device)
     weights = plan_weights(parameters, adapters, shape, config)
     state = plan_state(parameters, adapters, config)
     host = {"libraries": LIBRARIES}
@@ -113,6 +114,19 @@ class LayerShape:
     keys: int  # key-value heads x head dimension
     intermediate: int
     vocabulary: int
+    keeps_scores: bool = False  # whether attention holds a number for each pair of tokens
+
+
+def keeps_scores(model_config, shape, dtype, device):
+    """Whether a family's attention, or torch's for it, computes the scores of all pairs at once.
+
+    Families without "sdpa" do, such as Gemma 2 and gpt-oss; on a GPU so does float32 with fewer
+    keys than queries, for which torch 2.13 has the kernel "math" alone.
+    """
+    found = AutoModelForCausalLM._model_mapping[type(model_config)]
+    families = found if isinstance(found, tuple) else [found]
+    only_math = device == "cuda" and dtype == "float32" and shape.keys < shape.queries
+    return only_math or not all(family._supports_sdpa for family in families)
 
 
 def layer_shape(model_config):
@@ -184,7 +198,7 @@ def plan_training(parameters, adapters, largest_tensor, shape, config):
     longest_rows = min(rows, max(1, config.micro_batch_tokens // teacher_length))
     positions = min(CHUNK_SIZE, longest_rows * config.max_new_tokens)
     final_states = student_tokens * shape.hidden * size
-    layer = student_tokens * layer_bytes(shape, size)
+    layer = student_tokens * layer_bytes(shape, size, student_length)
     # one use of the output head, and the sum over its uses, before .grad has them
     head_gradients = (size + 8 if config.dtype == "bfloat16" else 8) * largest_tensor
     gradients = 4 * parameters
@@ -195,7 +209,8 @@ def plan_training(parameters, adapters, largest_tensor, shape, config):
     short_lived = {
         "loss, and gradients of the head": loss_tensors + head_gradients,
         "one layer and its gradients": 2 * layer,
-        "teacher's pass": teacher_tokens * size * inference_numbers(shape),
+        "teacher's pass": teacher_tokens
+        * (size * inference_numbers(shape) + score_bytes(shape, size, teacher_length)),
     }
     largest = max(short_lived, key=short_lived.get)  # never two of them at once
     activations = {
@@ -233,10 +248,11 @@ def sampling_parts(shape, config, rows, prefill_rows):
     size = BYTES[config.dtype]
     cache_numbers = 2 * shape.layers * shape.keys
     longest = config.max_prompt_tokens + config.answer_tokens
-    prompt_numbers = inference_numbers(shape) + cache_numbers
+    prompt_bytes = size * (inference_numbers(shape) + cache_numbers)
+    prompt_bytes += score_bytes(shape, size, config.max_prompt_tokens)
     return {
         "keys and values": cache_numbers * size * rows * longest,
-        "prompts' pass": prefill_rows * config.max_prompt_tokens * prompt_numbers * size,
+        "prompts' pass": prefill_rows * config.max_prompt_tokens * prompt_bytes,
         "softmax and its float64 sums": 28 * rows * shape.vocabulary,
     }
 
@@ -259,12 +275,20 @@ def inference_numbers(shape):
     return 3 * shape.intermediate + 4 * shape.hidden
 
 
-def layer_bytes(shape, size):
-    """Bytes of a token that one decoder layer keeps for its backward pass."""
+def score_bytes(shape, size, length):
+    """Bytes of a token's attention scores in a row of that length, if they are all there at once:
+    in float32 after the softmax, and in the model's numbers before and after it.
+    """
+    return shape.heads * length * (4 + 2 * size) if shape.keeps_scores else 0
+
+
+def layer_bytes(shape, size, length=0):
+    """Bytes of a token that one decoder layer keeps for its backward pass, in a row of a length."""
     # two norms: input in float32, normalised, output, one number; rotated queries and keys, values,
     # attention and one number a head; gate, its activation, up and their product
     numbers = 4 * shape.hidden + 2 * shape.queries + 2 * shape.keys + 4 * shape.intermediate
-    return 4 * (2 * shape.hidden + 2 + shape.heads) + size * numbers
+    linear = 4 * (2 * shape.hidden + 2 + shape.heads) + size * numbers
+    return linear + score_bytes(shape, size, length)
 
 
 def free_bytes(device, folder, keep_last):

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT, tiny_llama, tiny_tokenizer
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import data
 import kl_estimators
@@ -35,10 +35,12 @@ from support.plan import (
     count_parameters,
     fits,
     free_host_bytes,
+    keeps_scores,
     layer_bytes,
     layer_shape,
     peak_bytes,
     plan_run,
+    score_bytes,
     what_would_fit,
     with_lengths_of,
 )
@@ -203,6 +205,62 @@ def test_cache_and_layer_are_the_bytes_of_real_tensors(dtype, size):
         model.model.layers[0](hidden_BLD, position_embeddings=rotary, attention_mask=None)
     saved = sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in shared)
     assert saved == L * layer_bytes(layer_shape(model.config), size)
+
+
+@pytest.mark.parametrize("dtype, size", [("float32", 4), ("bfloat16", 2)])
+def test_attention_without_sdpa_keeps_the_scores_of_all_pairs(dtype, size):
+    """Gemma 2: what autograd keeps of a layer grows with the square of the length, by no more than
+    the plan has for it, and by more than half of that: without a backward's short-lived part.
+    """
+    config = AutoConfig.for_model(
+        "gemma2",
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=4,
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    shape = layer_shape(config)
+    assert keeps_scores(config, shape, dtype, "cpu")
+    shape.keeps_scores = True
+
+    def kept_by(L):
+        kept = {}
+
+        def pack(tensor):
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(input_ids=torch.zeros(1, L, dtype=torch.long), use_cache=False)
+        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+    # the second difference: what is linear in L falls out
+    squares = kept_by(256) - 2 * kept_by(128)
+    planned = 256 * score_bytes(shape, size, 256) - 2 * 128 * score_bytes(shape, size, 128)
+    assert planned / 2 < squares <= planned
+
+
+def test_only_some_attention_keeps_scores():
+    """Fewer keys than queries in float32 on a GPU; never with the kernels of bfloat16."""
+    config = shape_of("0.5b")
+    shape = layer_shape(config)
+    found = {
+        (dtype, device): keeps_scores(config, shape, dtype, device)
+        for dtype in ("float32", "bfloat16")
+        for device in ("cpu", "cuda")
+    }
+    assert [place for place, keeps in found.items() if keeps] == [("float32", "cuda")]
+    # a micro-batch of 4096 tokens: one row of them, or two
+    run = replace(SMALL, max_prompt_tokens=4000, max_new_tokens=96, dtype="float32")
+    halved = replace(run, max_prompt_tokens=1952, micro_batch_tokens=4096)
+    one, two = (plan_run(config, some)["needs"]["card"] for some in (run, halved))
+    assert one > 1.1 * two
+    one, two = (plan_run(config, some, "cpu")["needs"]["host"] for some in (run, halved))
+    assert one < 1.1 * two
 
 
 def test_the_advice_fits_and_the_cheaper_advice_would_not():
