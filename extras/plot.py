@@ -24,6 +24,7 @@ import html
 import json
 import sys
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 
@@ -32,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of
 from analysis import drift_at, of_test, point_flags, start_of
 
 import data
+from config import Config
 
 PAGE = """<!DOCTYPE html>
 <html lang="en"><meta charset="utf-8"><title>SDFT: where the teacher disagrees</title>
@@ -420,18 +422,39 @@ LEVELS = [level / 40 for level in range(1, 41)]  # accuracies at which a frontie
 COLOURS = {"sdft": "C0", "sft": "C1", "dft": "C4", "reinvoke": "C3"}
 
 
-def recipes(records):
-    """{model: {method: [the runs of one recipe, one for each seed]}}; a grid's points are recipes.
+# fields of a configuration that change no weight
+NO_RECIPE = """seed output preset eval_every eval_examples eval_new_tokens general_tokens save_every
+    sample_every keep_last offload_optimizer gradient_checkpointing force ignore_plan model
+    """.split()
 
-    A re-invoked model belongs to the one that it is brought back to.
+
+def recipe_of(run):
+    """What of a run's configuration decides its weights; a field that an older run lacks has its
+    default.
+    """
+    config = asdict(Config()) | run["config"]
+    return sorted((name, str(value)) for name, value in config.items() if name not in NO_RECIPE)
+
+
+def seed_and_curve(run):
+    points = [(entry["step"], entry.get("drift_from_base")) for entry in run["curve"]]
+    return run["config"].get("seed"), points
+
+
+def recipes(records):
+    """{model: {method: [the runs of one recipe]}}.
+
+    Runs of one recipe have equal configurations, but for the seed and for what only measures or
+    saves. A run that is in two records counts once. A re-invoked model belongs to the one that it
+    is brought back to.
     """
     found = {}
-    for _, record in records:
-        for run in record["runs"]:
-            config, method = run["config"], run["method"]
-            model = config["teacher_model" if method == "reinvoke" else "model"].split("/")[-1]
-            point = record["command"], str(run.get("point"))
-            seeds = found.setdefault(model, {}).setdefault(method, {}).setdefault(point, [])
+    for run in (run for _, record in records for run in record["runs"]):
+        config, method = run["config"], run["method"]
+        model = config["teacher_model" if method == "reinvoke" else "model"].split("/")[-1]
+        recipe = str(recipe_of(run))
+        seeds = found.setdefault(model, {}).setdefault(method, {}).setdefault(recipe, [])
+        if seed_and_curve(run) not in map(seed_and_curve, seeds):
             seeds.append(run)
     return {
         model: {method: list(some.values()) for method, some in methods.items()}

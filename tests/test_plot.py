@@ -265,21 +265,28 @@ def frontier_run(method, model, curve, **more):
     }
 
 
-def test_recipes_are_grouped_by_model_and_method_and_grid_points_are_recipes():
-    def run(method, model, **more):
-        return frontier_run(method, model, [(0.1, 0.5)], **more)
+def test_recipes_are_grouped_by_model_method_and_what_decides_the_weights():
+    """Two seeds are one recipe, in two records, too; a run that is in both counts once. A field
+    that an older run lacks has its default.
+    """
 
-    grid = [run("sft", "hub/one") | {"point": {"learning-rate": rate}} for rate in (1, 2)]
-    seeds = {"command": "a", "runs": [run("sdft", "hub/one"), run("sdft", "hub/one")]}
+    def run(method, model, seed=0, drift=0.1, **more):
+        return frontier_run(method, model, [(drift, 0.5)], seed=seed, **more)
+
+    first, second = run("sdft", "hub/one"), run("sdft", "hub/one", seed=1, teacher="ema")
+    again = run("sdft", "hub/one", eval_new_tokens=40, keep_last=0)
+    other_threads = run("sdft", "hub/one", drift=0.11)
+    grid = [run("sft", "hub/one", learning_rate=rate) for rate in (1e-5, 2e-5)]
     back = run("reinvoke", "runs/sft/last", teacher_model="hub/one")
     records = [
-        ("x", seeds),
+        ("x", {"command": "a", "runs": [first, second]}),
+        ("w", {"command": "d", "runs": [again, other_threads]}),
         ("y", {"command": "b", "runs": grid}),
         ("z", {"command": "c", "runs": [run("sdft", "two"), back]}),
     ]
     found = plot.recipes(records)
     sizes = {m: {k: [len(s) for s in some] for k, some in v.items()} for m, v in found.items()}
-    assert sizes == {"one": {"sdft": [2], "sft": [1, 1], "reinvoke": [1]}, "two": {"sdft": [1]}}
+    assert sizes == {"one": {"sdft": [3], "sft": [1, 1], "reinvoke": [1]}, "two": {"sdft": [1]}}
 
 
 def test_a_frontier_is_the_least_drift_at_each_accuracy_that_all_seeds_reach():
@@ -358,7 +365,7 @@ def test_trade_off_is_drawn(folder):
 
 def test_frontiers_are_drawn():
     pytest.importorskip("matplotlib").use("Agg")
-    ema = [frontier_run("sdft", "hub/small", [(0.1, 0.5)]) for _ in range(2)]
+    ema = [frontier_run("sdft", "hub/small", [(0.1, 0.5)], seed=seed) for seed in (0, 1)]
     back = frontier_run("reinvoke", "x/last", [(0.1, 0.5)], teacher_model="hub/small")
     records = [
         ("a", {"command": "a", "runs": ema}),
