@@ -27,11 +27,18 @@ import torch
 from tqdm import tqdm
 
 from config import parse_config
-from data import Pair, load_splits, load_task, name_left_out
-from eval import sample_base_answers, split
+from data import Pair, load_splits, name_left_out
+from eval import in_parts, sample_base_answers
 from kl_estimators import REDUCTIONS, completion_logprobs, sequence_mean
 from optim import clip_gradients
-from sampling import Rollout, completion_hidden, output_head, sample_completions, stop_tokens
+from sampling import (
+    Rollout,
+    completion_hidden,
+    output_head,
+    pad_completions,
+    sample_completions,
+    stop_tokens,
+)
 from scoring import THOUGHTS, opened_thought
 from sdft import (
     PREFLIGHT,
@@ -101,12 +108,9 @@ def given_step(student, teacher, optimizer, batch, config):
 def given_rollout(batch, device):
     """The completions that the pairs of a batch bring, in the form of a Rollout."""
     completions = [pair.completion for pair in batch.pairs]
-    T, pad = max(map(len, completions)), batch.stop["pad_token_id"]
-    ids_BT = torch.tensor([ids + [pad] * (T - len(ids)) for ids in completions], device=device)
-    length_B1 = torch.tensor([[len(ids)] for ids in completions], device=device)
-    mask_BT = torch.arange(T, device=device) < length_B1
-    ended = [ids[-1] in batch.stop["eos_token_ids"] for ids in completions]
-    return Rollout(ids_BT, mask_BT, torch.tensor(ended, device=device))
+    ended = [ids[-1] in batch.eos_token_ids for ids in completions]
+    padded = pad_completions(completions, batch.pad_token_id, device)
+    return Rollout(*padded, torch.tensor(ended, device=device))
 
 
 # ---- completions: a function of the run -> its pairs, each with a completion ----
@@ -173,9 +177,9 @@ def article_blocks(run):
 def teacher_answers(run):
     """What the base in context samples, once for each prompt; for teacher-kd it also scores."""
     config = run.config
-    stop = stop_tokens(run.student, run.tokenizer)
+    stop_ids = stop_tokens(run.student, run.tokenizer)
     written = []
-    parts = split(run.pairs, config.batch_size)
+    parts = in_parts(run.pairs, config.batch_size)
     for number, part in enumerate(tqdm(parts, desc="the teacher answers", leave=False)):
         draws = random_stream(config.seed, TEACHER_ANSWERS, number * config.batch_size)
         rollout = sample_completions(
@@ -184,7 +188,7 @@ def teacher_answers(run):
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             uniforms_BT=torch.from_numpy(draws.random((len(part), config.max_new_tokens))),
-            **stop,
+            **stop_ids,
         )
         for row, pair in enumerate(part):
             ids = rollout.completion_ids_BT[row][rollout.completion_mask_BT[row]].tolist()
@@ -241,8 +245,6 @@ def main(argv=None):
     with run_folder(config, checkpoint) as folder:
         check_method(method, config)
         splits = load_splits(config)
-        if method == "reinvoke":  # on everyday prompts, others than those that measure drift
-            splits.train = load_task("general", "train")
         reads_articles = completions is article_blocks
         run = prepare(command, config, splits, folder, checkpoint, reads_articles)
         run.method = method
@@ -268,7 +270,7 @@ def main(argv=None):
             sampled_before = len(run.pairs) if samples_once else 0
             samples = completions is None or samples_once
             draws = random_stream(config.seed, PREFLIGHT, 0) if samples else None
-            figures = preflight_or_exit(run, draws, must_teach=False, sampled_before=sampled_before)
+            figures = preflight_or_exit(run, draws, samples_once, sampled_before)
             record_before(run, figures)
         if samples_once:
             run.pairs = completions(run)

@@ -116,6 +116,16 @@ class Config:
     sample_every: int = option(10, "steps between printed completions; 0: none", least=0)
 
     @property
+    def has_copied_teacher(self):
+        """Whether the teacher begins as a copy of the student."""
+        return self.teacher in ("ema", "base")
+
+    @property
+    def targets_of_adapters(self):
+        """--lora-targets as a list, or None."""
+        return self.lora_targets and self.lora_targets.split(",")
+
+    @property
     def answer_tokens(self):
         """The longest answer in evaluation."""
         return max(self.max_new_tokens, self.eval_new_tokens)
@@ -135,7 +145,7 @@ ADAPTER_RATE = 10
 # what --resume may change; not eval_every, which chooses the best weights
 FREE_ON_RESUME = ["sample_every", "save_every", "keep_last", "ignore_plan"]
 
-TEXT = {"teacher_context": "text+demonstration"}
+KNOWLEDGE_CONTEXT = {"teacher_context": "text+demonstration"}
 
 # two to three times faster where the CPU multiplies bfloat16; the trained numbers are exact anyway
 bfloat16_is_fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
@@ -187,10 +197,10 @@ HARDWARE = {
 }
 LONGER = {"max_new_tokens": 96, "max_prompt_tokens": 512, "max_teacher_prompt_tokens": 768}
 FOR_A_TASK = {
-    ("paper", "knowledge"): TEXT | {"epochs": 4, "max_new_tokens": 1024},
-    ("authors", "knowledge"): TEXT | {"epochs": 4},
-    ("published", "knowledge"): TEXT | {"epochs": 4, "max_new_tokens": 1024},
-    ("laptop", "knowledge"): TEXT
+    ("paper", "knowledge"): KNOWLEDGE_CONTEXT | {"epochs": 4, "max_new_tokens": 1024},
+    ("authors", "knowledge"): KNOWLEDGE_CONTEXT | {"epochs": 4},
+    ("published", "knowledge"): KNOWLEDGE_CONTEXT | {"epochs": 4, "max_new_tokens": 1024},
+    ("laptop", "knowledge"): KNOWLEDGE_CONTEXT
     | {"teacher": "base", "learning_rate": 1e-4, "skip_first_tokens": 0},
     ("laptop", "tooluse"): LONGER,
 }

@@ -206,13 +206,13 @@ def encode_pairs(tokenizer, examples, config, positions=None):
     )
     if positions is not None:
         report += f"; the model has {positions} positions"
-    fitting_ids = {pair.id for pair in fitting}
-    too_long = [pair.id for pair in pairs if pair.id not in fitting_ids]
+    too_long = ids_left_out(pairs, fitting)
     if too_long:
-        more = " …" if len(too_long) > 5 else ""
-        report += f"; left out: {', '.join(too_long[:5])}{more}"
+        report += f"; left out: {shorten_list(too_long)}"
     if not fitting or (too_long and config.too_long == "stop"):
         remedy = "Raise --max-prompt-tokens or --max-teacher-prompt-tokens, or shorten these"
+        if positions is not None:
+            remedy += ", or lower --max-new-tokens"
         drop = ", or leave them out with --too-long drop" if fitting else ""
         raise ValueError(f"prompts: {report}\n{remedy}{drop}")
     print(f"prompts: {report}")
@@ -257,14 +257,22 @@ def name_left_out(items, fitting, too_long, label, why, remedy):
 
     ValueError, with the remedy, if none fits or --too-long is stop.
     """
-    kept = {item.id for item in fitting}
-    names = [item.id for item in items if item.id not in kept]
+    names = ids_left_out(items, fitting)
     if not names:
         return
-    report = f"{why}: {', '.join(names)}"
+    report = f"{why}: {shorten_list(names)}"
     if not fitting or too_long == "stop":
         raise ValueError(f"{report}. {remedy}")
     print(f"{label}: {report}")
+
+
+def ids_left_out(items, fitting):
+    kept = {item.id for item in fitting}
+    return [item.id for item in items if item.id not in kept]
+
+
+def shorten_list(names, most=5):
+    return ", ".join(names[:most]) + (" …" if len(names) > most else "")
 
 
 # ---- the files of a run ----
@@ -294,7 +302,10 @@ GENERAL_PROMPTS = 32  # that drift is measured on, at most
 def load_splits(config):
     """Read every file of a run, before the model loads -> Splits; ValueError if one is wrong."""
     folder, limit = config.data, config.eval_examples
-    train = load_task(config.task, "train", folder)
+    if config.teacher == "model":  # re-invocation trains on everyday prompts
+        train = load_task("general", "train")
+    else:
+        train = load_task(config.task, "train", folder)
     validation = load_task(config.task, "validation", folder)[:limit]
     reports = {
         name: load_task(config.task, split, folder)[:limit]
@@ -307,9 +318,7 @@ def load_splits(config):
         general = read_jsonl(config.general_data, "general", needs_demonstration=False)
     else:
         general = load_task("general", "test")
-    # re-invocation trains on everyday prompts
-    trained = load_task("general", "train") if config.teacher == "model" else train
-    check_unseen(general, trained)
+    check_unseen(general, train)
     return Splits(train, validation, reports, general[:GENERAL_PROMPTS])
 
 

@@ -7,6 +7,7 @@ python eval.py --model smollm2 --task science --split validation --context demon
 import argparse
 import json
 import os
+import shlex
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -97,11 +98,11 @@ def sample_answers(
     uniforms_BT [len(prompts), most new tokens] holds the number that each token is drawn with, so
     batch_size changes no draw.
     """
-    stop = stop_tokens(model, tokenizer)
+    stop_ids = stop_tokens(model, tokenizer)
     answers = [None] * len(prompts)
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # less padding
     quiet = description is None
-    for rows in tqdm(split(by_length, batch_size), desc=description, leave=False, disable=quiet):
+    for rows in tqdm(in_parts(by_length, batch_size), desc=description, leave=False, disable=quiet):
         batch = [prompts[i] for i in rows]
         rollout = sample_completions(
             model,
@@ -109,7 +110,7 @@ def sample_answers(
             max_new_tokens=uniforms_BT.shape[1],
             temperature=temperature,
             uniforms_BT=uniforms_BT[rows],
-            **stop,
+            **stop_ids,
         )
         for i, answer in zip(rows, answers_of(rollout, batch, tokenizer), strict=True):
             answers[i] = answer
@@ -141,7 +142,7 @@ def answers_of(rollout, prompts, tokenizer):
     return answers
 
 
-def split(items, size):
+def in_parts(items, size):
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
@@ -194,14 +195,14 @@ def sample_base_answers(base_model, tokenizer, examples, max_new_tokens, templat
     )
     ids_BT, mask_BT = rollout.completion_ids_BT, rollout.completion_mask_BT
     hidden_BTD = hidden_in_parts(base_model, prompts, ids_BT, mask_BT)
-    # a copy of the head: with tied embeddings training changes it, unless adapters freeze it
+    # training changes the head, so it is copied; beside adapters it is frozen, and shared
     head = share_base(output_head(base_model))
     return BaseAnswers(prompts, ids_BT, mask_BT, hidden_BTD, head)
 
 
 def hidden_in_parts(model, prompts, ids_BT, mask_BT):
     """completion_hidden of many rows, the same rows at a time as in drift_from_base."""
-    parts = split(list(range(len(prompts))), DRIFT_ROWS)
+    parts = in_parts(list(range(len(prompts))), DRIFT_ROWS)
     hidden = [
         completion_hidden(model, [prompts[i] for i in rows], ids_BT[rows], mask_BT[rows])
         for rows in parts
@@ -217,7 +218,7 @@ def drift_from_base(base, model):
     same tokens, so models compare.
     """
     total = 0.0
-    for rows in split(list(range(len(base.prompts))), DRIFT_ROWS):
+    for rows in in_parts(list(range(len(base.prompts))), DRIFT_ROWS):
         prompts = [base.prompts[i] for i in rows]
         ids_BT, mask_BT = base.completion_ids_BT[rows], base.completion_mask_BT[rows]
         hidden_BTD = completion_hidden(model, prompts, ids_BT, mask_BT)
@@ -310,6 +311,13 @@ def main(argv=None):
                 raise ValueError(f"--template {args.template} shows {shown}, not {args.context}")
             args.context = shown
         args.context = args.context or "none"
+        if own_template and "demonstration" in args.context:
+            shown = data.context_of_template(own_template)
+            if shown != args.context:
+                raise ValueError(
+                    f"the template of this model's run shows {shown}: give --context {shown}, or "
+                    "name another --template or an --instruction"
+                )
         folder = args.data and Path(args.data).expanduser()
         examples = data.load_task(args.task, args.split, folder)[: args.limit]
         for example in examples:
@@ -345,7 +353,7 @@ def main(argv=None):
     label = f"{args.task} {args.split}, context {args.context}, at most {length} tokens"
     print(format_table([(label, summary)]))
     if json_file:
-        command = " ".join(["python", "eval.py", *(argv or sys.argv[1:])])
+        command = shlex.join(["python", "eval.py", *(argv or sys.argv[1:])])
         record = {"command": command, "summary": summary, "machine": describe_machine()}
         pairs = zip(examples, answers, strict=True)
         record["answers"] = [{"id": e.id, "answer": a.text, "scores": a.scores} for e, a in pairs]

@@ -75,7 +75,10 @@ def _kl(p_logprobs_BTV, q_logprobs_BTV):
 
 
 def analytic_surrogate(kl_BT, student_token_logprobs_BT, teacher_token_logprobs_BT):
-    """The exact gradient at each step, however the prefixes before it were sampled.  Eq. 2."""
+    """The exact gradient at each step, however the prefixes before it were sampled.
+
+    With the reverse KL and sequence_sum it is Eq. 2.
+    """
     return kl_BT
 
 

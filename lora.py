@@ -119,7 +119,7 @@ def adapted_layers(model):
     return {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
 
 
-def is_base(model):
+def adapters_are_zero(model):
     """Whether all adapters add zero, as new ones do; a model may also come with trained ones."""
     return not any(layer.lora_B.any() for layer in adapted_layers(model).values())
 

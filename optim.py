@@ -171,6 +171,16 @@ def _copy(sources, targets, stream):
                 target.copy_(source, non_blocking=True)  # not asynchronous from ordinary memory
 
 
+def adamw(w, gradient, m, v, learning_rate, weight_decay, n):
+    """The n-th update (n = 1, 2, …) of w and its moments m and v, in place: AdamW, 1711.05101."""
+    beta1, beta2, eps = 0.9, 0.999, 1e-8
+    m.lerp_(gradient, 1 - beta1)
+    v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    denominator = v.sqrt().div_((1 - beta2**n) ** 0.5).add_(eps)
+    w.mul_(1 - learning_rate * weight_decay)
+    w.addcdiv_(m, denominator, value=-learning_rate / (1 - beta1**n))
+
+
 class AdamW:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019); in float32, torch.optim.AdamW.
 
@@ -198,15 +208,7 @@ class AdamW:
     def step(self, learning_rate):
         """Update every parameter from its .grad, then free the gradients."""
         self.updates += 1
-        beta1, beta2, eps, n = 0.9, 0.999, 1e-8, self.updates
-
-        def adamw_(w, gradient, m, v):
-            m.lerp_(gradient, 1 - beta1)
-            v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-            denominator = v.sqrt().div_((1 - beta2**n) ** 0.5).add_(eps)
-            w.mul_(1 - learning_rate * self.weight_decay)
-            w.addcdiv_(m, denominator, value=-learning_rate / (1 - beta1**n))
-
+        how = learning_rate, self.weight_decay, self.updates
         rows = []
         for name, p in learning(self.model):
             if p.grad is not None:
@@ -214,10 +216,10 @@ class AdamW:
                 rows.append([p, p.grad, _remainder(self.model, name, p), m, v])
         for weight, gradient, remainder, m, v in _slices(rows, self.offload, written=3):
             if remainder is None:  # float32: updated in place
-                adamw_(weight, gradient, m, v)
+                adamw(weight, gradient, m, v, *how)
             else:  # bfloat16: join the exact numbers, update them, split them again
                 exact, exact_m = join_float32(weight, remainder), m.float()
-                adamw_(exact, gradient, exact_m, v)
+                adamw(exact, gradient, exact_m, v, *how)
                 split_float32(exact, weight, remainder)
                 m.copy_(exact_m)
         self.model.zero_grad()

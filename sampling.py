@@ -1,13 +1,15 @@
-"""Tokens, and the hidden states that predict them: a KV-cached sampler in six plain parts.
+"""Tokens, and the hidden states that predict them: a KV-cached sampler in plain parts.
 
 Needs torch and transformers, and nothing of ours: copy it as it is.
 
     CacheLayer           one layer's keys and values, in buffers of full length
     prefill              the pass over the prompts, which fills the cache
     draw                 logits -> tokens: argmax, or inverse-CDF sampling
-    sample_completions   prefill; then draw, store, drop the rows that ended, decode
-    decode_by_graph      on a GPU: the same tokens, by replaying a decoding step as a CUDA graph
+    sample_completions   as many rows at a time as memory holds, by decode
+    decode               prefill; then draw, store, drop the rows that ended, run the next token
     completion_hidden    one pass over prompt and completion, without a cache, with gradients
+    packed_weights       on a CPU: the same products, from weights in a layout that decodes faster
+    decode_by_graph      on a GPU: decode, by replaying a step as a CUDA graph
 
 Beside them output_head, from hidden states to logits, and stop_tokens, what ends a completion.
 
@@ -29,6 +31,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 PREFILL_ROWS = 8  # prompts that run through the model together
+DRAW_BYTES = 28  # of a number of the logits: what draw holds at once, in float32 and float64
 LOOK_EVERY = 16  # steps between two looks for finished rows, where a look makes Python wait
 
 
@@ -134,7 +137,6 @@ def sample_completions(
     temperature=1.0,
     top_p=1.0,
     check_every=None,
-    rows_at_once=None,
     use_graph=None,
 ):
     """Sample one completion for each prompt -> Rollout.  Algorithm 1, l. 5-7: y ~ student(. | x).
@@ -146,11 +148,11 @@ def sample_completions(
                     alone; temperature 0 needs none
     check_every     how often to look for finished rows and drop them: each step on a CPU, every 16
                     on a GPU, where looking makes Python wait for the device
-    rows_at_once    rows decoded together: on a CPU all, on a GPU as many as its free memory holds;
-                    if memory runs out, half as many are tried again
     use_graph       decode_by_graph, the default on a GPU, which drops rows when it records anew;
                     on a CPU its steps run without a graph
-    Raises ValueError, with the figures, for prompts that the model cannot take.
+    On a CPU all rows are decoded together, on a GPU as many as its free memory holds; if it runs
+    out, half as many are tried again. Raises ValueError, with the figures, for prompts that the
+    model cannot take.
     """
     B, T = len(prompt_ids), max_new_tokens
     longest = max(map(len, prompt_ids)) + max_new_tokens
@@ -162,7 +164,7 @@ def sample_completions(
     on_gpu = model.device.type == "cuda"
     check_every = check_every or (LOOK_EVERY if on_gpu else 1)
     use_graph = on_gpu if use_graph is None else use_graph
-    rows_at_once = rows_at_once or (rows_that_fit(model, prompt_ids, longest) if on_gpu else B)
+    rows_at_once = rows_that_fit(model, prompt_ids, longest) if on_gpu else B
     uniforms_BT = uniforms_BT.to(model.device)
     eos_ids = torch.tensor(eos_token_ids, device=model.device)
     ids_BT = torch.full((B, T), pad_token_id, device=model.device)
@@ -241,14 +243,19 @@ def rows_that_fit(model, prompt_ids, L):
     B = len(prompt_ids)
     cache, _, logits_1V = prefill(model, [[0]], L - 1)  # one row, to measure it
     row = sum(x.nbytes for layer in cache.layers for x in layer.buffers)
-    row += 7 * logits_1V.nbytes  # what draw holds at once, in float32 and float64
-    config = model.config.get_text_config(decoder=True)
-    width = 4 * config.hidden_size  # one layer: states, and the three parts of its gated product
-    width += 3 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
-    prompts = min(B, PREFILL_ROWS) * max(map(len, prompt_ids)) * width * model.dtype.itemsize
+    row += DRAW_BYTES * logits_1V.numel()
+    tokens = min(B, PREFILL_ROWS) * max(map(len, prompt_ids))
+    prompts = tokens * pass_numbers(model.config) * model.dtype.itemsize
     unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     fitting = (0.8 * (torch.cuda.mem_get_info()[0] + unused) - prompts) / row
     return max(1, min(B, int(fitting), getattr(model, "most_rows", B)))
+
+
+def pass_numbers(config):
+    """Numbers of a token that stand at once in a pass without gradients: those of one layer."""
+    text = config.get_text_config(decoder=True)
+    intermediate = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    return 3 * intermediate + 4 * text.hidden_size
 
 
 def _check_prompts(model, prompt_ids, L):
@@ -260,6 +267,36 @@ def _check_prompts(model, prompt_ids, L):
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions and L > positions:
         raise ValueError(f"prompt and answer of {L} tokens exceed {positions} positions")
+
+
+# ---- scoring: the states that predict given tokens ----
+
+
+def completion_hidden(model, prompt_ids, completion_ids_BT, completion_mask_BT):
+    """The final hidden state that predicts each completion token -> hidden_BTD.
+
+    Joins prompt and completion without a gap and pads on the RIGHT: a causal model then needs no
+    mask and no position ids, and keeps its fast attention. Arbitrary where the mask is false.
+    """
+    device, lengths = completion_ids_BT.device, completion_mask_BT.sum(1).tolist()
+    rows = [
+        torch.cat([torch.tensor(prompt, device=device), ids_T[:length]])
+        for prompt, ids_T, length in zip(prompt_ids, completion_ids_BT, lengths, strict=True)
+    ]
+    ids_BL = pad_sequence(rows, batch_first=True)
+    hidden_BLD = model.base_model(input_ids=ids_BL, use_cache=False).last_hidden_state
+    # token t stands at len(prompt) + t, so the state one place earlier predicts it
+    prompt_length_B1 = torch.tensor([[len(prompt)] for prompt in prompt_ids], device=device)
+    index_BT = prompt_length_B1 - 1 + torch.arange(completion_ids_BT.shape[1], device=device)
+    return hidden_BLD.take_along_dim(index_BT.clamp(max=ids_BL.shape[1] - 1)[:, :, None], dim=1)
+
+
+def pad_completions(completions, pad_token_id, device):
+    """Lists of token ids -> (ids_BT, mask_BT), padded on the right to the longest."""
+    rows = [torch.tensor(ids, dtype=torch.long, device=device) for ids in completions]
+    ids_BT = pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
+    length_B1 = torch.tensor([[len(ids)] for ids in completions], device=device)
+    return ids_BT, torch.arange(ids_BT.shape[1], device=device) < length_B1
 
 
 # ---- decoding on a CPU: weights in oneDNN's layout ----
@@ -460,25 +497,6 @@ def compare_steps(model, cache, state, column, L, eos_ids, temperature, top_p):
     if not difference < (1e-4 if model.dtype == torch.float32 else 0.1):  # nor NaN
         raise ValueError(f"it would change log-probabilities by {difference:.1e} nats")
     return column
-
-
-def completion_hidden(model, prompt_ids, completion_ids_BT, completion_mask_BT):
-    """The final hidden state that predicts each completion token -> hidden_BTD.
-
-    Joins prompt and completion without a gap and pads on the RIGHT: a causal model then needs no
-    mask and no position ids, and keeps its fast attention. Arbitrary where the mask is false.
-    """
-    device, lengths = completion_ids_BT.device, completion_mask_BT.sum(1).tolist()
-    rows = [
-        torch.cat([torch.tensor(prompt, device=device), ids_T[:length]])
-        for prompt, ids_T, length in zip(prompt_ids, completion_ids_BT, lengths, strict=True)
-    ]
-    ids_BL = pad_sequence(rows, batch_first=True)
-    hidden_BLD = model.base_model(input_ids=ids_BL, use_cache=False).last_hidden_state
-    # token t stands at len(prompt) + t, so the state one place earlier predicts it
-    prompt_length_B1 = torch.tensor([[len(prompt)] for prompt in prompt_ids], device=device)
-    index_BT = prompt_length_B1 - 1 + torch.arange(completion_ids_BT.shape[1], device=device)
-    return hidden_BLD.take_along_dim(index_BT.clamp(max=ids_BL.shape[1] - 1)[:, :, None], dim=1)
 
 
 # ---- what the sampler and the loss ask of a model ----

@@ -21,7 +21,8 @@ The numbers are the lines of the paper's Algorithm 1; those missing begin or end
     python sdft.py --task science      # on a CPU: preset laptop, the built-in 135M model, minutes
 
 Names of tensors end in their axes: B sequences, T completion tokens, V vocabulary, D hidden.
-Read next: kl_estimators.py (l. 15-16), sampling.py (l. 5-7), data.py (l. 9), optim.py (l. 18-19).
+Read next: kl_estimators.py (l. 15-16), sampling.py (l. 5-7 and the states of l. 11-12), data.py
+(l. 9), optim.py (l. 18-19).
 """
 
 import json
@@ -37,7 +38,7 @@ from tqdm import tqdm
 from config import parse_config
 from data import load_splits
 from kl_estimators import ESTIMATORS, REDUCTIONS, compare_completions, sequence_mean
-from lora import adapter_gap, is_base, share_base
+from lora import adapter_gap, adapters_are_zero, share_base
 from optim import (
     AdamW,
     clip_gradients,
@@ -48,7 +49,7 @@ from optim import (
 )
 from sampling import completion_hidden, output_head, sample_completions, stop_tokens
 from scoring import validation_rank
-from support.checkpoint import load_checkpoint, read_best, save_checkpoint, save_model
+from support.checkpoint import load_checkpoint, read_best, save_best, save_checkpoint
 from support.console import replace_unprintable
 from support.models import checkpoint_layers, give_back_freed_memory
 from support.preflight import preflight_or_exit
@@ -83,7 +84,8 @@ def sample_batch(student, batch, config):
         # This decides only which prefixes are visited; the loss there is always at temperature 1.
         temperature=config.temperature,
         uniforms_BT=batch.uniforms_BT,
-        **batch.stop,
+        eos_token_ids=batch.eos_token_ids,
+        pad_token_id=batch.pad_token_id,
     )
 
 
@@ -94,6 +96,9 @@ def update(student, teacher, optimizer, batch, rollout, config):
     kl_B = torch.zeros(len(batch.pairs), device=student.device)
     for micro in micro_batches(batch, rollout, config):
         ids_BT, mask_BT = micro.completion_ids_BT, micro.completion_mask_BT
+        # l. 11-12 end in compare_completions. Here are the last hidden states alone: the
+        # log-probabilities [B, T, V] of both models would take gigabytes, so it makes them from
+        # these, a part at a time.
         # l. 11
         student_hidden_BTD = completion_hidden(student, micro.student_prompts, ids_BT, mask_BT)
         # l. 12   The teacher gets no gradient.
@@ -109,7 +114,8 @@ def update(student, teacher, optimizer, batch, rollout, config):
             ids_BT,
             config.divergence,
         )
-        # l. 16   With the estimator `analytic` the gradient of this loss is Eq. 2 (version 2).
+        # l. 16   Its gradient is Eq. 2 (version 2) with the reverse KL, the estimator `analytic`,
+        # the reduction `sum` and no skipped tokens; the presets say what they have instead.
         loss_BT = surrogate(kl_BT, student_logprobs_BT, teacher_logprobs_BT)
         loss_B = reduce(loss_BT, micro.loss_mask_BT)
         # Divided by the size of the whole batch: micro-batches differ in size, and their gradients
@@ -141,13 +147,9 @@ def train(run, take_step=sdft_step):
     optimizer = AdamW(student, weight_decay=config.weight_decay)
     if config.gradient_checkpointing:
         checkpoint_layers(student)
-    stop = stop_tokens(student, run.tokenizer)
-    step = 0
+    stop_ids = stop_tokens(student, run.tokenizer)
     steps = config.total_steps(len(run.pairs))
-    if run.checkpoint is not None:
-        state = load_checkpoint(run.checkpoint, student, saved_teacher, optimizer)
-        step, run.best, run.collapse = state["step"], read_best(run.folder), state.get("collapse")
-        run.started -= state.get("seconds", 0)
+    step = restore(run, student, saved_teacher, optimizer)
     drop_later_answers(run.folder / "answers.jsonl", step)
     watched = watched_rows(run.tokenizer, run.splits.train, run.pairs, config)
 
@@ -159,12 +161,12 @@ def train(run, take_step=sdft_step):
     ):
         while step < steps and not stopped_by_collapse(run):  # l. 2
             started = time.perf_counter()
-            batch = make_batch(run.pairs, step, config, stop)  # l. 3
+            batch = make_batch(run.pairs, step, config, stop_ids)  # l. 3
             metrics, rollout = take_step(student, teacher, optimizer, batch, config_of_step(run))
             metrics |= rollout_metrics(batch, rollout, config, time.perf_counter() - started)
             step += 1
             if config.eval_every and (step == steps or step % config.eval_every == 0):
-                metrics |= validate(run, teacher, step, watched, stop)
+                metrics |= validate(run, teacher, step, watched, stop_ids)
 
             bar.update()
             bar.write("\n".join(lines_of_step(step, metrics, config)))
@@ -194,6 +196,17 @@ def train(run, take_step=sdft_step):
     return True
 
 
+def restore(run, student, teacher, optimizer):
+    """Copy a run's checkpoint, if it has one, into what is in memory -> the step to go on from."""
+    if run.checkpoint is None:
+        return 0
+    state = load_checkpoint(run.checkpoint, student, teacher, optimizer)
+    run.best = read_best(run.folder)
+    run.collapse = state["collapse"]
+    run.started -= state["seconds"]
+    return state["step"]
+
+
 def stopped_by_collapse(run):
     return run.collapse is not None and run.config.on_collapse == "stop"
 
@@ -207,19 +220,20 @@ def config_of_step(run):
 
 def make_teacher(student, config, teacher_model):
     """l. 1: a copy of the student in memory; its files may hold an earlier model."""
-    if config.teacher in ("ema", "base"):
+    if config.has_copied_teacher:
         if config.lora_rank:  # the same frozen weights; adapters of its own unless B A stays 0
-            return share_base(student, config.teacher == "ema" or not is_base(student))
+            with_adapters = config.teacher == "ema" or not adapters_are_zero(student)
+            return share_base(student, with_adapters)
         return copy_model(student)
     if config.teacher == "student":
         return student
     return teacher_model  # of baselines.py: another model, or None
 
 
-def validate(run, teacher, step, watched, stop):
+def validate(run, teacher, step, watched, stop_ids):
     """Accuracy on validation, drift and signs of collapse; best/ gets the best weights so far.
 
-    -> metrics: {"validation"}, and "teacher_gap" if there are two models
+    -> metrics: {"validation"}, and "teacher_gap" if the teacher began as a copy of the student
     """
     summary = evaluate_and_log(run, {"validation": run.splits.validation}, f"step {step}")[
         "validation"
@@ -228,15 +242,15 @@ def validate(run, teacher, step, watched, stop):
     # >=: of two equal validations the later one has learned more from the teacher
     if rank is not None and (run.best is None or rank >= run.best["rank"]):
         run.best = {"step": step, "rank": rank}
-        save_model(run.folder / "best", run.student, run.tokenizer, run.best)
+        save_best(run.folder, run.student, run.tokenizer, run.best)
     if watched is not None:
-        summary |= watch_content(run.student, teacher, watched, run.config, stop)
+        summary |= watch_content(run.student, teacher, watched, run.config, stop_ids)
     if run.collapse is None:
         run.collapse = find_collapse(run.folder, step, summary)
         if run.collapse is not None:
             summary["collapse"] = run.collapse
     metrics = {"validation": summary}
-    if run.config.teacher in ("ema", "base"):
+    if run.config.has_copied_teacher:
         gap = adapter_gap if run.config.lora_rank else relative_distance
         metrics["teacher_gap"] = gap(teacher, run.student)
     return metrics
@@ -245,7 +259,7 @@ def validate(run, teacher, step, watched, stop):
 # ---- the batch of a step: a function of config and step, so that a resumed run repeats it ----
 
 # Four streams of random numbers, each a function of (seed, stream, index): no generator's state is
-# ever stored. Drift has one of its own, which no seed changes (eval.py).
+# ever stored. Drift and the watched rows have one that no seed changes (eval.py, support/watch.py).
 ORDER = 0  # of the training data; index: the epoch
 ROLLOUTS = 1  # the uniforms that tokens are drawn with; index: the step
 TEACHER_ANSWERS = 2  # the same, of completions that baselines.py samples before the first step
@@ -264,10 +278,11 @@ class Batch:
     pairs: list  # of data.Pair, each rollouts_per_prompt times
     uniforms_BT: torch.Tensor  # one number for each token that may be sampled
     learning_rate: float
-    stop: dict  # eos_token_ids and pad_token_id
+    eos_token_ids: list
+    pad_token_id: int
 
 
-def make_batch(pairs, step, config, stop):
+def make_batch(pairs, step, config, stop_ids):
     """l. 3: the next batch_size pairs; each epoch is shuffled anew."""
     chosen = []
     orders = {}
@@ -279,7 +294,7 @@ def make_batch(pairs, step, config, stop):
     shape = len(chosen), config.max_new_tokens
     uniforms_BT = torch.from_numpy(random_stream(config.seed, ROLLOUTS, step).random(shape))
     learning_rate = learning_rate_at(step, config.total_steps(len(pairs)), config)
-    return Batch(step, chosen, uniforms_BT, learning_rate, stop)
+    return Batch(step, chosen, uniforms_BT, learning_rate, **stop_ids)
 
 
 def learning_rate_at(step, steps, config):
@@ -309,18 +324,25 @@ def micro_batches(batch, rollout, config):
     for rows in split_by_tokens(batch.pairs, lengths, config.micro_batch_tokens):
         longest = max(lengths[row] for row in rows)
         mask_BT = rollout.completion_mask_BT[rows, :longest]
-        # A teacher likes to open with "Based on the text…", and the student would learn to refer
-        # to a text it cannot see. So the first tokens have no loss: what the student says there
-        # changes only through the loss at other tokens. A completion without others has loss 0.
-        not_skipped_T = torch.arange(longest, device=mask_BT.device) >= config.skip_first_tokens
         yield MicroBatch(
             rows,
             [batch.pairs[row].student_prompt for row in rows],
             [batch.pairs[row].teacher_prompt for row in rows],
             rollout.completion_ids_BT[rows, :longest],
             mask_BT,
-            mask_BT & not_skipped_T,
+            loss_mask(mask_BT, config.skip_first_tokens),
         )
+
+
+def loss_mask(completion_mask_BT, skip_first_tokens):
+    """True at the tokens that have a loss.
+
+    A teacher likes to open with "Based on the text…", and the student would learn to refer to a
+    text it cannot see. So the first tokens have no loss: what the student says there changes only
+    through the loss at other tokens. A completion without others has loss 0.
+    """
+    places_T = torch.arange(completion_mask_BT.shape[1], device=completion_mask_BT.device)
+    return completion_mask_BT & (places_T >= skip_first_tokens)
 
 
 def split_by_tokens(pairs, completion_lengths, most_tokens):
@@ -349,12 +371,12 @@ def stop_if_not_finite(grad_norm, values_B, batch):
 def rollout_metrics(batch, rollout, config, seconds):
     """What a step logs beside its loss; docs/flags.md explains each."""
     lengths_B = rollout.completion_mask_BT.sum(1).float()
-    without_loss_B = lengths_B <= config.skip_first_tokens
+    has_loss_B = loss_mask(rollout.completion_mask_BT, config.skip_first_tokens).any(1)
     n = len(batch.pairs)
     return {
         "completion_tokens": lengths_B.mean().item(),
         "finished": rollout.finished_B.float().mean().item(),
-        "without_loss": without_loss_B.float().mean().item(),
+        "without_loss": 1 - has_loss_B.float().mean().item(),
         "tokens_per_s": lengths_B.sum().item() / seconds,
         "learning_rate": batch.learning_rate,
         "seconds": seconds,

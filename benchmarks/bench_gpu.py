@@ -171,7 +171,8 @@ def sample_ours(model, batch, args, use_graph=True):
         max_new_tokens=args.max_new_tokens,
         uniforms_BT=batch.uniforms_BT,
         use_graph=use_graph,
-        **batch.stop,
+        eos_token_ids=batch.eos_token_ids,
+        pad_token_id=batch.pad_token_id,
     )
 
 

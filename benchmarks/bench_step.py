@@ -79,7 +79,7 @@ def batches(tokenizer, stop, args):
         uniforms_BT = torch.rand(
             len(chosen), args.max_new_tokens, generator=generator, dtype=torch.float64
         )
-        yield Batch(step, chosen, uniforms_BT, LEARNING_RATE, stop)
+        yield Batch(step, chosen, uniforms_BT, LEARNING_RATE, **stop)
 
 
 def quiet_pairs(tokenizer, examples, args):

@@ -25,7 +25,7 @@ def random_batch(step, vocabulary, config):
     )
     uniforms_BT = torch.rand(B, T, generator=generator, dtype=torch.float64)
     pairs = [Pair("random", *pair) for pair in zip(prompts, longer, strict=True)]
-    return Batch(step, pairs, uniforms_BT, 1e-5, {"eos_token_ids": [vocabulary], "pad_token_id": 0})
+    return Batch(step, pairs, uniforms_BT, 1e-5, [vocabulary], 0)
 
 
 def timed_step(student, teacher, optimizer, batch, config, clock):

@@ -61,10 +61,10 @@ from eval import (
     config_of_run,
     evaluate,
     file_to_write,
-    split,
+    in_parts,
     token_divergence,
 )
-from sampling import sample_completions, stop_tokens
+from sampling import pad_completions, sample_completions, stop_tokens
 from scoring import final_answer, score, summarise
 from support.chat import encode_prompt, parse_template_kwargs, reject_template_kwargs
 from support.models import (
@@ -111,12 +111,12 @@ def sample_answers(
         teacher_messages(example, context, instruction, own_template) for example in examples
     ]
     prompts = [encode_prompt(tokenizer, turns, template_kwargs) for turns in messages]
-    stop = stop_tokens(model, tokenizer)
+    stop_ids = stop_tokens(model, tokenizer)
     answers = [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # less padding
     rows = [(i, j) for i in by_length for j in range(samples)]
-    batches = tqdm(split(rows, batch_size), desc=description, leave=False, disable=not description)
-    for batch in batches:
+    quiet = not description
+    for batch in tqdm(in_parts(rows, batch_size), desc=description, leave=False, disable=quiet):
         uniforms = [np.random.default_rng([seed, i, j]).random(max_new_tokens) for i, j in batch]
         some = [prompts[i] for i, _ in batch]
         rollout = sample_completions(
@@ -126,7 +126,7 @@ def sample_answers(
             uniforms_BT=torch.from_numpy(np.stack(uniforms)),
             temperature=temperature,
             top_p=top_p,
-            **stop,
+            **stop_ids,
         )
         for (i, _), answer in zip(batch, answers_of(rollout, some, tokenizer), strict=True):
             answers[i].append(answer)
@@ -192,11 +192,9 @@ def kl_to_base(
     how |= seen | {"samples": 1, "top_p": 1.0, "batch_size": batch_size}
     sampled = sample_answers(model, tokenizer, examples, template_kwargs=template_kwargs, **how)
     total, tokens = 0.0, 0
-    for rows in split(list(zip(examples, sampled, strict=True)), batch_size):
-        lengths_B1 = torch.tensor([[len(answer.ids)] for _, (answer,) in rows])
-        ids = [torch.tensor(answer.ids) for _, (answer,) in rows]
-        ids_BT = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(model.device)
-        mask_BT = (torch.arange(ids_BT.shape[1]) < lengths_B1).to(model.device)
+    for rows in in_parts(list(zip(examples, sampled, strict=True)), batch_size):
+        ids = [answer.ids for _, (answer,) in rows]
+        ids_BT, mask_BT = pad_completions(ids, 0, model.device)
         messages = [teacher_messages(example, **seen) for example, _ in rows]
         prompts = [encode_prompt(tokenizer, turns, template_kwargs) for turns in messages]
         base_prompts = [
@@ -845,7 +843,7 @@ def main(argv=None):
     except ValueError as error:
         sys.exit(f"error: {error}")
     if args.json:
-        command = " ".join(["python", "extras/analysis.py", *argv])
+        command = shlex.join(["python", "extras/analysis.py", *argv])
         record = {"command": command, "machine": describe_machine()} | measured
         text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
         args.json.write_text(text, encoding="utf-8")

@@ -17,6 +17,7 @@ shows it in the last three.
 import argparse
 import json
 import re
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
@@ -133,7 +134,7 @@ def main(argv=None):
         sys.exit(f"error: {error}")
     print_table(measured)
     if args.json:
-        command = " ".join(["python", "extras/manner.py", *argv])
+        command = shlex.join(["python", "extras/manner.py", *argv])
         record = {"command": command, "machine": describe_machine()} | measured
         args.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
 

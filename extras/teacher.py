@@ -23,6 +23,7 @@ import argparse
 import html
 import itertools
 import json
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -313,7 +314,7 @@ def main(argv=None):
         f"teacher, at most {config.answer_tokens} tokens\n{format_rows(rows)}"
     )
     if args.json:
-        command = " ".join(["python", "extras/teacher.py", *(argv or sys.argv[1:])])
+        command = shlex.join(["python", "extras/teacher.py", *(argv or sys.argv[1:])])
         record = {"command": command, "machine": describe_machine(), "rows": rows}
         args.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
     if args.html:

@@ -20,22 +20,31 @@ from support.adapters import load_adapter, save_adapter
 from support.models import read_weights, reason
 
 
-def save_model(folder, model, tokenizer, best=None):
+def save_model(folder, model, tokenizer):
     """A Hugging Face folder (safetensors, tokenizer), or one of peft if the model has adapters.
 
     Adapters are not merged: bfloat16 weights would round most of a short run's update away, and
-    float32 ones would take twice the base's bytes. best, {"step", "rank"}, is for `read_best`.
+    float32 ones would take twice the base's bytes.
     """
     with _whole_or_absent(folder, saved_tensors(model)) as scratch:
         write_model(scratch, model)
         tokenizer.save_pretrained(scratch)
-        if best is not None:
-            (scratch / "best.json").write_text(json.dumps(best))
+
+
+def save_best(run_folder, model, tokenizer, best):
+    """run_folder/best: the model as save_model writes it, and best, {"step", "rank"}."""
+    with _whole_or_absent(Path(run_folder) / "best", saved_tensors(model)) as scratch:
+        write_model(scratch, model)
+        tokenizer.save_pretrained(scratch)
+        (scratch / "best.json").write_text(json.dumps(best))
 
 
 def read_best(run_folder):
     """{"step", "rank"} of the weights in best/, or None: it may be newer than every checkpoint."""
-    file = Path(run_folder) / "best" / "best.json"
+    best, old = Path(run_folder) / "best", Path(run_folder) / "best.old"
+    if old.exists() and not best.exists():  # killed between the two renames of _whole_or_absent
+        os.rename(old, best)
+    file = best / "best.json"
     return json.loads(file.read_text()) if file.exists() else None
 
 

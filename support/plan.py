@@ -17,7 +17,7 @@ from data import GENERAL_PROMPTS
 from kl_estimators import CHUNK_SIZE
 from lora import choose_layers, is_conv1d
 from optim import SLICE
-from sampling import PREFILL_ROWS
+from sampling import DRAW_BYTES, PREFILL_ROWS, pass_numbers
 from support.checkpoint import list_checkpoints
 
 LIBRARIES = 10**9  # allowance: the CUDA context on a card, Python's libraries on a host
@@ -46,9 +46,8 @@ def count_adapters(model_config, config):
         return 0, 0
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config)
-    targets = config.lora_targets and config.lora_targets.split(",")
     all_numbers = numbers_of_B = 0
-    for layer in choose_layers(model, targets).values():
+    for layer in choose_layers(model, config.targets_of_adapters).values():
         outputs = layer.weight.shape[1 if is_conv1d(layer) else 0]
         all_numbers += config.lora_rank * sum(layer.weight.shape)
         numbers_of_B += config.lora_rank * outputs
@@ -114,6 +113,7 @@ class LayerShape:
     keys: int  # key-value heads x head dimension
     intermediate: int
     vocabulary: int
+    pass_numbers: int  # sampling.pass_numbers
     keeps_scores: bool = False  # whether attention holds a number for each pair of tokens
 
 
@@ -141,12 +141,8 @@ def layer_shape(model_config):
         keys=key_heads * head_dim,
         intermediate=getattr(c, "intermediate_size", None) or 4 * c.hidden_size,
         vocabulary=c.vocab_size,
+        pass_numbers=pass_numbers(model_config),
     )
-
-
-def has_copied_teacher(config):
-    """Whether the teacher is a copy of the student, with remainders of its own."""
-    return config.teacher in ("ema", "base")
 
 
 def plan_weights(parameters, adapters, shape, config):
@@ -158,7 +154,7 @@ def plan_weights(parameters, adapters, shape, config):
         weights["adapters"] = 4 * every
         if config.teacher == "ema":  # the base is shared
             weights["teacher's adapters"] = 4 * learning
-    elif has_copied_teacher(config):
+    elif config.has_copied_teacher:
         weights["teacher"] = size * parameters
     if config.teacher == "model":
         weights["teacher"] = size * parameters
@@ -180,7 +176,7 @@ def plan_state(parameters, adapters, config):
     size = BYTES[config.dtype]
     state = {"first moment": size * parameters, "second moment": 4 * parameters}
     if config.dtype == "bfloat16":
-        owners = 2 if has_copied_teacher(config) else 1
+        owners = 2 if config.has_copied_teacher else 1
         state["remainders"] = 2 * parameters * owners
     return state
 
@@ -210,7 +206,7 @@ def plan_training(parameters, adapters, largest_tensor, shape, config):
         "loss, and gradients of the head": loss_tensors + head_gradients,
         "one layer and its gradients": 2 * layer,
         "teacher's pass": teacher_tokens
-        * (size * inference_numbers(shape) + score_bytes(shape, size, teacher_length)),
+        * (size * shape.pass_numbers + score_bytes(shape, size, teacher_length)),
     }
     largest = max(short_lived, key=short_lived.get)  # never two of them at once
     activations = {
@@ -248,12 +244,12 @@ def sampling_parts(shape, config, rows, prefill_rows):
     size = BYTES[config.dtype]
     cache_numbers = 2 * shape.layers * shape.keys
     longest = config.max_prompt_tokens + config.answer_tokens
-    prompt_bytes = size * (inference_numbers(shape) + cache_numbers)
+    prompt_bytes = size * (shape.pass_numbers + cache_numbers)
     prompt_bytes += score_bytes(shape, size, config.max_prompt_tokens)
     return {
         "keys and values": cache_numbers * size * rows * longest,
         "prompts' pass": prefill_rows * config.max_prompt_tokens * prompt_bytes,
-        "softmax and its float64 sums": 28 * rows * shape.vocabulary,
+        "softmax and its float64 sums": DRAW_BYTES * rows * shape.vocabulary,
     }
 
 
@@ -261,18 +257,13 @@ def plan_disk(parameters, adapters, state, config):
     size = BYTES[config.dtype]
     if config.lora_rank:
         parameters, size = adapters[0], 4
-    models = 2 if has_copied_teacher(config) else 1
+    models = 2 if config.has_copied_teacher else 1
     checkpoint = size * parameters * models + sum(state.values()) if config.keep_last else 0
     return {
         "checkpoints": config.keep_last * checkpoint,
         "best/": size * parameters,
         "the next checkpoint, or last/": max(checkpoint, size * parameters),
     }
-
-
-def inference_numbers(shape):
-    """Numbers of a token that stand at once in a pass without gradients."""
-    return 3 * shape.intermediate + 4 * shape.hidden
 
 
 def score_bytes(shape, size, length):

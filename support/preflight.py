@@ -12,13 +12,14 @@ import scoring
 from eval import (
     answer_greedily,
     evaluate,
+    in_parts,
     sample_answers,
     score_answers,
-    split,
     token_divergence,
 )
+from sampling import pad_completions
 from support.chat import encode_prompt
-from support.watch import OTHERS, WATCHED_ROWS
+from support.watch import OTHERS, WATCHED_ROWS, WATCHED_TOKENS
 
 SAMPLED_ANSWERS = 2  # to each question, by student and by teacher
 SAMPLED_QUESTIONS = 32  # the first ones: at most 64 answers of each of the two
@@ -61,7 +62,7 @@ def preflight(model, tokenizer, examples, config, scorer=scoring.score_by_rule, 
             description="preflight: teacher",
         )
         figures["copied"] = copied_share(answers, examples)
-    figures |= measure_gap(model, tokenizer, examples, answers, config)
+    figures |= measure_signal(model, tokenizer, examples, answers, config)
     if draws is not None:
         figures["sampled"] = sample_both(model, tokenizer, examples, config, scorer, draws)
     return figures
@@ -118,7 +119,7 @@ def error_over_questions(answers, samples=SAMPLED_ANSWERS):
     Answers to one question are alike, so the mean of each question counts as one measurement.
     """
     means = []
-    for own in split(answers, samples):
+    for own in in_parts(answers, samples):
         judged = [answer.scores["correct"] for answer in own if "correct" in answer.scores]
         if judged:
             means.append(sum(judged) / len(judged))
@@ -133,7 +134,7 @@ def is_copy(answer, example):
     return scoring.final_answer(answer.text).split() == example.demonstration.split()
 
 
-def measure_gap(model, tokenizer, examples, answers, config):
+def measure_signal(model, tokenizer, examples, answers, config):
     """KL(teacher || student) on given answers, and the speed of scoring them."""
     pairs = [data.encode_pair(tokenizer, example, config) for example in examples]
     rows = sorted(zip(pairs, answers, strict=True), key=lambda row: len(row[0].teacher_prompt))
@@ -141,13 +142,11 @@ def measure_gap(model, tokenizer, examples, answers, config):
     kl, tokens, scored_tokens = 0.0, 0, 0
     started = time.perf_counter()
     # as many rows at a time as in training, whose speed this tells
-    for part in split(rows, max(1, config.micro_batch_tokens // longest)):
+    for part in in_parts(rows, max(1, config.micro_batch_tokens // longest)):
         student_prompts = [pair.student_prompt for pair, _ in part]
         teacher_prompts = [pair.teacher_prompt for pair, _ in part]
-        ids = [torch.tensor(answer.ids) for _, answer in part]
-        ids_BT = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(model.device)
-        length_B1 = torch.tensor([[len(answer.ids)] for _, answer in part], device=model.device)
-        mask_BT = torch.arange(ids_BT.shape[1], device=model.device) < length_B1
+        ids = [answer.ids for _, answer in part]
+        ids_BT, mask_BT = pad_completions(ids, 0, model.device)
         kl_BT, _, _ = token_divergence(
             model, student_prompts, model, teacher_prompts, (ids_BT, mask_BT), "forward"
         )
@@ -353,8 +352,9 @@ def validation_seconds(figures, pairs, config, answer_tokens, drift_tokens):
     seconds = greedy["n"] * greedy["completion_tokens"] / figures["sampling_tokens_per_s"]
     seconds += drift_tokens / speed
     if config.teacher != "none" and config.teacher_context != "none":
+        watched_tokens = min(answer_tokens, WATCHED_TOKENS)
         for pair in pairs[:WATCHED_ROWS]:
-            seconds += answer_tokens / figures["sampling_tokens_per_s"]
-            teachers = (1 + OTHERS) * (len(pair.teacher_prompt) + answer_tokens)
-            seconds += (len(pair.student_prompt) + answer_tokens + teachers) / speed
+            seconds += watched_tokens / figures["sampling_tokens_per_s"]
+            teachers = (1 + OTHERS) * (len(pair.teacher_prompt) + watched_tokens)
+            seconds += (len(pair.student_prompt) + watched_tokens + teachers) / speed
     return seconds

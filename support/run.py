@@ -166,7 +166,7 @@ def prepare_adapters(student, config):
 
     The learning itself, and what the teacher shares, is in lora.py.
     """
-    targets = config.lora_targets and config.lora_targets.split(",")
+    targets = config.targets_of_adapters
     layers = adapted_layers(student).values()
     if not layers:
         add_adapters(
@@ -288,7 +288,7 @@ def run_folder(config, checkpoint):
     """with run_folder(...) as folder: errors inside end the program with a line that helps."""
     try:
         folder = checkpoint.parent if checkpoint else new_run_folder(config)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     try:
         yield folder
@@ -334,7 +334,8 @@ def explain(error, folder):
         return (
             f"{first_line}\nA new run takes less memory with a smaller "
             "--micro-batch-tokens or --max-new-tokens, with --gradient-checkpointing, with "
-            f"--lora-rank 16, or with --dtype bfloat16. {resume}, with its flags as they are"
+            f"--lora-rank 16, or with --dtype bfloat16. {resume}"
+            + (", with its flags as they are" if kept else "")
         )
     return None
 
@@ -443,7 +444,7 @@ def evaluate_and_log(run, sets, when):
 def record_before(run, preflight_figures):
     """before.json: what was asked for, the preflight, and what the untrained model scores."""
     record = {
-        "command": " ".join(run.command),
+        "command": shlex.join(run.command),
         "config": dataclasses.asdict(run.config),
         "preflight": preflight_figures,
         "before": evaluate_and_log(run, run.splits.reports, "before"),

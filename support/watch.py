@@ -163,7 +163,7 @@ def watched_rows(tokenizer, train, pairs, config):
 
 
 @torch.no_grad()
-def watch_content(student, teacher, watched, config, stop):
+def watch_content(student, teacher, watched, config, stop_ids):
     """KL(teacher || student) and its content, nats a token, on sampled answers to watched rows.
 
     Not the share: once the student has learned, the KL is near 0, and the share anything. Content
@@ -175,7 +175,7 @@ def watch_content(student, teacher, watched, config, stop):
         max_new_tokens=watched.uniforms_BT.shape[1],
         temperature=config.temperature,
         uniforms_BT=watched.uniforms_BT,
-        **stop,
+        **stop_ids,
     )
     completions = rollout.completion_ids_BT, rollout.completion_mask_BT
     total_BT, content_BT = divided_signal(
@@ -188,9 +188,9 @@ def watch_content(student, teacher, watched, config, stop):
 # ---- collapse: the rule, on the validations of a run ----
 
 
-def same_opening(answers, length=3):
+def same_opening(answers):
     """Share of the most frequent first three tokens among answers (with .ids)."""
-    openings = Counter(tuple(answer.ids[:length]) for answer in answers)
+    openings = Counter(tuple(answer.ids[:3]) for answer in answers)
     return openings.most_common(1)[0][1] / len(answers)
 
 

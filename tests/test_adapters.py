@@ -58,7 +58,7 @@ def some_batch(seed):
     ids_BT = torch.randint(2, 40, (2, 5), generator=generator)
     mask_BT = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     pairs = [Pair(str(row), [3, 4 + row], [5, 6, 7 + row]) for row in range(2)]
-    batch = sdft.Batch(0, pairs, None, 1e-2, {})
+    batch = sdft.Batch(0, pairs, None, 1e-2, [], 0)
     return batch, Rollout(ids_BT, mask_BT, torch.tensor([True, True]))
 
 

@@ -269,7 +269,9 @@ def test_the_loop_is_sdfts():
 def test_each_method_trains_to_the_end_without_a_teacher_it_does_not_ask(
     method, tiny_folder, tmp_path, monkeypatch, capsys
 ):
-    """No copy of a model is made or saved; no-go is not for those who need no such teacher."""
+    """No copy of a model is made or saved; no-go is not for those who need no such teacher. Those
+    who learn from the base in context need one, and are stopped without --force.
+    """
     copied, plain = [], copy.deepcopy
 
     def noted_copy(value, *more):
@@ -279,8 +281,15 @@ def test_each_method_trains_to_the_end_without_a_teacher_it_does_not_ask(
 
     monkeypatch.setattr(copy, "deepcopy", noted_copy)
     sizes = {"steps": 2, "max_teacher_prompt_tokens": 2000, "eval_every": 1}
-    arguments = flags(tiny_folder, tmp_path / "run", task="knowledge", **sizes)[1:]
-    baselines.main(["--method", method, *arguments])
+    force, *arguments = flags(tiny_folder, tmp_path / "run", task="knowledge", **sizes)
+    command = ["--method", method, *arguments]
+    needs_a_teacher = method.startswith("teacher")
+    if needs_a_teacher:
+        with pytest.raises(SystemExit, match="nothing was trained; --force trains all the same"):
+            baselines.main(command)
+        command.append(force)
+    assert ("no-go" in capsys.readouterr().out) == needs_a_teacher
+    baselines.main(command)
     [checkpoint] = list_checkpoints(tmp_path / "run")
     asks = method == "teacher-kd"
     assert len(copied) == asks and (checkpoint / "teacher").exists() == asks
@@ -289,7 +298,7 @@ def test_each_method_trains_to_the_end_without_a_teacher_it_does_not_ask(
     assert len(metrics) == 2 and all(("kl" in line) == asks for line in metrics)
     assert all("without_loss" in line for line in metrics)
     assert all(("teacher_gap" in line) == asks for line in metrics)
-    assert "no-go" not in capsys.readouterr().out
+    assert ("no-go" in capsys.readouterr().out) == needs_a_teacher
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["command"].startswith(f"python baselines.py --method {method}")
     assert results["last"]["indirect (OOD)"]["drift_from_base"] > 0

@@ -20,7 +20,9 @@ from support.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     load_weights,
+    read_best,
     read_state,
+    save_best,
     save_checkpoint,
     save_model,
 )
@@ -186,6 +188,14 @@ def test_damaged_checkpoints_are_named(tokenizer, tmp_path):
     (folder / "state.json").write_text("{")
     with pytest.raises(ValueError, match="state.json cannot be read"):
         read_state(folder)
+
+
+def test_best_survives_a_kill_between_its_two_renames(tiny, tokenizer, tmp_path):
+    save_best(tmp_path, tiny, tokenizer, {"step": 3, "rank": [0.5]})
+    (tmp_path / "best").rename(tmp_path / "best.old")
+    assert read_best(tmp_path) == {"step": 3, "rank": [0.5]}
+    assert (tmp_path / "best" / "best.json").exists() and not (tmp_path / "best.old").exists()
+    assert read_best(tmp_path / "nowhere") is None
 
 
 def test_a_full_disk_leaves_what_was_there(tiny, tokenizer, tmp_path, monkeypatch):

@@ -261,7 +261,7 @@ def test_micro_batches_keep_the_limit_and_lose_no_row():
     def rows(teacher_lengths, tokens):
         lengths = zip("abcd", (9, 3, 2, 4), teacher_lengths, strict=True)
         pairs = [Pair(name, [5] * student, [5] * teacher) for name, student, teacher in lengths]
-        batch = Batch(0, pairs, None, 1e-3, {})
+        batch = Batch(0, pairs, None, 1e-3, [], 0)
         config = dataclasses.replace(TINY, micro_batch_tokens=tokens)
         return [micro.rows for micro in micro_batches(batch, rollout, config)]
 
