@@ -196,11 +196,15 @@ def test_laptop_keeps_its_rate_for_tiny_models_alone(layers, is_tiny, task, tmp_
     given = {"preset": "laptop", "task": task, "model": str(tmp_path)}
     config, _, about = new_config(dict(given), {}, None)
     tiny_rate = 5e-5 if task == "science" else 1e-4
-    assert config.learning_rate == (tiny_rate if is_tiny else 5e-6)
+    larger_rate = 2e-6 if task == "science" else 5e-6
+    assert config.learning_rate == (tiny_rate if is_tiny else larger_rate)
     assert ("the rate of a larger model" in about) is not is_tiny
-    assert (config.steps, config.temperature, config.teacher_instruction) == (50, 0.5, "own-words")
-    own = new_config(given | {"learning_rate": 2e-6}, {}, None)[0]
-    assert own.learning_rate == 2e-6
+    steps = 60 if task == "science" and not is_tiny else 50
+    found = config.steps, config.temperature, config.teacher_instruction
+    assert found == (steps, 0.5, "own-words")
+    own = new_config(given | {"learning_rate": 3e-6}, {}, None)[0]
+    assert (own.learning_rate, own.steps) == (3e-6, 50)
+    assert new_config(given | {"steps": 7}, {}, None)[0].steps == 7
 
 
 def test_no_model_is_read_if_a_flag_has_the_rate(tmp_path):
