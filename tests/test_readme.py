@@ -13,6 +13,7 @@ import subprocess
 from pathlib import Path
 from statistics import mean
 
+import plot
 import pytest
 from analysis import drift_at, drift_for_good, read_stored
 from conftest import ROOT
@@ -188,21 +189,48 @@ def test_the_readmes_figures_of_the_larger_model_are_those_of_the_results_files(
         ]
         return shares, ", ".join(f"{run['test']['drift_from_base']:.3f}" for run in last)
 
-    (right, kept), drift = ends("qwen-science-5e-6")
-    (sft_right, sft_kept), sft_drift = ends("qwen-science-sft")
+    def ratios(rate):
+        names = f"qwen-science-{rate}", "qwen-science-sft" + f"-{rate}" * (rate != "5e-6")
+        drifts = [[mean_drift(name, drift_at, level) for name in names] for level in (0.7, 0.9)]
+        return " and ".join(f"{sdft / sft:.2f}" for sdft, sft in drifts)
+
+    (right, kept), drift = ends("qwen-science-2e-6")
+    (sft_right, sft_kept), sft_drift = ends("qwen-science-sft-2e-6")
     assert f"SDFT ends at {right} % of the test questions" in text
     assert f"and a drift of {drift}; SFT at {sft_right} % and {sft_drift}" in text
-    assert f"SDFT leaves {kept} % right, SFT {sft_kept} %" in text
-    ratios, slow = [], []
-    for level in (0.7, 0.9):
-        drifts = [
-            mean(drift_at(run, level) for run in runs_of(name))
-            for name in ("qwen-science-5e-6", "qwen-science-sft", "qwen-science-sft-2e-6")
-        ]
-        ratios.append(f"{drifts[0] / drifts[1]:.2f}")
-        slow.append(f"{drifts[0] / drifts[2]:.2f}")
-    assert f"SDFT passes 70 and 90 % of validation at {' and '.join(ratios)} of SFT's drift" in text
-    assert f"SDFT at 5e-6 passes 70 and 90 % at {' and '.join(slow)} of its drift" in text
+    assert f"SDFT at 2e-6 leaves {kept} % right, SFT {sft_kept} %" in text
+    assert f"passes 70 and 90 % of validation at {ratios('2e-6')} of SFT's drift" in text
+    assert f"At 5e-6, two seeds of each, it passes them at {ratios('5e-6')} of it" in text
+    (_, kept), _ = ends("qwen-science-5e-6")
+    (_, sft_kept), _ = ends("qwen-science-sft")
+    assert f"At 5e-6 SDFT leaves {kept} %, SFT {sft_kept} %" in text
+
+
+def test_the_readmes_figures_of_the_thick_lines_are_those_of_the_picture():
+    """Of the files that the command in docs/results.md draws."""
+    command = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    command = re.search(r"plot\.py frontiers (.*?)--output", command, re.DOTALL)[1]
+    files = [ROOT / word for word in command.replace("\\", " ").split()]
+    records = [plot.read_record(file, "frontiers") for file in files]
+    methods = plot.recipes(records)["smollm2"]
+    sdft, sft = (
+        {round(level, 3): drift for drift, level in plot.frontier(methods[name])}
+        for name in ("sdft", "sft")
+    )
+    found = {level: f"{sdft[level] / sft[level]:.2f}" for level in (0.4, 0.7, 0.8, 0.9)}
+    text = " ".join(README.split())
+    assert (
+        f"thick line has {found[0.7]}, {found[0.8]} and {found[0.9]} of SFT's drift at 70, 80 and "
+        f"90 %, and {found[0.4]} at 40 %"
+    ) in text
+    [slowest] = [
+        run for run in runs_of("tries-science-sft-longer") if run["point"]["learning-rate"] == 1e-5
+    ]
+    slow = [
+        f"{mean_drift('science', drift_at, level) / drift_at(slowest, level):.2f}"
+        for level in (0.4, 0.5, 0.6, 0.7)
+    ]
+    assert f"{', '.join(slow[:3])} and {slow[3]} times its drift at 40, 50, 60 and 70 %" in text
 
 
 def test_the_readmes_example_is_in_the_samples_and_in_the_stored_answers():
