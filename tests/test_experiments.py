@@ -23,6 +23,9 @@ TINY = (
 )
 
 
+AT_BASE = {"before": {"test": {"drift_from_base": 0.0}}}  # where a run's curve begins
+
+
 @pytest.fixture
 def lab(tmp_path):
     """Runs the command on a list of experiments given as TOML, in folders of its own."""
@@ -367,7 +370,7 @@ def test_a_sequence_and_again(tiny_folder, lab, scripts, monkeypatch):
     for stage in stages:
         results[stage] = json.loads((folder / stage / "results.json").read_text())
     record = lab.result("both")
-    assert list(record) == ["command", "tasks", "machine", "runs"]
+    assert list(record) == ["command", "tasks", "every", "machine", "runs"]
     [run] = record["runs"]
     places = [(done["stage"], done["task"], done["step"]) for done in run["evaluations"]]
     assert places == [
@@ -527,7 +530,7 @@ def test_a_table_of_tries(lab):
             for i, right in enumerate(correct, start=1)
         ]
         start = {"student": {"correct": 0.0}}
-        return {"seed": seed, "point": point, "preflight": start, "curve": curve}
+        return AT_BASE | {"seed": seed, "point": point, "preflight": start, "curve": curve}
 
     rates = [run(0, 0.0, 0.25, rate=1e-5), run(0, 0.0, 0.5, rate=2e-5)]
     science = [run(0, 0.1, 0.2, 0.3, 0.9), run(1, 1.0, 1.0)]
@@ -553,7 +556,7 @@ def test_a_table_of_drift_at_equal_accuracy(lab):
             for i, right in enumerate(correct, start=1)
         ]
         start = {"student": {"correct": 0.0}}
-        return {"seed": seed, "point": point, "preflight": start, "curve": curve}
+        return AT_BASE | {"seed": seed, "point": point, "preflight": start, "curve": curve}
 
     two = [run(0, 0.2, 0.6), run(1, 0.9)]
     lab.store(two={"runs": two}, rates={"runs": [run(0, 0.5, rate=1e-5), run(0, 0.1, rate=2e-5)]})
@@ -572,7 +575,7 @@ def test_a_table_of_drift_where_an_accuracy_stays(lab):
     def run(*correct):
         points = zip(correct, (0.06, 0.03, 0.09), strict=False)
         curve = [{"step": 1, "correct": right, "drift_from_base": x} for right, x in points]
-        return {"seed": 0, "preflight": {"student": {"correct": 0.0}}, "curve": curve}
+        return AT_BASE | {"seed": 0, "preflight": {"student": {"correct": 0.0}}, "curve": curve}
 
     lab.store(two={"runs": [run(0.6, 0.2, 0.8), run(0.9, 0.4)]})
     table = lab.table("stays two", "")
