@@ -142,7 +142,8 @@ def run_settings(config, model, pairs):
     from sdft import make_batch
 
     steps = config.total_steps(len(pairs))
-    batches = [make_batch(range(len(pairs)), step, config, None) for step in range(steps)]
+    no_stop = {"eos_token_ids": [], "pad_token_id": 0}  # TRL has its own
+    batches = [make_batch(range(len(pairs)), step, config, no_stop) for step in range(steps)]
     each = config.rollouts_per_prompt
     return {
         "model": model,
