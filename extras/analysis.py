@@ -271,10 +271,7 @@ def equal_accuracy(files, levels=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)):
     """
     stems = [Path(file).stem for file in files]
     names = stems if len(set(stems)) == len(stems) else [str(file) for file in files]
-    recipes = {}  # of a grid each point is one
-    for name, file in zip(names, files, strict=True):
-        for run in runs_with_curves(file):
-            recipes.setdefault(" ".join([name, *point_flags(run)]), []).append(run)
+    recipes = by_point(zip(names, map(runs_with_curves, files), strict=True))
     for heading, rule in {"first passes": drift_at, "passes for good": drift_for_good}.items():
         yield f"| {heading}, on validation | " + " | ".join(recipes) + " |"
         yield "|---" * (1 + len(recipes)) + "|"
@@ -308,6 +305,15 @@ def runs_with_curves(file):
 def point_flags(run):
     """["--FLAG VALUE"] of the point of a grid that a run is."""
     return [f"--{flag} {value}" for flag, value in run.get("point", {}).items()]
+
+
+def by_point(named_runs):
+    """(name, runs) of some records -> {name, with the flags of a grid's point: the runs of that}."""
+    found = {}
+    for name, runs in named_runs:
+        for run in runs:
+            found.setdefault(" ".join([name, *point_flags(run)]), []).append(run)
+    return found
 
 
 # ---- stored answers, scored again ----

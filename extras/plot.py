@@ -30,7 +30,7 @@ from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder of data.py
 
-from analysis import drift_at, of_test, point_flags, start_of
+from analysis import by_point, drift_at, of_test, start_of
 
 import data
 from config import Config
@@ -388,10 +388,7 @@ def draw_trade_off(records):
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
-    recipes = {}  # of a grid each point is one
-    for name, record in records:
-        for run in record["runs"]:
-            recipes.setdefault(" ".join([name, *point_flags(run)]), []).append(run)
+    recipes = by_point((name, record["runs"]) for name, record in records)
     for number, (name, runs) in enumerate(recipes.items()):
         found, look = [trade_off(run) for run in runs], {"color": f"C{number}"}
         paths = [points for points, _ in found if points]
