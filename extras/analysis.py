@@ -308,7 +308,7 @@ def point_flags(run):
 
 
 def by_point(named_runs):
-    """(name, runs) of some records -> {name, with the flags of a grid's point: the runs of that}."""
+    """(name, runs) of some records -> {name, with the flags of a grid's point: its runs}."""
     found = {}
     for name, runs in named_runs:
         for run in runs:
