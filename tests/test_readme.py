@@ -108,13 +108,35 @@ def figures(name, rival, row, measure):
     return f" | {' | '.join(cells)} |"
 
 
-def test_the_readmes_table_holds_the_figures_of_the_results_files():
-    for row, measure in (
-        ("test", "correct"),
-        ("test", "finished"),
-        ("new stems", "correct"),
-        ("probe", "correct"),
+def ends(name):
+    """What a model ends with: the cells of test set, drift and everyday questions."""
+    last = [run["last"] for run in runs_of(name)]
+    right = ", ".join(f"{100 * run['test']['correct']:.1f}" for run in last)
+    drift = ", ".join(f"{run['test']['drift_from_base']:.3f}" for run in last)
+    kept = ", ".join(f"{100 * run['probe']['correct']:.0f}" for run in last)
+    return f"{right} %", drift, f"{kept} %"
+
+
+def test_the_readmes_first_table_holds_the_figures_of_the_results_files():
+    for label, name in (
+        ("SDFT, 2e-6", "qwen-science-2e-6"),
+        ("SFT, 2e-6", "qwen-science-sft-2e-6"),
+        ("SDFT, 5e-5", "science"),
+        ("SFT, 2e-5", "science-sft-longer"),
+        ("SFT at 3e-5, then re-invocation", "science-reinvoke"),
     ):
+        assert f"| {' | '.join((label, *ends(name)))} |" in README
+    for label, name in (
+        ("**Qwen2.5-Coder-0.5B**, before", "qwen-science-2e-6"),
+        ("**SmolLM2-135M**, before", "science"),
+    ):
+        before = runs_of(name)[0]["before"]
+        right, kept = (100 * before[row]["correct"] for row in ("test", "probe"))
+        assert f"| {label} | {right:.1f} % | 0 | {kept:.0f} % |" in README
+
+
+def test_the_readmes_second_table_holds_the_figures_of_the_results_files():
+    for row, measure in (("test", "finished"), ("new stems", "correct")):
         assert figures("science", "science-sft-longer", row, measure) in README
     for row, measure in (
         ("held-out wordings", "correct"),
@@ -145,21 +167,13 @@ def test_the_readmes_drifts_are_those_of_the_results_files():
     assert f"passes them for good at {' and '.join(stays)} times" in text
     plain = ratio("science-plain", drift_at, 0.7)
     own_words = ratio("science-unmasked", drift_at, 0.7)
-    assert f"it passes 70 % at {plain} times SFT's drift" in text
+    assert f"SDFT passes 70 % at {plain} times SFT's drift" in text
     assert f"with the tuned sentence and no mask at {own_words}." in text
 
     [rival] = runs_of("science-reinvoke")
     [started_from] = [run for run in runs_of("science-sft") if run["seed"] == rival["seed"]]
     flops = rival["training_flops"] + started_from["training_flops"]
-    sdft = runs_of("science")
-    last = rival["last"]["test"]
-    drifts = [run["last"]["test"]["drift_from_base"] for run in sdft]
-    assert (
-        f"{last['correct']:.1%}".replace("%", " %")
-        + f" at a drift of {last['drift_from_base']:.3f}, where SDFT has {min(drifts):.3f} to "
-        f"{max(drifts):.3f}; {100 * rival['last']['probe']['correct']:.0f} % of"
-    ) in text
-    own = sdft[0]["training_flops"]
+    own = runs_of("science")[0]["training_flops"]
     assert f"({flops * 1e-12:.0f} TFLOP against {own * 1e-12:.0f})" in text
 
     chosen = [r for r in runs_of("tries-science-dft-longer") if r["point"]["learning-rate"] == 3e-5]
@@ -167,43 +181,26 @@ def test_the_readmes_drifts_are_those_of_the_results_files():
     forgotten = [
         ", ".join(f"{100 * run['last']['probe']['correct']:.0f}" for run in record)
         for record in (
-            runs_of("science-sft-longer"),
             runs_of("knowledge"),
             [run for run in runs_of("knowledge-sft-5e-5") if "probe" in run["last"]],
         )
     ]
-    sentence = (
-        "SFT's 80 steps leave {} %. After learning facts SDFT is down to {} % (SFT at 5e-5 to {} %)"
-    )
+    sentence = "after learning facts SDFT is down to {} % (SFT at 5e-5 to {} %)"
     assert sentence.format(*forgotten) in text
 
 
-def test_the_readmes_figures_of_the_larger_model_are_those_of_the_results_files():
+def test_the_readmes_drifts_of_the_larger_model_are_those_of_the_results_files():
     text = " ".join(README.split())
-
-    def ends(name):
-        last = [run["last"] for run in runs_of(name)]
-        shares = [
-            ", ".join(f"{100 * run[row]['correct']:.{digits}f}" for run in last)
-            for row, digits in (("test", 1), ("probe", 0))
-        ]
-        return shares, ", ".join(f"{run['test']['drift_from_base']:.3f}" for run in last)
 
     def ratios(rate):
         names = f"qwen-science-{rate}", "qwen-science-sft" + f"-{rate}" * (rate != "5e-6")
         drifts = [[mean_drift(name, drift_at, level) for name in names] for level in (0.7, 0.9)]
         return " and ".join(f"{sdft / sft:.2f}" for sdft, sft in drifts)
 
-    (right, kept), drift = ends("qwen-science-2e-6")
-    (sft_right, sft_kept), sft_drift = ends("qwen-science-sft-2e-6")
-    assert f"SDFT ends at {right} % of the test questions" in text
-    assert f"and a drift of {drift}; SFT at {sft_right} % and {sft_drift}" in text
-    assert f"SDFT at 2e-6 leaves {kept} % right, SFT {sft_kept} %" in text
-    assert f"passes 70 and 90 % of validation at {ratios('2e-6')} of SFT's drift" in text
+    assert f"passes 70 and 90 % at {ratios('2e-6')} of SFT's drift" in text
     assert f"At 5e-6, two seeds of each, it passes them at {ratios('5e-6')} of it" in text
-    (_, kept), _ = ends("qwen-science-5e-6")
-    (_, sft_kept), _ = ends("qwen-science-sft")
-    assert f"At 5e-6 SDFT leaves {kept} %, SFT {sft_kept} %" in text
+    [fast] = runs_of("qwen-science")
+    assert f"leaves {100 * fast['last']['probe']['correct']:.0f} % of the everyday" in text
 
 
 def test_the_readmes_figures_of_the_thick_lines_are_those_of_the_picture():
