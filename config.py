@@ -67,7 +67,7 @@ class Config:
     )
     # the text itself, not the name of its file: a run keeps the words that it was trained with
     teacher_template: str | None = option(
-        None, "file with an own text around {question}, {demonstration} and perhaps {text}"
+        None, "file with your own text around {question}, {demonstration} and perhaps {text}"
     )
     chat_template_kwargs: dict | None = option(
         None, "JSON that the model's chat template reads, for student and teacher alike"
