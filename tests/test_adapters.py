@@ -7,20 +7,21 @@ bytes of files and tensors; the library peft, where it is installed.
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, tiny_llama, tiny_tokenizer
+from conftest import ROOT, tiny_llama, tiny_model, tiny_tokenizer
 from test_lora import ALPHA, RANK, some_ids, trainable, with_adapters
 from torch.func import functional_call
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, Qwen2Config
 
 import eval as evaluation
 import sdft
 from config import Config
-from data import Pair
+from data import Example, Pair
 from kl_estimators import forward_kl
-from lora import adapted_layers, as_if_merged, merge, share_base
+from lora import adapted_layers, add_adapters, as_if_merged, merge, share_base
 from optim import AdamW, prepare_for_training, relative_distance, update_ema
 from sampling import Rollout
 from support import run as run_module
@@ -301,6 +302,20 @@ def test_an_adapter_of_an_adapter_is_refused(finished, tmp_path):
         load_model(str(folder))
 
 
+def test_the_flags_of_adapters_decide_what_is_added():
+    given = {"lora_targets": "q_proj,up_proj", "lora_train_a": False, "seed": 3}
+    student, expected, loaded = tiny_llama(), tiny_llama(), tiny_llama()
+    run_module.prepare_adapters(student, Config(lora_rank=4, lora_alpha=8, **given))
+    add_adapters(expected, 4, 8, ["q_proj", "up_proj"], train_A=False, seed=3)
+    assert trainable(student).keys() == trainable(expected).keys()
+    for name, layer in adapted_layers(expected).items():
+        assert torch.equal(student.get_submodule(name).lora_A, layer.lora_A)
+    add_adapters(loaded, 4, 8)  # as --model brings them
+    config = Config(lora_rank=4, lora_alpha=8, lora_train_a=False)
+    run_module.prepare_adapters(loaded, config)
+    assert all(name.endswith("lora_B") for name in trainable(loaded))
+
+
 @pytest.mark.parametrize("teacher", ["ema", "base"])
 def test_a_run_goes_on_with_the_adapter_that_it_is_given(teacher, finished, tmp_path):
     """The teacher starts as the whole model, adapter included, also where it is the base."""
@@ -345,6 +360,32 @@ def test_computing_as_if_merged_is_computing_with_the_merged_model(dtype):
     assert torch.equal(model(input_ids=ids).logits, before)
 
 
+@pytest.mark.parametrize("config_class", [Qwen2Config, GPT2Config])
+def test_as_if_merged_keeps_biases_and_transposed_weights(config_class):
+    model = tiny_model(config_class)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.normal_()  # a new model has zeros
+    with_adapters(model)
+    merged, _ = merge(model)
+    ids = some_ids(model)
+    expected = merged(input_ids=ids).logits
+    with as_if_merged(model):
+        torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_divergence_of_merging_is_that_of_the_merged_model():
+    """bfloat16 rounds the update. Oracle: the drift of `merge`'s own model from the student."""
+    tokenizer = tiny_tokenizer()
+    student = with_adapters(tiny_llama(vocab_size=len(tokenizer), dtype=torch.bfloat16))
+    asked = [Example("q", "general", [{"role": "user", "content": "Why?"}])]
+    base = evaluation.sample_base_answers(student, tokenizer, asked, 8)
+    expected = evaluation.drift_from_base(base, merge(student)[0])
+    assert expected > 1e-6
+    found = run_module.merged_divergence(SimpleNamespace(base=base, student=student))
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
 def test_the_merged_folder_of_the_docs_answers_as_the_adapter_does(finished, tmp_path):
     """The lines of docs/adapters.md, loaded by transformers alone."""
     model, tokenizer = load_model(str(finished / "last"), dtype="float32")
@@ -356,7 +397,7 @@ def test_the_merged_folder_of_the_docs_answers_as_the_adapter_does(finished, tmp
     assert torch.equal(merged.generate(prompt, **options), model.generate(prompt, **options))
 
 
-def test_results_say_what_was_trained_and_what_merging_would_move(finished):
+def test_results_say_what_was_trained(finished):
     record = json.loads((finished / "results.json").read_text())
     numbers = sum(p.numel() for p in trainable(load_model(str(finished / "last"))[0]).values())
     assert record["trained_parameters"] == numbers
@@ -366,11 +407,13 @@ def test_results_say_what_was_trained_and_what_merging_would_move(finished):
 
 
 def test_the_head_that_drift_needs_is_shared_only_if_it_is_frozen():
+    tokenizer = tiny_tokenizer()
+    asked = [Example("q", "general", [{"role": "user", "content": "Why?"}])]
     for adapters in (True, False):
-        model = tiny_llama()
+        model = tiny_llama(vocab_size=len(tokenizer))
         if adapters:
             with_adapters(model)
-        head = share_base(model.get_output_embeddings())
+        head = evaluation.sample_base_answers(model, tokenizer, asked, 2).head
         assert (head.weight is model.get_output_embeddings().weight) == adapters
 
 

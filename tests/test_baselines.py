@@ -19,7 +19,6 @@ from test_sdft import STOP, KeepGradients, flags, press_ctrl_c_in_step_3, read_l
 from transformers import GPT2Config
 
 import baselines
-import sdft
 import support.preflight
 from baselines import METHODS, dynamic_loss, dynamic_step, likelihood_loss, likelihood_step
 from config import Config
@@ -79,6 +78,23 @@ def test_likelihood_step_is_cross_entropy(step, weighted):
     assert metrics["completion_tokens"] == 3.0
     assert metrics["finished"] == pytest.approx(2 / 3) and rollout.finished_B.sum() == 2
     assert metrics["without_loss"] == 0  # no token is skipped, so none can lack a loss
+
+
+def test_a_likelihood_step_clips_takes_its_rate_and_stops_at_infinity():
+    """Step 1 of 4 without warm-up: 1e-3 (1 + cos(pi / 4)) / 2."""
+    rates = []
+    optimizer = SimpleNamespace(step=rates.append)
+    config = dataclasses.replace(CONFIG, max_grad_norm=0.01)
+    student, batch = tiny_llama(), make_batch(PAIRS, 1, config, STOP)
+    metrics, _ = likelihood_step(student, None, optimizer, batch, config)
+    assert rates == pytest.approx([0.5e-3 * (1 + math.cos(math.pi / 4))])
+    assert gradients(student).norm().item() == pytest.approx(0.01, rel=1e-4)
+    assert metrics["grad_norm"] > 0.01
+    with torch.no_grad():
+        student.model.layers[0].mlp.up_proj.weight[0, 0] = math.inf
+    with pytest.raises(FloatingPointError, match="step 2: loss or gradient is not finite"):
+        likelihood_step(student, None, optimizer, batch, config)
+    assert len(rates) == 1
 
 
 def test_losses_on_numbers():
@@ -178,7 +194,7 @@ def test_cpt_cuts_its_blocks_at_the_positions_of_the_model(tokenizer, capsys):
 
 @pytest.mark.parametrize("method, seen", [("teacher-sft", []), ("teacher-kd", [4, 3])])
 def test_teachers_answer_once_in_context(method, seen, tokenizer):
-    """Oracle: greedy answers to the teacher's prompts; the draws of two calls are the same."""
+    """Oracle: greedy answers to the teacher's prompts."""
     completions, _, fixed = METHODS[method]
     config = dataclasses.replace(CONFIG, temperature=1e-6, **fixed)
     run = run_of(tokenizer, config)
@@ -190,6 +206,14 @@ def test_teachers_answer_once_in_context(method, seen, tokenizer):
         greedy = run.student.generate(context, attention_mask=context * 0 + 1, **options)
         assert pair.completion == greedy[0, 2:].tolist()
         assert (pair.student_prompt, pair.teacher_prompt) == ([3], seen)
+
+
+def test_each_batch_of_the_teachers_answers_has_draws_of_its_own(tokenizer):
+    """Three times one prompt, a batch each."""
+    config = dataclasses.replace(CONFIG, batch_size=1, temperature=1.0, **METHODS["teacher-sft"][2])
+    first, second = (baselines.teacher_answers(run_of(tokenizer, config)) for _ in range(2))
+    assert first == second
+    assert len({tuple(pair.completion) for pair in first}) == 3
 
 
 def test_control_tokens_in_demonstrations_and_articles_stay_text(tokenizer):
@@ -259,10 +283,6 @@ def test_a_method_is_named(given, capsys):
     with pytest.raises(SystemExit):
         baselines.main(given)
     assert "teacher-kd" in capsys.readouterr().err
-
-
-def test_the_loop_is_sdfts():
-    assert baselines.train is sdft.train and baselines.prepare is sdft.prepare
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "reinvoke"])

@@ -1,4 +1,8 @@
-"""Greedy accuracy and drift. Oracle: a KL computed dense, without padding or chunks."""
+"""Greedy and sampled answers, accuracy and drift.
+
+Oracles: Hugging Face's generate; draws token by token from full passes; a KL computed dense,
+without padding or chunks.
+"""
 
 import copy
 import json
@@ -7,14 +11,16 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from test_preflight_sampling import draw_by_hand
 
 import eval as evaluation
 import scoring
 from data import Example
-from eval import drift_from_base, evaluate, sample_base_answers
+from eval import drift_from_base, evaluate, sample_answers, sample_base_answers
 from scoring import score
 from support.chat import encode_prompt
 
@@ -49,6 +55,34 @@ def test_answers_come_back_in_order(model, tokenizer):
     assert together == alone
 
 
+def test_answers_are_those_of_generate(model, tokenizer):
+    _, answers = evaluate(model, tokenizer, questions(), max_new_tokens=6, batch_size=2)
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 1}
+    for question, answer in zip(questions(), answers, strict=True):
+        prompt = torch.tensor([encode_prompt(tokenizer, question.messages)])
+        expected = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+        assert answer.ids == expected[0, prompt.shape[1] :].tolist()
+        assert answer.text == tokenizer.decode(answer.ids, skip_special_tokens=True)
+
+
+def test_each_answer_is_drawn_with_its_own_numbers(model, tokenizer):
+    prompts = [[5] * length for length in (9, 3, 6, 1, 4)]
+    uniforms = np.random.default_rng(0).random((5, 6))
+    how = {"temperature": 1.0, "uniforms_BT": torch.from_numpy(uniforms), "batch_size": 2}
+    answers = sample_answers(model, tokenizer, prompts, **how)
+    for prompt, own, answer in zip(prompts, uniforms, answers, strict=True):
+        assert answer.ids == draw_by_hand(model, prompt, own, 1.0)
+
+
+def test_drift_is_measured_on_answers_sampled_at_1_with_fixed_numbers(model, tokenizer):
+    found = sample_base_answers(model, tokenizer, questions(), 6)
+    uniforms = np.random.default_rng(0).random((5, 6))
+    for row, example in enumerate(questions()):
+        ids = found.completion_ids_BT[row][found.completion_mask_BT[row]].tolist()
+        prompt = encode_prompt(tokenizer, example.messages)
+        assert ids == draw_by_hand(model, prompt, uniforms[row], 1.0)
+
+
 @pytest.mark.parametrize("opener", ["<think>\n", "<think>\n\n</think>\n\n", ""])
 def test_templates_that_open_a_thought(model, tokenizer, opener):
     """Thoughts that the length limit cut off are no answer, whatever stands in them."""
@@ -65,9 +99,15 @@ def test_templates_that_open_a_thought(model, tokenizer, opener):
     assert right != opened
 
 
-def test_drift_equals_a_dense_computation(model, tokenizer):
+@pytest.mark.parametrize("rows", [8, 2])
+def test_drift_equals_a_dense_computation(model, tokenizer, rows, monkeypatch):
+    """A mean over the tokens of answers of different lengths, in one part and in three."""
+    monkeypatch.setattr(evaluation, "DRIFT_ROWS", rows)
+    stop = {"eos_token_ids": list(range(1, 80)), "pad_token_id": 1}
+    monkeypatch.setattr(evaluation, "stop_tokens", lambda *_: stop)
     examples = questions()
     base_answers = sample_base_answers(model, tokenizer, examples, 12)
+    assert len(set(base_answers.completion_mask_BT.sum(1).tolist())) > 1
     assert drift_from_base(base_answers, model) == pytest.approx(0, abs=1e-6)
     base, total, tokens = copy.deepcopy(model), 0.0, 0
     with torch.no_grad():

@@ -300,13 +300,18 @@ def test_chunked_equals_dense(divergence, function, dtype, tolerance):
     assert teacher_head.weight.grad is None
 
 
-def test_bfloat16_hidden_states_are_compared_in_float32():
-    head = torch.nn.Linear(8, 50, bias=False, dtype=torch.bfloat16)
-    hidden = torch.randn(1, 4, 8, dtype=torch.bfloat16)
-    kl_BT, student_BT, _ = compare_completions(
-        hidden, head, hidden, head, torch.zeros(1, 4, dtype=torch.long), "reverse"
-    )
-    assert kl_BT.dtype == student_BT.dtype == torch.float32 and kl_BT.abs().max() == 0
+def test_bfloat16_logits_become_float32_before_the_softmax():
+    """Oracle: the same bfloat16 logits in float64. A softmax in bfloat16 is up to 0.008 off."""
+    head = torch.nn.Linear(8, 50, bias=False, dtype=torch.bfloat16).requires_grad_(False)
+    student, teacher = torch.randn(2, 1, 4, 8).bfloat16()
+    ids_BT = torch.randint(50, (1, 4))
+    found = compare_completions(student, head, teacher, head, ids_BT, "reverse")
+    s, t = (torch.distributions.Categorical(logits=head(x).double()) for x in (student, teacher))
+    kl_BT = torch.distributions.kl_divergence(s, t)
+    expected = kl_BT, s.log_prob(ids_BT), t.log_prob(ids_BT)
+    for found_BT, expected_BT in zip(found, expected, strict=True):
+        assert found_BT.dtype == torch.float32
+        torch.testing.assert_close(found_BT.double(), expected_BT, rtol=0, atol=1e-5)
 
 
 def test_unknown_divergence_is_refused_with_the_choices():

@@ -263,11 +263,6 @@ def test_the_estimate_takes_lengths_and_speeds_of_sampled_answers(before, line):
     assert estimate(measured, pairs, plan, before) == line
 
 
-def test_the_preflight_draws_from_a_stream_of_its_own():
-    streams = [sdft.ORDER, sdft.ROLLOUTS, sdft.TEACHER_ANSWERS, sdft.PREFLIGHT]
-    assert len(set(streams)) == 4
-
-
 SHORT = """--task science --preset laptop --steps 1 --batch-size 2 --eval-examples 2 --eval-every 0
     --general-tokens 4 --max-new-tokens 6 --eval-new-tokens 6 --keep-last 0 --force
     --max-prompt-tokens 1000 --max-teacher-prompt-tokens 1500""".split()

@@ -93,6 +93,13 @@ def test_cached_logprobs_equal_teacher_forced_ones(config_class, more, seen_logi
             torch.testing.assert_close(found_TV, expected_TV, rtol=0, atol=1e-4)
 
 
+def test_a_bfloat16_model_is_drawn_from_in_float32(seen_logits):
+    model = tiny_llama(dtype=torch.bfloat16)
+    draws_BT = uniforms(len(PROMPTS), 3)
+    sample_completions(model, PROMPTS, max_new_tokens=3, uniforms_BT=draws_BT, **STOP)
+    assert {logits_RV.dtype for logits_RV in seen_logits} == {torch.float32}
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_tokens_are_drawn_from_teacher_forced_distributions(tiny, temperature):
     """Rows leave while others run on, and each token is still the one that its uniform selects."""
@@ -399,7 +406,11 @@ def test_refusals(tiny, arguments, message):
 
 def test_stop_tokens_are_all_eos_of_model_and_tokenizer(tiny, tokenizer):
     tiny.generation_config.eos_token_id = [7, 9]
-    assert stop_tokens(tiny, tokenizer) == {"eos_token_ids": [1, 7, 9], "pad_token_id": 1}
+    tiny.config.eos_token_id = 5
+    tokenizer.pad_token = "<|im_start|>"
+    assert stop_tokens(tiny, tokenizer) == {"eos_token_ids": [1, 5, 7, 9], "pad_token_id": 0}
+    tokenizer.pad_token = None
+    assert stop_tokens(tiny, tokenizer)["pad_token_id"] == 1
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from scoring import (
     score_option,
     score_reference,
     score_science,
+    validation_rank,
 )
 
 
@@ -216,3 +217,9 @@ def test_no_demonstration_of_ours_opens_like_an_artefact():
         )
         == 0
     )
+
+
+def test_of_equally_right_weights_the_better_formed_are_best():
+    assert validation_rank({"correct": 0.5, "well_formed": 0.75}) == [0.5, 0.75]
+    assert validation_rank({"correct": 0.5, "lenient": 0.6}) == [0.5, 0.6]
+    assert validation_rank({"correct": 0.5, "not_judged": 0.5}) == [0.5, 0]

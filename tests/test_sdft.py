@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,9 +25,10 @@ import sdft
 import support.preflight
 import support.run
 from config import Config
-from data import Pair
+from data import Pair, load_task
+from eval import drift_from_base, sample_base_answers
 from optim import AdamW, copy_model, prepare_for_training
-from sampling import Rollout, completion_hidden, sample_completions
+from sampling import Rollout, sample_completions
 from sdft import Batch, learning_rate_at, make_batch, micro_batches, sdft_step
 from support.checkpoint import list_checkpoints
 from support.models import load_model
@@ -140,21 +142,6 @@ def test_micro_batch_tokens_change_no_gradient(dtype, tolerance):
         assert (parts - whole).norm() <= tolerance * whole.norm()
 
 
-def test_extra_padding_changes_nothing():
-    """A longer limit makes wider tensors; with the same draws and ends, the states are the same."""
-    student, batch = tiny_llama(dtype=torch.float64), make_batch(PAIRS, 0, TINY, STOP)
-    prompts, draws = [pair.student_prompt for pair in batch.pairs], batch.uniforms_BT
-    rollout = sample_completions(student, prompts, max_new_tokens=12, uniforms_BT=draws, **STOP)
-    ids_BT, mask_BT = rollout.completion_ids_BT, rollout.completion_mask_BT
-    pad = torch.nn.functional.pad
-    plain_BTD = completion_hidden(student, prompts, ids_BT, mask_BT)
-    wide_BTD = completion_hidden(
-        student, prompts, pad(ids_BT, (0, 9), value=1), pad(mask_BT, (0, 9))
-    )
-    wide_BTD = wide_BTD[:, : mask_BT.shape[1]]
-    torch.testing.assert_close(plain_BTD[mask_BT], wide_BTD[mask_BT], rtol=0, atol=1e-12)
-
-
 def test_completions_without_loss_tokens_count_zero_and_stay_in_the_mean():
     config = dataclasses.replace(TINY, skip_first_tokens=6)
     found, metrics, rollout, student, teacher = step_gradient(config)
@@ -222,6 +209,64 @@ def test_non_finite_gradients_stop_before_the_update():
         sdft_step(student, teacher, AdamW(student), make_batch(PAIRS, 0, TINY, STOP), TINY)
     for name, tensor in student.state_dict().items():
         assert torch.equal(before[name], tensor)
+
+
+def test_a_step_clips_and_takes_the_scheduled_rate():
+    """Warm-up of 3 at 1e-3: 1/4, 2/4, then the peak at step 3."""
+    config = dataclasses.replace(TINY, warmup=3, max_grad_norm=0.01, teacher="base")
+    student, teacher, rates = tiny_llama(), tiny_llama(seed=1), []
+    optimizer = SimpleNamespace(step=rates.append)
+    for step in (0, 1, 3):
+        student.zero_grad()
+        batch = make_batch(PAIRS, step, config, STOP)
+        metrics, _ = sdft_step(student, teacher, optimizer, batch, config)
+        assert gradients(student).norm().item() == pytest.approx(0.01, rel=1e-4)
+        assert metrics["grad_norm"] > 0.01  # the norm before
+    assert rates == pytest.approx([0.25e-3, 0.5e-3, 1e-3])
+
+
+@pytest.mark.parametrize("more", [{"reduction": "sum"}, {"estimator": "token"}])
+def test_the_logged_kl_is_a_mean_over_tokens_whatever_the_loss(more):
+    config, kl_B = dataclasses.replace(TINY, **more), []
+    _, metrics, rollout, student, teacher = step_gradient(config, torch.float64)
+    for b, pair in enumerate(make_batch(PAIRS, 0, config, STOP).pairs):
+        ids = rollout.completion_ids_BT[b][rollout.completion_mask_BT[b]].tolist()
+        s, t = (
+            torch.distributions.Categorical(
+                logits=model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+            )
+            for model, prompt in ((student, pair.student_prompt), (teacher, pair.teacher_prompt))
+        )
+        kept_T = torch.distributions.kl_divergence(s, t)[config.skip_first_tokens :]
+        kl_B.append(kept_T.mean().item() if len(kept_T) else 0.0)
+    assert metrics["kl"] == pytest.approx(sum(kl_B) / len(kl_B), rel=1e-5)
+
+
+def test_the_teachers_pass_keeps_nothing_for_backward(monkeypatch):
+    seen, plain = [], sdft.compare_completions
+
+    def noted(student_BTD, student_head, teacher_BTD, *more):
+        seen.append((student_BTD.requires_grad, teacher_BTD.requires_grad))
+        return plain(student_BTD, student_head, teacher_BTD, *more)
+
+    monkeypatch.setattr(sdft, "compare_completions", noted)
+    step_gradient(TINY)
+    assert seen == [(True, False)]
+
+
+def test_the_seed_decides_the_order_and_every_stream_has_numbers_of_its_own():
+    orders = set()
+    for seed in range(4):
+        batch = make_batch(PAIRS, 0, dataclasses.replace(TINY, seed=seed), STOP)
+        orders.add(tuple(pair.id for pair in batch.pairs))
+    assert len(orders) > 1
+    streams = [sdft.ORDER, sdft.ROLLOUTS, sdft.TEACHER_ANSWERS, sdft.PREFLIGHT]
+    drawn = {
+        tuple(sdft.random_stream(0, stream, index).random(3))
+        for stream in streams
+        for index in (0, 1)
+    }
+    assert len(drawn) == 2 * len(streams)
 
 
 def test_every_epoch_shows_every_example_once():
@@ -511,6 +556,51 @@ def test_best_weights_and_their_step_agree_after_a_kill(tiny_folder, tmp_path, m
         for name in ("best", "checkpoint-000003/student")
     )
     assert all(torch.equal(best[name], third[name]) for name in third)
+
+
+def test_the_last_step_validates_and_of_equal_validations_the_later_is_best(
+    tiny_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sdft, "validation_rank", lambda summary: [0.5, 1.0])
+    run = tmp_path / "run"
+    sdft.main(flags(tiny_folder, run, steps=3, eval_every=2))
+    validated = [line["step"] for line in read_lines(run / "metrics.jsonl") if "validation" in line]
+    assert validated == [2, 3]
+    assert json.loads((run / "results.json").read_text())["best_step"] == 3
+
+
+def test_the_best_row_is_measured_on_the_best_weights(tiny_folder, tmp_path, monkeypatch):
+    """Oracle: the drift of the folders that the run leaves."""
+    ranks = iter([[0.9], [0.1]])
+    monkeypatch.setattr(sdft, "validation_rank", lambda summary: next(ranks))
+    run, more = tmp_path / "run", {"dtype": "float32", "learning_rate": 0.01}
+    sdft.main(flags(tiny_folder, run, steps=2, eval_every=1, **more))
+    results = json.loads((run / "results.json").read_text())
+    base, tokenizer = load_model(str(tiny_folder))
+    answers = sample_base_answers(base, tokenizer, load_task("general", "test"), 4)
+    for name in ("best", "last"):
+        expected = drift_from_base(answers, load_model(str(run / name))[0])
+        assert results[name]["test"]["drift_from_base"] == pytest.approx(expected, rel=1e-4)
+    assert results["best"] != results["last"]
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_optimisers_flags_reach_it(given, tiny_folder, tmp_path, monkeypatch):
+    made = []
+
+    class Noted(AdamW):
+        def __init__(self, model, **how):
+            super().__init__(model, **how)
+            made.append(self)
+
+    monkeypatch.setattr(sdft, "AdamW", Noted)
+    run = flags(tiny_folder, tmp_path / "run", steps=1, eval_every=0, keep_last=0)
+    if given:
+        run += ["--weight-decay", "0.1", "--offload-optimizer", "--gradient-checkpointing"]
+    sdft.main(run)
+    [optimizer] = made
+    recomputes = "forward" in vars(optimizer.model.model.layers[0])
+    assert (optimizer.weight_decay > 0, optimizer.offload, recomputes) == (given, given, given)
 
 
 def test_a_bfloat16_run_stopped_and_resumed_ends_in_the_same_bits(

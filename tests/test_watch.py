@@ -14,6 +14,7 @@ from conftest import ROOT, tiny_llama, tiny_tokenizer
 import sdft
 from config import Config, reject_contradictions
 from data import Example
+from sampling import sample_completions
 from support import watch
 from support.chat import encode_prompt
 from support.watch import (
@@ -291,6 +292,25 @@ def test_validations_log_what_is_watched(tiny_folder, tmp_path, capsys):
     assert line["validation"]["watched_content"] > 0
     assert "  watched_content " in capsys.readouterr().out
     assert json.loads((folder / "results.json").read_text())["collapse"] is None
+
+
+def test_what_is_watched_is_the_teachers_kl_on_the_students_draws():
+    """The same prompt whatever is shown, so content is 0."""
+    size = len(tiny_tokenizer())
+    student, teacher = (tiny_llama(vocab_size=size, seed=seed) for seed in (0, 1))
+    prompts, uniforms_BT = [[5, 6, 7]], torch.tensor([[0.2, 0.7]], dtype=torch.float64)
+    watched = watch.Watched(prompts, prompts, [prompts * 3], uniforms_BT)
+    stop = {"eos_token_ids": [1], "pad_token_id": 1}
+    found = watch.watch_content(student, teacher, watched, Config(), stop)
+    how = {"max_new_tokens": 2, "uniforms_BT": uniforms_BT}
+    ids = sample_completions(student, prompts, **how, **stop).completion_ids_BT[0].tolist()
+    p, q = (
+        torch.distributions.Categorical(probs=dense(model, prompts[0], ids))
+        for model in (teacher, student)
+    )
+    expected = torch.distributions.kl_divergence(p, q).mean().item()
+    assert found["watched_kl"] == pytest.approx(expected, rel=1e-4)
+    assert found["watched_content"] == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize("action", ["warn", "stop", "freeze"])
