@@ -21,6 +21,7 @@ A likelihood loss covers every token: first tokens are masked for the KL alone.
 
 import argparse
 import dataclasses
+import json
 import sys
 
 import torch
@@ -41,6 +42,7 @@ from sampling import (
 )
 from scoring import THOUGHTS, opened_thought
 from sdft import (
+    INTERRUPTED,
     PREFLIGHT,
     TEACHER_ANSWERS,
     micro_batches,
@@ -175,10 +177,28 @@ def article_blocks(run):
 
 
 def teacher_answers(run):
-    """What the base in context samples, once for each prompt; for teacher-kd it also scores."""
+    """What the base in context answers, once to each prompt; for teacher-kd it also scores.
+
+    teacher-answers.json in the run's folder keeps the token ids, which a resumed run reads.
+    """
+    file = run.folder / "teacher-answers.json"
+    if run.checkpoint is None:
+        file.write_text(json.dumps(sample_in_context(run)) + "\n")
+    completions = json.loads(file.read_text())
+    sees_context = run.config.teacher != "none"
+    return [
+        dataclasses.replace(
+            pair, teacher_prompt=pair.teacher_prompt if sees_context else [], completion=ids
+        )
+        for pair, ids in zip(run.pairs, completions, strict=True)
+    ]
+
+
+def sample_in_context(run):
+    """The token ids of an answer to each of the teacher's prompts."""
     config = run.config
     stop_ids = stop_tokens(run.student, run.tokenizer)
-    written = []
+    completions = []
     parts = in_parts(run.pairs, config.batch_size)
     for number, part in enumerate(tqdm(parts, desc="the teacher answers", leave=False)):
         draws = random_stream(config.seed, TEACHER_ANSWERS, number * config.batch_size)
@@ -190,11 +210,9 @@ def teacher_answers(run):
             uniforms_BT=torch.from_numpy(draws.random((len(part), config.max_new_tokens))),
             **stop_ids,
         )
-        for row, pair in enumerate(part):
-            ids = rollout.completion_ids_BT[row][rollout.completion_mask_BT[row]].tolist()
-            seen = [] if config.teacher == "none" else pair.teacher_prompt
-            written.append(dataclasses.replace(pair, teacher_prompt=seen, completion=ids))
-    return written
+        rows = zip(rollout.completion_ids_BT, rollout.completion_mask_BT, strict=True)
+        completions += [ids_T[mask_T].tolist() for ids_T, mask_T in rows]
+    return completions
 
 
 def start_of_text(tokenizer):
@@ -221,12 +239,15 @@ NO_TEACHER = {"teacher": "none", "skip_first_tokens": 0}
 METHODS = {  # method -> (its completions, its step, the Config fields that it fixes)
     "sft": (demonstrations, likelihood_step, NO_TEACHER),
     "dft": (demonstrations, dynamic_step, NO_TEACHER),
-    "cpt": (article_blocks, likelihood_step, NO_TEACHER),
+    "cpt": (article_blocks, likelihood_step, NO_TEACHER | {"teacher_context": "none"}),
     "teacher-sft": (teacher_answers, likelihood_step, NO_TEACHER),
     "teacher-kd": (teacher_answers, given_step, {"teacher": "base", "divergence": "forward"}),
     # None: the student samples in each step, as in SDFT
     "reinvoke": (None, sdft_step, {"teacher": "model", "teacher_context": "none"}),
 }
+
+
+TRAINS_ON = {demonstrations: "demonstrations", article_blocks: "articles"}  # the rest: on rollouts
 
 
 def main(argv=None):
@@ -245,8 +266,8 @@ def main(argv=None):
     with run_folder(config, checkpoint) as folder:
         check_method(method, config)
         splits = load_splits(config)
-        reads_articles = completions is article_blocks
-        run = prepare(command, config, splits, folder, checkpoint, reads_articles)
+        trains_on = TRAINS_ON.get(completions, "rollouts")
+        run = prepare(command, config, splits, folder, checkpoint, trains_on)
         run.method = method
         if method == "reinvoke":
             run.teacher_model = load_teacher(run)
@@ -274,8 +295,9 @@ def main(argv=None):
             record_before(run, figures)
         if samples_once:
             run.pairs = completions(run)
-        if train(run, step):
-            finish(run)
+        if not train(run, step):
+            sys.exit(INTERRUPTED)
+        finish(run)
 
 
 def load_teacher(run):

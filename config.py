@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import math
+import os
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -310,7 +311,8 @@ def new_config(given, fixed, method):
             raise ValueError(f"--method {method} never reads {flag(name)}; leave it out")
     for name in PATHS:
         if given.get(name):
-            given[name] = str(Path(given[name]).expanduser())
+            # not Path, which would make the built-in model of ./smollm2
+            given[name] = os.path.expanduser(given[name])
     preset, values, why = choose_preset(given)
     task = given.get("task", Config.task)
     if preset == "laptop" and is_above_tiny(given):
@@ -327,6 +329,9 @@ def new_config(given, fixed, method):
         # presets name a context, too: the template decides, unless a flag names another
         if "teacher_context" not in given | fixed:
             values["teacher_context"] = context_of_template(given["teacher_template"])
+    context = values.get("teacher_context", Config.teacher_context)
+    if "teacher_instruction" in given and "demonstration" not in context:
+        raise ValueError(f"--teacher-instruction is not read with --teacher-context {context}")
     teacher = values.get("teacher", Config.teacher)
     if method is None and teacher in ("model", "none"):
         raise ValueError(f"--teacher {teacher} is for baselines.py alone")
@@ -465,6 +470,8 @@ def reject_contradictions(config):
         if f.name.startswith("lora_") and config.lora_rank == 0:
             if getattr(config, f.name) != f.default:
                 raise ValueError(f"{flag(f.name)} needs --lora-rank, such as --lora-rank 16")
+    if config.lora_targets is not None and not all(config.targets_of_adapters or [""]):
+        raise ValueError("--lora-targets has an empty name; it is like q_proj,v_proj")
     if config.ema_rate > 1:
         raise ValueError(f"--ema-rate is {config.ema_rate}; it must be above 0 and at most 1")
     if config.skip_first_tokens >= config.max_new_tokens:

@@ -178,8 +178,12 @@ def encode_pair(tokenizer, example, config):
         example, config.teacher_context, config.teacher_instruction, config.teacher_template
     )
     kwargs = config.chat_template_kwargs
-    student_prompt = encode_prompt(tokenizer, example.messages, kwargs)
-    return Pair(example.id, student_prompt, encode_prompt(tokenizer, teacher_turns, kwargs))
+    try:
+        student_prompt = encode_prompt(tokenizer, example.messages, kwargs)
+        teacher_prompt = encode_prompt(tokenizer, teacher_turns, kwargs)
+    except ValueError as error:
+        raise ValueError(f"{example.source}: {error}") from None
+    return Pair(example.id, student_prompt, teacher_prompt)
 
 
 def encode_pairs(tokenizer, examples, config, positions=None):
@@ -485,6 +489,8 @@ def _check_record(record, task, source):
         re.compile(record.get("pattern", ""))
     except re.error as error:
         raise ValueError(f'{source}: field "pattern": no regular expression ({error})') from None
+    if "pattern" in record and task != "probe":
+        raise ValueError(f'{source}: field "pattern" is for the task probe alone; leave it out')
 
 
 def _check_characters(value, place):

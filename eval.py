@@ -25,7 +25,13 @@ from sampling import completion_hidden, output_head, sample_completions, stop_to
 from support.chat import encode_prompt, parse_template_kwargs, reject_template_kwargs
 from support.console import replace_unprintable
 from support.judge import TIMEOUT, choose_scorer
-from support.models import best_device, configure_cuda, describe_machine, load_model
+from support.models import (
+    best_device,
+    configure_cuda,
+    describe_machine,
+    is_out_of_memory,
+    load_model,
+)
 from support.tables import format_table
 
 # ---- accuracy ----
@@ -348,7 +354,13 @@ def main(argv=None):
             batch_size=args.batch_size,
             description="answering",
         )
-    except ValueError as error:
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; nothing was written")
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            sys.exit(f"error: out of memory; lower --batch-size, now {args.batch_size}")
+        if isinstance(error, RuntimeError):
+            raise
         sys.exit(f"error: {error}")
     label = f"{args.task} {args.split}, context {args.context}, at most {length} tokens"
     print(format_table([(label, summary)]))

@@ -51,7 +51,7 @@ from sampling import completion_hidden, output_head, sample_completions, stop_to
 from scoring import validation_rank
 from support.checkpoint import load_checkpoint, read_best, save_best, save_checkpoint
 from support.console import replace_unprintable
-from support.models import checkpoint_layers, give_back_freed_memory
+from support.models import checkpoint_layers, give_back_freed_memory, model_positions
 from support.preflight import preflight_or_exit
 from support.run import (
     catch_signals,
@@ -151,7 +151,8 @@ def train(run, take_step=sdft_step):
     steps = config.total_steps(len(run.pairs))
     step = restore(run, student, saved_teacher, optimizer)
     drop_later_answers(run.folder / "answers.jsonl", step)
-    watched = watched_rows(run.tokenizer, run.splits.train, run.pairs, config)
+    positions = model_positions(student.config)
+    watched = watched_rows(run.tokenizer, run.splits.train, run.pairs, config, positions)
 
     with (
         start_log(run.folder / "metrics.jsonl", step) as log,
@@ -238,17 +239,17 @@ def validate(run, teacher, step, watched, stop_ids):
     summary = evaluate_and_log(run, {"validation": run.splits.validation}, f"step {step}")[
         "validation"
     ]
-    rank = validation_rank(summary)
-    # >=: of two equal validations the later one has learned more from the teacher
-    if rank is not None and (run.best is None or rank >= run.best["rank"]):
-        run.best = {"step": step, "rank": rank}
-        save_best(run.folder, run.student, run.tokenizer, run.best)
     if watched is not None:
         summary |= watch_content(run.student, teacher, watched, run.config, stop_ids)
     if run.collapse is None:
         run.collapse = find_collapse(run.folder, step, summary)
         if run.collapse is not None:
             summary["collapse"] = run.collapse
+    rank = None if "collapse" in summary else validation_rank(summary)
+    # >=: of two equal validations the later one has learned more from the teacher
+    if rank is not None and (run.best is None or rank >= run.best["rank"]):
+        run.best = {"step": step, "rank": rank}
+        save_best(run.folder, run.student, run.tokenizer, run.best)
     metrics = {"validation": summary}
     if run.config.has_copied_teacher:
         gap = adapter_gap if run.config.lora_rank else relative_distance
@@ -387,6 +388,8 @@ def rollout_metrics(batch, rollout, config, seconds):
 
 # ---- python sdft.py ----
 
+INTERRUPTED = 130  # exit status, as of a command that Ctrl-C ended: `&&` does not go on
+
 
 def main(argv=None):
     """Train a model. What can stop a run, in this order; each says how to continue:
@@ -408,8 +411,9 @@ def main(argv=None):
             draws = random_stream(config.seed, PREFLIGHT, 0)
             figures = preflight_or_exit(run, draws)
             record_before(run, figures)
-        if train(run):
-            finish(run)
+        if not train(run):
+            sys.exit(INTERRUPTED)
+        finish(run)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def base_of(folder):
 
 # what may stand in adapter_config.json without changing the function that A and B describe
 PLAIN_FIELDS = {
-    *("peft_type", "peft_version", "task_type", "auto_mapping", "inference_mode", "revision"),
+    *("peft_type", "peft_version", "task_type", "auto_mapping", "inference_mode"),
     *("base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "init_lora_weights"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
     *("fan_in_fan_out", "megatron_core", "qalora_group_size", "ensure_weight_tying"),

@@ -183,7 +183,8 @@ def _typed_control_tokens(tokenizer, messages):
 
     Control tokens are the special ones and the added ones that the template writes: some models
     mark <|user|> as not special. Other added tokens, such as runs of blanks or <b>, are ordinary
-    text. An assistant's turn keeps its <think>: the model wrote it, and templates look for it.
+    text. An assistant's turn keeps a <think> that is not special: the model wrote it, and templates
+    look for it. A special marker, as [THINK] of some models, stays text there, too.
     """
     control = _control_tokens(tokenizer)
     typed = []

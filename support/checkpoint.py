@@ -4,6 +4,7 @@ A checkpoint holds student, teacher, optimiser, remainders and state, so that a 
 at any moment continues to the same bits (same machine, build and number of threads).
 """
 
+import errno
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from lora import adapted_layers
 from support.adapters import load_adapter, save_adapter
-from support.models import read_weights, reason
+from support.models import is_out_of_memory, read_weights, reason
 
 
 def save_model(folder, model, tokenizer):
@@ -153,6 +154,10 @@ def _read(reader, path, **options):
     try:
         return reader(path, **options)
     except Exception as error:
+        # transformers' own OSErrors, such as that of a missing file, have no number
+        passing = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
+        if passing or is_out_of_memory(error):
+            raise
         why = f"{path} cannot be read ({reason(error)}); the checkpoint is damaged"
         remedy = "Delete its folder: --resume then takes the one before, if --keep-last left one"
         raise ValueError(f"{why}. {remedy}") from None

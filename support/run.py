@@ -19,7 +19,8 @@ from config import Config
 from data import Splits, encode_pairs, leave_out_beyond_positions
 from eval import BaseAnswers, drift_from_base, evaluate, hidden_in_parts, sample_base_answers
 from lora import adapted_layers, add_adapters, as_if_merged, merge
-from support.chat import STARTED, reject_template_kwargs
+from sampling import output_head
+from support.chat import STARTED, encode_text, reject_template_kwargs
 from support.checkpoint import list_checkpoints, load_weights, read_state, save_model
 from support.judge import choose_scorer
 from support.models import (
@@ -35,6 +36,8 @@ from support.models import (
 from support.plan import check_plan, peak_bytes, with_lengths_of
 from support.tables import format_results, log_line
 from support.watch import AFTER_COLLAPSE, same_opening
+
+AROUND_AN_ANSWER = 16  # tokens, at most: an end of turn, an empty thought
 
 
 @dataclass
@@ -72,15 +75,16 @@ class Run:
         }
 
     def how_to_continue(self):
-        if not self.config.keep_last:
-            return "With --keep-last 0 nothing was saved"
+        if not list_checkpoints(self.folder):
+            return "With --keep-last 0 there is no checkpoint to go on from"
         return f"Continue with: python {self.command[1]} --resume {shlex.quote(str(self.folder))}"
 
 
-def prepare(command, config, splits, folder, checkpoint, reads_articles=False):
+def prepare(command, config, splits, folder, checkpoint, trains_on="rollouts"):
     """Encode the data, check the plan, load the model -> Run; ValueError for what cannot work.
 
-    reads_articles: training reads blocks of --max-prompt-tokens and not the prompts.
+    trains_on   "rollouts" of up to --max-new-tokens, "demonstrations" of any length, or "articles"
+                in blocks of --max-prompt-tokens instead of the prompts
     """
     scored = splits.validation + sum(splits.reports.values(), [])
     scorer = choose_scorer(
@@ -118,13 +122,16 @@ def prepare(command, config, splits, folder, checkpoint, reads_articles=False):
     splits.general = leave_out_beyond_positions(
         tokenizer, splits.general, config, positions, has_teacher=False, measures_drift=True
     )
-    planned = config if reads_articles else with_lengths_of(pairs, config)
+    planned = config if trains_on == "articles" else with_lengths_of(pairs, config)
+    if trains_on == "demonstrations":
+        longest = longest_demonstration(tokenizer, splits.train)
+        planned = dataclasses.replace(planned, max_new_tokens=longest)
     line, needs = check_plan(model_config, planned, device, folder, checkpoint is not None)
     print(line)
     student = load_model(config.model, device, config.dtype, tokenizer)[0]
+    digests["base"] = digest_weights(student)
+    check_same_data(state.get("data"), digests)
     if config.lora_rank:
-        digests["base"] = digest_weights(student, with_adapters=False)
-        check_same_data(state.get("data"), digests)
         prepare_adapters(student, config)
     elif adapted_layers(student):
         student = merge_for_training(student, config.model)
@@ -156,6 +163,12 @@ def check_positions(model_config, config):
             f"{name} is {config.answer_tokens}, and {config.model} has {positions} positions for "
             "prompt and answer together; lower it"
         )
+
+
+def longest_demonstration(tokenizer, examples):
+    """In tokens, with some for what a template writes around it."""
+    texts = [example.demonstration for example in examples]
+    return max(len(encode_text(tokenizer, text, "assistant")) for text in texts) + AROUND_AN_ANSWER
 
 
 # ---- adapters ----
@@ -204,8 +217,10 @@ def merged_divergence(run):
     ids_BT, mask_BT = base.completion_ids_BT, base.completion_mask_BT
     with torch.no_grad():
         hidden_BTD = hidden_in_parts(student, base.prompts, ids_BT, mask_BT)
+    # the student's head: in re-invocation the base is another model
+    unmerged = dataclasses.replace(base, hidden_BTD=hidden_BTD, head=output_head(student))
     with as_if_merged(student):
-        return drift_from_base(dataclasses.replace(base, hidden_BTD=hidden_BTD), student)
+        return drift_from_base(unmerged, student)
 
 
 # ---- the data of a run, recognised when it goes on ----
@@ -236,12 +251,10 @@ def digest_prompts(pairs):
     return _digest([[pair.student_prompt, pair.teacher_prompt] for pair in pairs])
 
 
-def digest_weights(model, with_adapters=True):
-    """sha256 of weights that no checkpoint holds: the base under adapters, or a --teacher-model."""
+def digest_weights(model):
+    """sha256 of weights that no checkpoint holds: --model as it was loaded, or --teacher-model."""
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
-        if ".lora_" in name and not with_adapters:
-            continue
         digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
         for part in weight.detach().view(-1).split(2**24):
             digest.update(part.cpu().view(torch.uint8).numpy())
@@ -252,16 +265,18 @@ def _digest(value):
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
-UNSAVED_WEIGHTS = {  # of digests: which weights, and what to restore
-    "base": ("under the adapters", "the base of --model"),
-    "teacher": ("of --teacher-model", "them"),
-}
+# Of digests: the model, from which drift is measured and which a frozen teacher or adapters need.
+UNSAVED_WEIGHTS = {"base": "--model", "teacher": "--teacher-model"}
+LATER_DIGESTS = {"prompts", *UNSAVED_WEIGHTS}  # made after those of the files
 
 
 def check_same_data(before, now):
     """ValueError, naming the file, if a resumed run would go on with other data."""
     if before is None:
         return
+    if gone := before.keys() - now.keys() - LATER_DIGESTS:
+        names = ", ".join(sorted(gone))
+        raise ValueError(f"{names} is gone since this run began; restore it to go on with --resume")
     for name, digest in now.items():
         if before.get(name) == digest:
             continue
@@ -271,9 +286,8 @@ def check_same_data(before, now):
             )
             raise ValueError(f"{what}, chat template or limits have changed. Start a new run")
         if name in UNSAVED_WEIGHTS:
-            which, what = UNSAVED_WEIGHTS[name]
-            problem = f"the weights {which} are not those that this run began with"
-            raise ValueError(f"{problem}; restore {what}, or start a new run")
+            problem = f"the weights of {UNSAVED_WEIGHTS[name]} are not those that this run began"
+            raise ValueError(f"{problem} with; restore them, or start a new run")
         raise ValueError(
             f"{name} has changed since this run began; restore it to go on with --resume, or start "
             "a new run"
@@ -371,7 +385,7 @@ def catch_signals(saves):
 def start_log(file, step):
     """Open a .jsonl for appending, without the lines after `step` or cut off by a full disk."""
     whole = whole_lines(file) if file.exists() else []
-    file.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+    rewrite(file, [line for line in whole if json.loads(line)["step"] <= step])
     return open(file, "a", buffering=1)
 
 
@@ -382,12 +396,18 @@ def whole_lines(file):
         return [line for line in lines if line.endswith("\n")]
 
 
+def rewrite(file, lines):
+    """Replace a file's lines; a kill in between leaves the old ones."""
+    new = file.with_name(f"{file.name}.new")
+    new.write_text("".join(lines), encoding="utf-8")
+    new.replace(file)
+
+
 def drop_later_answers(file, step):
     """Delete the answers that a run resumed at `step` gives again, those of its end among them."""
     if not file.exists():
         return
-    kept = [line for line in whole_lines(file) if _validated_at(json.loads(line)) <= step]
-    file.write_text("".join(kept), encoding="utf-8")
+    rewrite(file, [line for line in whole_lines(file) if _validated_at(json.loads(line)) <= step])
 
 
 def _validated_at(answer):
@@ -488,9 +508,10 @@ def merging_advice(run, record):
     """What rounding would do to the merged weights, beside what training did."""
     drift = next(iter(record["last"].values()))["drift_from_base"]
     by_rounding = max(0, record["merged_divergence"])
+    moved = "training moved it by" if run.teacher_model is None else "from --teacher-model it is"
     return (
         f"{record['trained_parameters'] / 1e6:.1f} M of {record['parameters'] / 1e6:.1f} M "
         f"parameters were trained. Merged into {run.config.dtype} weights the model would move by "
-        f"{by_rounding:.1g} nats a token; training moved it by {drift:.1g}. docs/adapters.md says "
+        f"{by_rounding:.1g} nats a token; {moved} {drift:.1g}. docs/adapters.md says "
         "how to merge"
     )

@@ -18,13 +18,14 @@ from support.chat import encode_prompt
 OTHERS = 3  # demonstrations of other examples, whose mixture stands for the template without one
 
 
-def other_examples(examples, i, most=OTHERS):
-    """The next examples whose demonstration, and answer where there is one, differ from i's."""
+def other_examples(examples, i, context, most=OTHERS):
+    """The next examples that show another context, and have another answer where there is one."""
     own = examples[i]
+    shown = [field for field in ("demonstration", "text") if field in context]
     found = []
     for step in range(1, len(examples)):
         other = examples[(i + step) % len(examples)]
-        differs = other.demonstration != own.demonstration or other.text != own.text
+        differs = any(getattr(other, field) != getattr(own, field) for field in shown)
         if differs and (own.answer is None or other.answer != own.answer):
             found.append(other)
         if len(found) == most:
@@ -48,9 +49,9 @@ def teacher_prompts(
     """
     own, swapped = [], []
     for i, example in enumerate(examples[:first]):
-        others = other_examples(examples, i)
+        others = other_examples(examples, i, context)
         if not others:
-            raise ValueError(f"no example has another demonstration than {example.id}; name more")
+            raise ValueError(f"no example has another {context} than {example.id}; name more")
         turns = teacher_messages(example, context, instruction, own_template)
         own.append(encode_prompt(tokenizer, turns, kwargs))
         turns_of_others = [
@@ -135,22 +136,31 @@ class Watched:
     uniforms_BT: torch.Tensor
 
 
-def watched_rows(tokenizer, train, pairs, config):
-    """The rows that `watch_content` measures -> Watched; None where no teacher sees more."""
+def watched_rows(tokenizer, train, pairs, config, positions=None):
+    """The rows that `watch_content` measures -> Watched; None where no teacher sees more.
+
+    positions is the most tokens of prompt and answer that the model takes.
+    """
     if config.teacher == "none" or config.teacher_context == "none":
         return None
     fitting = {pair.id for pair in pairs}
     examples = [example for example in train if example.id in fitting]
-    if not all(other_examples(examples, i, most=1) for i in range(len(examples[:WATCHED_ROWS]))):
+    context = config.teacher_context
+    watched = range(len(examples[:WATCHED_ROWS]))
+    if not all(other_examples(examples, i, context, most=1) for i in watched):
         return None
-    seen = config.teacher_context, config.teacher_instruction, config.teacher_template
+    seen = context, config.teacher_instruction, config.teacher_template
     own, swapped = teacher_prompts(
         tokenizer, examples, *seen, kwargs=config.chat_template_kwargs, first=WATCHED_ROWS
     )
+    answer_tokens = min(WATCHED_TOKENS, config.max_new_tokens)
+    longest = config.max_teacher_prompt_tokens
+    if positions is not None:
+        longest = min(longest, positions - answer_tokens)
     rows = []
     for example, prompt, others in zip(examples, own, swapped, strict=False):
         # with another's longer article the prompt may exceed what the model can take
-        fitting = [other for other in others if len(other) <= config.max_teacher_prompt_tokens]
+        fitting = [other for other in others if len(other) <= longest]
         if fitting:
             student_prompt = encode_prompt(tokenizer, example.messages, config.chat_template_kwargs)
             rows.append((student_prompt, prompt, fitting))
@@ -158,7 +168,7 @@ def watched_rows(tokenizer, train, pairs, config):
         return None
     prompts, own, swapped = (list(column) for column in zip(*rows, strict=True))
     # no seed of the run, and the same draws at each validation, so that figures compare
-    shape = len(prompts), min(WATCHED_TOKENS, config.max_new_tokens)
+    shape = len(prompts), answer_tokens
     return Watched(prompts, own, swapped, torch.from_numpy(np.random.default_rng(0).random(shape)))
 
 
@@ -195,8 +205,8 @@ def same_opening(answers):
 
 
 AFTER_COLLAPSE = {  # --on-collapse -> what a run does then
-    "warn": "Training goes on; --on-collapse stop or freeze would not",
-    "stop": "Training stops here; best/ has the best weights before",
+    "warn": "Training goes on; --on-collapse stop would end it, freeze would stop an EMA teacher",
+    "stop": "Training stops here; best/, if there is one, has the best weights before",
     "freeze": "The teacher stays as it is from here on",
 }
 

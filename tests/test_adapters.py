@@ -236,14 +236,15 @@ def test_a_checkpoint_of_the_built_in_model_is_below_100_megabytes():
     assert plan_run(config, replace(run, lora_rank=0))["disk"]["checkpoints"] > 1.8e9
 
 
-def test_a_changed_base_is_noticed_on_resume(finished, tiny_folder, tmp_path, capsys):
+@pytest.mark.parametrize("more", [["--lora-rank", "4"], []])
+def test_another_model_is_noticed_on_resume(more, tiny_folder, tmp_path):
+    """Drift is measured from it, and a checkpoint holds none of it, or no base of adapters."""
     folder, moved = tmp_path / "run", shutil.copytree(tiny_folder, tmp_path / "base")
-    arguments = [*RUN, "--lora-rank", "4", "--model", str(moved), "--output", str(folder)]
-    sdft.main(arguments)
+    sdft.main([*RUN, *more, "--model", str(moved), "--output", str(folder)])
     model, tokenizer = load_model(str(moved))
     model.model.layers[1].mlp.up_proj.weight.data[3, 4] += 1e-3
     model.save_pretrained(moved)
-    with pytest.raises(SystemExit, match="weights under the adapters are not those that this run"):
+    with pytest.raises(SystemExit, match="weights of --model are not those that this run began"):
         sdft.main(["--resume", str(folder)])
 
 

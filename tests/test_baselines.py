@@ -15,11 +15,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import gradients, tiny_llama, tiny_model
-from test_sdft import STOP, KeepGradients, flags, press_ctrl_c_in_step_3, read_lines, same_weights
+from test_sdft import (
+    STOP,
+    KeepGradients,
+    flags,
+    interrupted,
+    press_ctrl_c_in_step_3,
+    read_lines,
+    same_weights,
+)
 from transformers import GPT2Config
 
 import baselines
 import support.preflight
+import support.run
 from baselines import METHODS, dynamic_loss, dynamic_step, likelihood_loss, likelihood_step
 from config import Config
 from data import Example, Pair, Splits, load_task
@@ -149,7 +158,7 @@ def test_teacher_kd_is_sdft_on_given_tokens():
 TEXTS = ["First article.", "First article.", "Second one."]
 
 
-def run_of(tokenizer, config=CONFIG):
+def run_of(tokenizer, config=CONFIG, folder=None):
     """What a method is handed: three questions about two articles."""
     examples = [
         Example(str(n), "knowledge", [{"role": "user", "content": f"q{n}"}], f"answer {n}.", text)
@@ -159,7 +168,7 @@ def run_of(tokenizer, config=CONFIG):
     splits = Splits(examples, [], {}, [])
     student = tiny_llama(vocab_size=len(tokenizer))
     parts = {"student": student, "tokenizer": tokenizer, "splits": splits, "pairs": pairs}
-    return SimpleNamespace(config=config, **parts)
+    return SimpleNamespace(config=config, folder=folder, checkpoint=None, **parts)
 
 
 def test_sft_reads_demonstrations(tokenizer):
@@ -193,13 +202,16 @@ def test_cpt_cuts_its_blocks_at_the_positions_of_the_model(tokenizer, capsys):
 
 
 @pytest.mark.parametrize("method, seen", [("teacher-sft", []), ("teacher-kd", [4, 3])])
-def test_teachers_answer_once_in_context(method, seen, tokenizer):
-    """Oracle: greedy answers to the teacher's prompts."""
+def test_teachers_answer_once_in_context(method, seen, tokenizer, tmp_path):
+    """Oracle: greedy answers to the teacher's prompts. A resumed run does not ask again."""
     completions, _, fixed = METHODS[method]
     config = dataclasses.replace(CONFIG, temperature=1e-6, **fixed)
-    run = run_of(tokenizer, config)
-    first, second = completions(run), completions(run)
-    assert first == second and run.pairs[0].completion is None
+    run = run_of(tokenizer, config, tmp_path)
+    first = completions(run)
+    assert run.pairs[0].completion is None
+    run.checkpoint, run.student = tmp_path / "checkpoint-000001", None
+    assert completions(run) == first
+    run = run_of(tokenizer, config, tmp_path)
     for pair in first:
         context = torch.tensor([[4, 3]])
         options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 1}
@@ -210,10 +222,10 @@ def test_teachers_answer_once_in_context(method, seen, tokenizer):
 
 def test_each_batch_of_the_teachers_answers_has_draws_of_its_own(tokenizer):
     """Three times one prompt, a batch each."""
-    config = dataclasses.replace(CONFIG, batch_size=1, temperature=1.0, **METHODS["teacher-sft"][2])
-    first, second = (baselines.teacher_answers(run_of(tokenizer, config)) for _ in range(2))
+    config = dataclasses.replace(CONFIG, batch_size=1, temperature=1.0)
+    first, second = (baselines.sample_in_context(run_of(tokenizer, config)) for _ in range(2))
     assert first == second
-    assert len({tuple(pair.completion) for pair in first}) == 3
+    assert len(set(map(tuple, first))) == 3
 
 
 def test_control_tokens_in_demonstrations_and_articles_stay_text(tokenizer):
@@ -331,10 +343,48 @@ def test_a_stopped_baseline_says_how_to_resume_and_ends_in_the_same_bits(
     method = ["--method", "teacher-kd"]
     baselines.main([*method, *flags(tiny_folder, whole, eval_every=0)])
     press_ctrl_c_in_step_3(monkeypatch)
-    baselines.main([*method, *flags(tiny_folder, run, eval_every=0)])
+    interrupted(baselines.main, [*method, *flags(tiny_folder, run, eval_every=0)])
     assert f"python baselines.py --resume {run}" in capsys.readouterr().out
     baselines.main(["--resume", str(run)])
     same_weights(run, whole)
+
+
+def test_the_plan_of_sft_has_the_lengths_of_its_demonstrations(tiny_folder, tmp_path, monkeypatch):
+    """Not the limit of rollouts, which SFT does not have: a token a byte here."""
+    planned = []
+    plain = support.run.check_plan
+
+    def noted(model_config, config, *more):
+        planned.append(config.max_new_tokens)
+        return plain(model_config, config, *more)
+
+    monkeypatch.setattr(support.run, "check_plan", noted)
+    run = flags(tiny_folder, tmp_path / "run", steps=1, eval_every=0, keep_last=0)
+    baselines.main(["--method", "sft", *run])
+    longest = max(len(x.demonstration.encode()) for x in load_task("science", "train"))
+    assert longest <= planned[0] <= longest + 20
+
+
+def test_cpt_has_no_teacher_whose_prompt_could_be_too_long(tiny_folder, tmp_path):
+    limits = {"max_teacher_prompt_tokens": 900, "max_prompt_tokens": 600}
+    run = flags(tiny_folder, tmp_path / "run", task="knowledge", steps=1, **limits)
+    baselines.main(["--method", "cpt", "--too-long", "stop", *run])
+    assert (tmp_path / "run" / "results.json").exists()
+
+
+def test_merging_after_reinvocation_is_compared_with_the_student_itself(
+    tiny_folder, tokenizer, tmp_path, capsys
+):
+    """In float32 merging moves nothing; the head that drift is measured with is another's."""
+    start = tiny_llama(vocab_size=len(tokenizer), seed=1)
+    start.save_pretrained(tmp_path / "start")
+    tokenizer.save_pretrained(tmp_path / "start")
+    models = ["--model", str(tmp_path / "start"), "--teacher-model", str(tiny_folder)]
+    more = ["--lora-rank", "2", "--dtype", "float32", "--output", str(tmp_path / "run")]
+    baselines.main([*REINVOKE, *models, *more])
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert abs(results["merged_divergence"]) < 1e-6
+    assert "from --teacher-model it is" in capsys.readouterr().out
 
 
 REINVOKE = """--method reinvoke --task science --preset laptop --steps 1 --batch-size 2
@@ -377,10 +427,12 @@ def test_reinvoke_resumes_with_the_teacher_and_drift_of_its_start(
     models = ["--model", str(start), "--teacher-model", str(original)]
     steps, drifts, last = ["--steps", "4"], [], []
     for name in ("whole", "run"):
-        if name == "run":
+        command = [*REINVOKE, *models, *steps, "--output", str(tmp_path / name)]
+        if name == "whole":
+            baselines.main(command)
+        else:
             press_ctrl_c_in_step_3(monkeypatch)
-        baselines.main([*REINVOKE, *models, *steps, "--output", str(tmp_path / name)])
-        if name == "run":
+            interrupted(baselines.main, command)
             [checkpoint] = list_checkpoints(tmp_path / name)
             assert (checkpoint / "student").exists() and not (checkpoint / "teacher").exists()
             right = (original / "model.safetensors").read_bytes()
@@ -411,7 +463,7 @@ def test_methods_fix_what_the_table_says():
     assert {method: fixed for method, (_, _, fixed) in METHODS.items()} == {
         "sft": no_teacher,
         "dft": no_teacher,
-        "cpt": no_teacher,
+        "cpt": no_teacher | {"teacher_context": "none"},
         "teacher-sft": no_teacher,
         "teacher-kd": {"teacher": "base", "divergence": "forward"},
         "reinvoke": {"teacher": "model", "teacher_context": "none"},

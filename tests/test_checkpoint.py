@@ -248,6 +248,18 @@ def test_a_save_that_does_not_fit_is_not_begun(tokenizer, tmp_path, monkeypatch)
         save_model(tmp_path / "best", student, tokenizer)
 
 
+@pytest.mark.parametrize("error", [MemoryError(), PermissionError(13, "denied")])
+def test_what_may_pass_is_not_called_damage(error, tmp_path, monkeypatch):
+    """A checkpoint that was whole is not to be deleted for it."""
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(checkpoint, "read_weights", fail)
+    with pytest.raises(type(error)):
+        checkpoint.load_weights(tiny_llama(), tmp_path)
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A real disk of 1 MiB: a tmpfs in the mount namespace of a sleeping process, gone with it.

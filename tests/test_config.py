@@ -287,6 +287,11 @@ RB = "--estimator rb --reduction sum --skip-first-tokens 0"
         ),
         ("--data nowhere", "nowhere is not a folder"),
         ("--teacher-context text", 'field "text" is missing'),
+        (
+            "--teacher-context none --teacher-instruction plain",
+            "--teacher-instruction is not read with --teacher-context none",
+        ),
+        ("--lora-rank 4 --lora-targets q_proj,", "--lora-targets has an empty name"),
     ],
 )
 def test_refusals(flags, message, tmp_path, monkeypatch):
@@ -455,6 +460,12 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     teacher = {"teacher_model": "~/base", "model": "org/name"}
     reinvoke = new_config(teacher, {"teacher": "model"}, "reinvoke")[0]
     assert reinvoke.teacher_model == str(tmp_path / "base") and reinvoke.model == "org/name"
+
+
+def test_a_folder_named_as_the_built_in_model_is_a_folder(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config, _, _ = new_config({"model": "./smollm2"}, {}, None)
+    assert (config.model, config.preset) == ("./smollm2", "paper")
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path):

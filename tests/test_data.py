@@ -130,6 +130,7 @@ OPTIONS = [["alkane", "alkanes"], ["ketone", "ketones"]]
         ({"pattern": "no\udfff"}, 'field "pattern" holds NUL or half of a surrogate pair'),
         ({"pattern": "(yes"}, 'field "pattern": no regular expression (missing )'),
         ({"pattern": {"words": 3}}, 'field "pattern" must be a string'),
+        ({"pattern": "yes|no"}, 'field "pattern" is for the task probe alone; leave it out'),
         ({"options": []}, 'field "options" must be a list that is not empty, as in [["alkane"'),
         ({"options": ["alkane", "ketone"]}, 'field "options", item 0 must be a list'),
         ({"options": [["alkane"], [""]]}, 'field "options", item 1, item 0 must be a string'),
@@ -250,6 +251,17 @@ def test_prompts_that_do_not_fit_are_named_and_never_cut(tokenizer, capsys):
 
 
 # ---- the files of a run ----
+
+
+def test_a_prompt_that_the_template_refuses_is_named_by_its_line(tokenizer):
+    refuses = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    )
+    tokenizer.chat_template = refuses + tokenizer.chat_template
+    turns = [{"role": "system", "content": "S"}, {"role": "user", "content": "Q?"}]
+    line = Example("a", "science", turns, "D.", source="my.jsonl:3")
+    with pytest.raises(ValueError, match="^my.jsonl:3: the chat template refuses a prompt with"):
+        encode_pairs(tokenizer, [line], Config())
 
 
 def test_splits_are_cut_and_complete(tmp_path):

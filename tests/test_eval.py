@@ -211,6 +211,24 @@ def test_the_json_file_may_be_in_a_new_folder(tiny_folder, tmp_path, monkeypatch
     assert not (tmp_path / "d.json").exists() and (tmp_path / "b.json").read_text()
 
 
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (KeyboardInterrupt(), "\nstopped; nothing was written"),
+        (PermissionError(13, "denied"), "error: [Errno 13] denied"),
+        (torch.OutOfMemoryError("CUDA"), "error: out of memory; lower --batch-size, now 32"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(error, line, tiny_folder, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(evaluation, "evaluate", fail)
+    with pytest.raises(SystemExit) as ended:
+        evaluation.main(["--model", str(tiny_folder), "--task", "science"])
+    assert ended.value.code == line
+
+
 def test_a_console_without_the_character(tiny_folder, tmp_path):
     """The table has a ±, which ASCII lacks."""
     command = [sys.executable, str(ROOT / "eval.py"), "--model", str(tiny_folder)]

@@ -222,6 +222,7 @@ def wrong_fields(record, task):
     known = {"prompt", "key_facts", "options", "calls", *STRINGS}
     both_or_none = task == "probe" and ("key_facts" in record) == ("pattern" in record)
     wrong = ["key_facts", "pattern"] if both_or_none else []
+    wrong += ["pattern"] if task != "probe" and "pattern" in record else []
     wrong += [field for field in required if field not in record]
     wrong += [field for field in record if field not in known]
     wrong += [field for field in record if field in known and not is_right(field, record[field])]

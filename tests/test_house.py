@@ -21,7 +21,7 @@ HOUSE = {
     "sdft": """support.run support.preflight config support.models support.checkpoint data optim
         sampling kl_estimators scoring support.console support.watch lora""",
     "support.run": """config eval support.plan support.judge support.checkpoint support.models data
-        support.chat support.tables support.watch lora""",
+        sampling support.chat support.tables support.watch lora""",
     "support.preflight": "eval data sampling scoring support.chat support.watch",
     "support.watch": "data sampling kl_estimators support.chat",
     "config": """support.checkpoint support.judge support.models support.plan data

@@ -52,6 +52,17 @@ def test_a_changed_file_stops_the_resumed_run_by_name(stopped_run, name):
     assert (run / "checkpoint-000004").is_dir()
 
 
+def test_a_set_of_questions_that_is_gone_stops_the_resumed_run(tiny_folder, tmp_path):
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(ROOT / "samples" / "science", data)
+    more = {"data": data, "steps": 4, "save_every": 2, "keep_last": 9, "eval_every": 0}
+    sdft.main(flags(tiny_folder, run, **more))
+    shutil.rmtree(run / "checkpoint-000004")
+    (data / "test_new_stems.jsonl").unlink()
+    with pytest.raises(SystemExit, match="test_new_stems.jsonl is gone since this run began"):
+        sdft.main(["--resume", str(run)])
+
+
 @pytest.mark.parametrize("trained_on", ["knowledge", "general"])
 def test_a_report_of_the_training_file_hides_no_change(trained_on):
     """Of knowledge it is a part of train.jsonl; re-invocation trains on another train.jsonl."""

@@ -458,6 +458,13 @@ def ctrl_c_in_step_3(monkeypatch):
     press_ctrl_c_in_step_3(monkeypatch)
 
 
+def interrupted(main, given):
+    """A run that Ctrl-C stops after its step ends with the exit status of one."""
+    with pytest.raises(SystemExit) as ended:
+        main(given)
+    assert ended.value.code == 130
+
+
 def test_a_finished_run_that_is_resumed_keeps_each_answer_once(unbroken, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(unbroken, run)
@@ -481,7 +488,7 @@ def test_the_seconds_of_a_resumed_run_are_those_of_all_its_processes(unbroken, t
 def test_ctrl_c_saves_and_says_how_to_resume(
     ctrl_c_in_step_3, unbroken, tiny_folder, tmp_path, capsys
 ):
-    sdft.main(flags(tiny_folder, tmp_path / "run"))
+    interrupted(sdft.main, flags(tiny_folder, tmp_path / "run"))
     [checkpoint] = list_checkpoints(tmp_path / "run")
     assert checkpoint.name == "checkpoint-000003"
     printed = capsys.readouterr().out
@@ -497,10 +504,12 @@ def test_a_run_without_checkpoints_leaves_its_weights(
     ctrl_c_in_step_3, tiny_folder, tmp_path, capsys
 ):
     """And says, when it is stopped, that there is nothing to resume."""
-    sdft.main(flags(tiny_folder, tmp_path / "run", keep_last=0))
+    interrupted(sdft.main, flags(tiny_folder, tmp_path / "run", keep_last=0))
     printed = capsys.readouterr().out
     assert "stopping: this step is finished first; with --keep-last 0 it is not saved\n" in printed
-    assert "stopped after step 3. With --keep-last 0 nothing was saved" in printed
+    assert (
+        "stopped after step 3. With --keep-last 0 there is no checkpoint to go on from" in printed
+    )
     assert "--resume" not in printed and list_checkpoints(tmp_path / "run") == []
     sdft.main(flags(tiny_folder, tmp_path / "whole", keep_last=0))
     assert list_checkpoints(tmp_path / "whole") == [] and (tmp_path / "whole" / "last").exists()
@@ -510,7 +519,7 @@ def test_what_does_not_change_the_result_may_change_on_resume(
     ctrl_c_in_step_3, unbroken, tiny_folder, tmp_path, capsys
 ):
     """Every step saved, two kept, no completion shown: the bits of the unbroken run."""
-    sdft.main(flags(tiny_folder, tmp_path / "run"))
+    interrupted(sdft.main, flags(tiny_folder, tmp_path / "run"))
     capsys.readouterr()
     resume = ["--resume", str(tmp_path / "run")]
     with pytest.raises(SystemExit, match="--save-every is 0; it must be at least 1"):
@@ -608,7 +617,7 @@ def test_a_bfloat16_run_stopped_and_resumed_ends_in_the_same_bits(
 ):
     """Also if its optimiser's state stands in host memory, where the whole run's does not."""
     run, whole = tmp_path / "run", tmp_path / "whole"
-    sdft.main([*flags(tiny_folder, run, dtype="bfloat16"), "--offload-optimizer"])
+    interrupted(sdft.main, [*flags(tiny_folder, run, dtype="bfloat16"), "--offload-optimizer"])
     sdft.main(["--resume", str(run)])
     sdft.main(flags(tiny_folder, whole, dtype="bfloat16"))
     same_weights(run, whole, ["remainders.safetensors"])

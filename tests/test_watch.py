@@ -13,7 +13,7 @@ from conftest import ROOT, tiny_llama, tiny_tokenizer
 
 import sdft
 from config import Config, reject_contradictions
-from data import Example
+from data import Example, Pair
 from sampling import sample_completions
 from support import watch
 from support.chat import encode_prompt
@@ -174,11 +174,32 @@ def examples():
 def test_other_demonstrations_have_another_answer():
     """The second example has the first one's letter, so it is no other of it."""
     some = examples()
-    found = [[other.id for other in other_examples(some, i)] for i in range(4)]
+    found = [[other.id for other in other_examples(some, i, "demonstration")] for i in range(4)]
     assert found == [["2", "3"], ["2", "3"], ["3", "0", "1"], ["0", "1", "2"]]
-    assert [other.id for other in other_examples(some, 2, most=1)] == ["3"]
+    assert [other.id for other in other_examples(some, 2, "demonstration", most=1)] == ["3"]
     with pytest.raises(ValueError, match="no example has another demonstration than 0"):
         teacher_prompts(tiny_tokenizer(), some[:2], "demonstration", "plain")
+
+
+def test_others_differ_in_what_the_teacher_sees():
+    """Three examples of one article, and one of another: shown alone, the article must differ."""
+    some = [
+        Example(str(i), "knowledge", [], demonstration=f"It is {i}.", text=text)
+        for i, text in enumerate(["one", "one", "one", "two"])
+    ]
+    found = {
+        context: [other.id for other in other_examples(some, 0, context)]
+        for context in ("text", "demonstration", "text+demonstration")
+    }
+    assert found["text"] == ["3"]
+    assert found["demonstration"] == found["text+demonstration"] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("positions, watched", [(None, True), (100, False)])
+def test_prompts_beyond_the_models_positions_are_not_watched(positions, watched):
+    pairs = [Pair(example.id, [], []) for example in examples()]
+    rows = watch.watched_rows(tiny_tokenizer(), examples(), pairs, Config(), positions)
+    assert (rows is not None) is watched
 
 
 def dense(model, prompt, ids):
@@ -333,6 +354,7 @@ def test_what_a_run_does_after_a_collapse(action, tiny_folder, tmp_path, collaps
     assert ["collapse" in line.get("validation", {}) for line in metrics[:2]] == [False, True]
     results = json.loads((folder / "results.json").read_text())
     assert results["collapse"] == "collapse 2" and "last" in results
+    assert results["best_step"] == (None if action == "stop" else 6)  # not the collapsed weights
     if action == "stop":
         assert not (folder / "checkpoint-000003").exists()
         sdft.main(["--resume", str(folder)])  # and stays stopped
