@@ -317,8 +317,8 @@ def read_run(folder, probed=True):
         probe = measure(words, file)
         add_answers(folder, when, "probe, test", probe["answers"])
         results[when]["probe"] = probe["summary"]
-    kept = ["method", "preflight", "before", "best", "last", "best_step", "parameters", "seconds"]
-    kept += ["memory", "machine"]
+    kept = ["method", "preflight", "before", "best", "last", "best_step", "seconds"]
+    kept += ["parameters", "trained_parameters", "merged_divergence", "memory", "machine"]
     run = {key: results[key] for key in kept if key in results}
     run["training_flops"] = training_flops(metrics, results)
     validated = [line for line in metrics if "validation" in line]
@@ -327,20 +327,24 @@ def read_run(folder, probed=True):
 
 
 def training_flops(metrics, results):
-    """Floating-point operations of training: 2 a parameter and token forward, 6 with backward.
+    """Floating-point operations of training, for each token: 2 a parameter forward, 2 backward, and
+    2 more for the gradient of each parameter that learns (beside adapters the base does not).
 
     The student's tokens are sampled, unless a baseline's are given, and trained on; with a KL loss
     the teacher reads its prompt and the completion once. Attention is left out: below a tenth here.
     """
-    method, tokens = results["method"], 0
+    method, parameters = results["method"], results["parameters"]
+    forward = 2 * parameters
+    with_backward = 2 * forward + 2 * results.get("trained_parameters", parameters)
+    flops = 0
     for line in metrics:
         student = line["prompt_tokens"] + line["completion_tokens"]
         teacher = line["teacher_prompt_tokens"] + line["completion_tokens"]
-        tokens += 6 * student
-        tokens += 2 * student if method in ("sdft", "reinvoke") else 0
-        tokens += 2 * teacher if method in ("sdft", "reinvoke", "teacher-kd") else 0
+        flops += with_backward * student
+        flops += forward * student if method in ("sdft", "reinvoke") else 0
+        flops += forward * teacher if method in ("sdft", "reinvoke", "teacher-kd") else 0
     config = results["config"]
-    return results["parameters"] * config["batch_size"] * config["rollouts_per_prompt"] * tokens
+    return flops * config["batch_size"] * config["rollouts_per_prompt"]
 
 
 # ---- grids: the best point by validation ----

@@ -147,6 +147,8 @@ def test_training_flops():
     assert flops(method="sft") == 8 * 1000 * 6 * 13
     assert flops(method="teacher-kd") == 8 * 1000 * (6 * 13 + 2 * 23)
     assert flops(config=config | {"rollouts_per_prompt": 3}) == 3 * flops()
+    # of adapters backward passes through 1000 parameters, and has gradients of 10
+    assert flops(method="sft", trained_parameters=10) == 8 * (4 * 1000 + 2 * 10) * 13
 
 
 @pytest.mark.parametrize("checkpoints", [[], ["checkpoint-000001", "checkpoint-000002"]])
