@@ -165,6 +165,14 @@ def test_the_readmes_drifts_are_those_of_the_results_files():
     stays = [ratio("science", drift_for_good, level) for level in (0.7, 0.8)]
     assert f"first passes 70 and 80 % at {' and '.join(first)} times the drift of SFT" in text
     assert f"passes them for good at {' and '.join(stays)} times" in text
+    ours, chosen, lowest = (
+        mean_drift(f"adapters-science-{name}", drift_at, 0.7)
+        for name in ("5e-4", "sft-2e-4", "sft-1e-4")
+    )
+    assert (
+        f"SDFT passes 70 % at {ours / chosen:.2f} of SFT's drift, and at {ours / lowest:.2f} of"
+        in text
+    )
     plain = ratio("science-plain", drift_at, 0.7)
     own_words = ratio("science-unmasked", drift_at, 0.7)
     assert f"SDFT passes 70 % at {plain} times SFT's drift" in text
