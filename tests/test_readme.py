@@ -174,13 +174,15 @@ def test_the_readmes_drifts_are_those_of_the_results_files():
         in text
     )
     (facts, kept), (same, lost) = (
-        [f"{100 * last[row]['correct']:.0f} %" for row in ("held-out wordings", "probe")]
-        for name in ("1e-3", "sft-5e-4")
-        for last in [runs_of(f"adapters-knowledge-{name}")[0]["last"]]
+        [
+            ", ".join(f"{100 * run['last'][row]['correct']:.0f}" for run in runs_of(name)) + " %"
+            for row in ("held-out wordings", "probe")
+        ]
+        for name in ("adapters-knowledge-1e-3", "adapters-knowledge-sft-5e-4")
     )
     assert (
-        f"SDFT ends at {facts} of held-out wordings and leaves {kept} of the everyday questions "
-        f"(45 before), SFT at 5e-4 at {same} and {lost} ("
+        f"ends at {facts} of held-out wordings and leaves {kept} of the everyday questions "
+        f"(45 before), SFT at 5e-4 (one) at {same} and {lost} ("
     ) in text
     plain = ratio("science-plain", drift_at, 0.7)
     own_words = ratio("science-unmasked", drift_at, 0.7)
