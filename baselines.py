@@ -245,8 +245,6 @@ METHODS = {  # method -> (its completions, its step, the Config fields that it f
     # None: the student samples in each step, as in SDFT
     "reinvoke": (None, sdft_step, {"teacher": "model", "teacher_context": "none"}),
 }
-
-
 TRAINS_ON = {demonstrations: "demonstrations", article_blocks: "articles"}  # the rest: on rollouts
 
 

@@ -470,7 +470,7 @@ def reject_contradictions(config):
         if f.name.startswith("lora_") and config.lora_rank == 0:
             if getattr(config, f.name) != f.default:
                 raise ValueError(f"{flag(f.name)} needs --lora-rank, such as --lora-rank 16")
-    if config.lora_targets is not None and not all(config.targets_of_adapters or [""]):
+    if config.lora_targets is not None and "" in config.lora_targets.split(","):
         raise ValueError("--lora-targets has an empty name; it is like q_proj,v_proj")
     if config.ema_rate > 1:
         raise ValueError(f"--ema-rate is {config.ema_rate}; it must be above 0 and at most 1")

@@ -29,7 +29,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.chat import encode_prompt, shorten
+from support.chat import RefusedPrompt, encode_prompt, shorten
 
 SAMPLES = Path(__file__).resolve().parent / "samples"
 TASKS = {  # the fields that each line needs beside `prompt`
@@ -181,7 +181,7 @@ def encode_pair(tokenizer, example, config):
     try:
         student_prompt = encode_prompt(tokenizer, example.messages, kwargs)
         teacher_prompt = encode_prompt(tokenizer, teacher_turns, kwargs)
-    except ValueError as error:
+    except RefusedPrompt as error:
         raise ValueError(f"{example.source}: {error}") from None
     return Pair(example.id, student_prompt, teacher_prompt)
 

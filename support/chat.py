@@ -16,6 +16,10 @@ from functools import lru_cache
 STARTED = datetime.now()
 
 
+class RefusedPrompt(ValueError):
+    """The chat template takes no such turns. Other errors hold for every prompt."""
+
+
 def encode_prompt(tokenizer, messages, template_kwargs=None):
     """Chat turns -> token ids, up to and with the header of the assistant's turn.
 
@@ -88,7 +92,7 @@ def _encode_turns(tokenizer, messages, template_kwargs, generation_prompt):
     except TemplateError as error:  # some templates take no system turn, for example
         roles = ", ".join(turn["role"] for turn in messages)
         what = f"the chat template refuses a prompt with the turns {roles}"
-        raise ValueError(f"{what}: {error}") from None
+        raise RefusedPrompt(f"{what}: {error}") from None
 
 
 # switches that published templates have; named in an error message
